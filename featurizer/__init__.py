@@ -1,0 +1,1 @@
+"""What a feature is, how it is computed, kept and moved."""

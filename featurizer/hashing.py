@@ -1,0 +1,141 @@
+"""Ids as keyed 64-bit numbers: SipHash-2-4 (Aumasson and Bernstein, 2012) over many texts a call.
+
+One call hashes all ids of a transaction in about 2 µs, where a call of hashlib costs 0.8 µs an id.
+The secret keeps outsiders from finding ids that collide; changing it means rebuilding the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from featurizer.records import Entity
+
+# Id spaces beside the entities: the same text in two spaces gives unrelated numbers.
+SPACE_TRANSACTION = 64
+SPACE_REQUEST = 65
+SECRET_BYTES = 16
+
+
+@njit(cache=True, nogil=True)  # type: ignore[misc]
+def _rotate(x, bits):  # type: ignore[no-untyped-def]
+    return (x << np.uint64(bits)) | (x >> np.uint64(64 - bits))
+
+
+@njit(cache=True, nogil=True)  # type: ignore[misc]
+def _round(v0, v1, v2, v3):  # type: ignore[no-untyped-def]
+    v0 = v0 + v1
+    v1 = _rotate(v1, 13) ^ v0
+    v0 = _rotate(v0, 32)
+    v2 = v2 + v3
+    v3 = _rotate(v3, 16) ^ v2
+    v0 = v0 + v3
+    v3 = _rotate(v3, 21) ^ v0
+    v2 = v2 + v1
+    v1 = _rotate(v1, 17) ^ v2
+    v2 = _rotate(v2, 32)
+    return v0, v1, v2, v3
+
+
+@njit(cache=True, nogil=True)  # type: ignore[misc]
+def siphash(data, start, stop, k0, k1):  # type: ignore[no-untyped-def]
+    """Return SipHash-2-4 of ``data[start:stop]`` (uint8) under the key (k0, k1), as uint64."""
+    v0 = k0 ^ np.uint64(0x736F6D6570736575)
+    v1 = k1 ^ np.uint64(0x646F72616E646F6D)
+    v2 = k0 ^ np.uint64(0x6C7967656E657261)
+    v3 = k1 ^ np.uint64(0x7465646279746573)
+    length = stop - start
+    whole = start + (length // 8) * 8
+    i = start
+    while i <= whole:
+        word = np.uint64(0)
+        if i < whole:
+            for j in range(8):
+                word |= np.uint64(data[i + j]) << np.uint64(8 * j)
+        else:
+            for j in range(stop - whole):
+                word |= np.uint64(data[i + j]) << np.uint64(8 * j)
+            word |= np.uint64(length & 255) << np.uint64(56)
+        v3 = v3 ^ word
+        v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+        v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+        v0 = v0 ^ word
+        i += 8
+    v2 = v2 ^ np.uint64(255)
+    for _ in range(4):
+        v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    return v0 ^ v1 ^ v2 ^ v3
+
+
+@njit(cache=True, nogil=True)  # type: ignore[misc]
+def _hash_all(data, stops, spaces, k0, k1, out):  # type: ignore[no-untyped-def]
+    start = 0
+    for i in range(len(stops)):
+        stop = stops[i]
+        if stop > start:
+            value = np.int64(siphash(data, start, stop, k0, k1 ^ np.uint64(spaces[i])))
+            out[i] = value if value != 0 else 1
+        else:
+            out[i] = 0
+        start = stop
+
+
+@njit(cache=True, nogil=True)  # type: ignore[misc]
+def pair_key(payer, payee):  # type: ignore[no-untyped-def]
+    """Return the key (int64) of a pair of entity keys, 0 where either is absent.
+
+    Mixed by SplitMix64's finaliser (Steele, Lea and Flood, 2014).
+    """
+    if payer == 0 or payee == 0:
+        return np.int64(0)
+    x = np.uint64(payer) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(payee)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return np.int64(x) if x != np.uint64(0) else np.int64(1)
+
+
+@njit(cache=True, nogil=True)  # type: ignore[misc]
+def set_pair(entities):  # type: ignore[no-untyped-def]
+    """Set the PAIR column of ``entities`` (int64, last axis one per entity) from the others.
+
+    The payer is the card, or the customer where no card is given; the payee is the merchant, or
+    the terminal where no merchant is given.
+    """
+    for i in range(entities.shape[0]):
+        row = entities[i]
+        payer = row[1] if row[1] != 0 else row[0]
+        payee = row[2] if row[2] != 0 else row[3]
+        row[8] = pair_key(payer, payee)
+
+
+class IdHasher:
+    """Turns texts into keyed 64-bit ids.
+
+    ``secret`` is 16 bytes; the default is for one machine and for tests. Raises ValueError for
+    another length.
+    """
+
+    def __init__(self, secret: bytes = bytes(SECRET_BYTES)) -> None:
+        if len(secret) != SECRET_BYTES:
+            raise ValueError(f"the id secret must be {SECRET_BYTES} bytes, not {len(secret)}")
+        self._k0, self._k1 = np.frombuffer(secret, "<u8")
+
+    def many(self, spaces: NDArray[np.int64], texts: Sequence[bytes]) -> NDArray[np.int64]:
+        """Return int64[n]: the id of each text in its space, 0 for an empty text."""
+        out = np.empty(len(texts), np.int64)
+        stops = np.array(list(accumulate(map(len, texts))), np.int64)
+        data = np.frombuffer(b"".join(texts) or b"\0", np.uint8)
+        _hash_all(data, stops, spaces, self._k0, self._k1, out)
+        return out
+
+    def one(self, space: int, text: str) -> int:
+        """Return the id of one text."""
+        return int(self.many(np.array([space], np.int64), [text.encode()])[0])
+
+
+ENTITY_SPACES = np.array([e.value for e in Entity], np.int64)

@@ -1,0 +1,65 @@
+"""The store port: entity states and ids as of one log position; a cache of the log.
+
+Must not know what a state means: here it is bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class StoreError(Exception):
+    """The store is gone, full, too slow, or of another schema."""
+
+
+class Snapshot(Protocol):
+    """All states at one log position. Buffers stay valid until ``close``."""
+
+    @property
+    def position(self) -> int:
+        """Every log record before this position is in the states, none after it is."""
+        ...
+
+    def get_many(self, keys: Sequence[int]) -> list[memoryview | None]:
+        """Return the state of each entity key, in order; None where there is none."""
+        ...
+
+    def find_many(self, ids: Sequence[int]) -> list[int | None]:
+        """Return for each request or transaction id hash the position of its frame, or None."""
+        ...
+
+    def close(self) -> None:
+        """Give the snapshot back."""
+        ...
+
+
+class Store(Protocol):
+    """Where the featurizer keeps states and every scorer reads them. One writer."""
+
+    def snapshot(self) -> Snapshot:
+        """Return a consistent view of the newest write. Raises StoreError when it cannot."""
+        ...
+
+    def write(
+        self,
+        states: Sequence[tuple[int, bytes]],
+        ids: Sequence[tuple[int, int]],
+        position: int,
+    ) -> None:
+        """Replace states, add ids (the first position given for an id stays) and set the
+        position, all or nothing. Raises StoreError, with nothing changed, when it cannot.
+        """
+        ...
+
+    def sweep(self, oldest_event_time_ms: int, oldest_position: int, limit: int) -> int:
+        """Look at the next ``limit`` states and ids, drop those whose last event is older than
+        ``oldest_event_time_ms`` or whose position is below ``oldest_position``; return how many.
+
+        The last event time of a state is its second 64-bit word (little-endian, milliseconds).
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of all files and connections."""
+        ...

@@ -1,0 +1,1 @@
+"""A world to score and a driver; imports nothing of ours but the contract."""
