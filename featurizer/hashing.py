@@ -1,13 +1,15 @@
 """Ids as keyed 64-bit numbers: SipHash-2-4 (Aumasson and Bernstein, 2012) over many texts a call.
 
-One call hashes all ids of a transaction in about 2 µs, where a call of hashlib costs 0.8 µs an id.
+Owns how a text becomes a key, and the order of the ids in a record. Knows no protobuf and no
+file. One call hashes all ids of a transaction in 2 to 3 µs, where hashlib costs 0.8 µs an id.
 The secret keeps outsiders from finding ids that collide; changing it means rebuilding the state.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
-from itertools import accumulate
+from functools import lru_cache
 
 import numpy as np
 from numba import njit
@@ -72,12 +74,14 @@ def siphash(data, start, stop, k0, k1):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)  # type: ignore[misc]
-def _hash_all(data, stops, spaces, k0, k1, out):  # type: ignore[no-untyped-def]
+def _hash_all(data, lengths, spaces, key, out):  # type: ignore[no-untyped-def]
     start = 0
-    for i in range(len(stops)):
-        stop = stops[i]
+    for i in range(len(spaces)):
+        stop = start
+        for j in range(4):
+            stop += np.int64(lengths[4 * i + j]) << (8 * j)
         if stop > start:
-            value = np.int64(siphash(data, start, stop, k0, k1 ^ np.uint64(spaces[i])))
+            value = np.int64(siphash(data, start, stop, key[0], key[1] ^ np.uint64(spaces[i])))
             out[i] = value if value != 0 else 1
         else:
             out[i] = 0
@@ -113,8 +117,19 @@ def set_pair(entities):  # type: ignore[no-untyped-def]
         row[8] = pair_key(payer, payee)
 
 
+@njit(cache=True, nogil=True)  # type: ignore[misc]
+def _hash_row(data, lengths, spaces, key, out):  # type: ignore[no-untyped-def]
+    _hash_all(data, lengths, spaces, key, out)
+    set_pair(out[2:].reshape(1, -1))
+
+
+@lru_cache(maxsize=256)
+def _lengths_format(count: int) -> struct.Struct:
+    return struct.Struct(f"<{count}I")
+
+
 class IdHasher:
-    """Turns texts into keyed 64-bit ids.
+    """Turns texts into keyed 64-bit ids; safe to share between threads, it keeps no buffer.
 
     ``secret`` is 16 bytes; the default is for one machine and for tests. Raises ValueError for
     another length.
@@ -123,14 +138,28 @@ class IdHasher:
     def __init__(self, secret: bytes = bytes(SECRET_BYTES)) -> None:
         if len(secret) != SECRET_BYTES:
             raise ValueError(f"the id secret must be {SECRET_BYTES} bytes, not {len(secret)}")
-        self._k0, self._k1 = np.frombuffer(secret, "<u8")
+        # An array, because a numpy scalar costs a microsecond to hand to a kernel.
+        self._key = np.frombuffer(secret, "<u8").copy()
 
     def many(self, spaces: NDArray[np.int64], texts: Sequence[bytes]) -> NDArray[np.int64]:
         """Return int64[n]: the id of each text in its space, 0 for an empty text."""
-        out = np.empty(len(texts), np.int64)
-        stops = np.array(list(accumulate(map(len, texts))), np.int64)
-        data = np.frombuffer(b"".join(texts) or b"\0", np.uint8)
-        _hash_all(data, stops, spaces, self._k0, self._k1, out)
+        count = len(texts)
+        if count != len(spaces):
+            raise ValueError(f"{count} texts for {len(spaces)} spaces")
+        out = np.empty(count, np.int64)
+        # bytes go to the kernel as they are; np.frombuffer would cost as much as the hashing.
+        lengths = _lengths_format(count).pack(*map(len, texts))
+        _hash_all(b"".join(texts), lengths, spaces, self._key, out)
+        return out
+
+    def row(self, texts: Sequence[bytes]) -> NDArray[np.int64]:
+        """Return int64[11]: the ids of one record in its order, from transaction to pair.
+
+        ``texts`` are the ten texts that ROW_SPACES names; the pair is made from the others.
+        """
+        out = np.empty(ROW_IDS, np.int64)
+        lengths = _ROW_LENGTHS.pack(*map(len, texts))
+        _hash_row(b"".join(texts), lengths, ROW_SPACES, self._key, out)
         return out
 
     def one(self, space: int, text: str) -> int:
@@ -139,3 +168,9 @@ class IdHasher:
 
 
 ENTITY_SPACES = np.array([e.value for e in Entity], np.int64)
+# What a record holds from ``transaction`` to ``entities``, without the pair.
+ROW_SPACES = np.array(
+    [SPACE_TRANSACTION, SPACE_REQUEST, *(e.value for e in Entity if e is not Entity.PAIR)], np.int64
+)
+ROW_IDS = len(ROW_SPACES) + 1
+_ROW_LENGTHS = _lengths_format(len(ROW_SPACES))
