@@ -23,12 +23,12 @@ SPACE_REQUEST = 65
 SECRET_BYTES = 16
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc]
+@njit(cache=True, nogil=True)
 def _rotate(x, bits):  # type: ignore[no-untyped-def]
     return (x << np.uint64(bits)) | (x >> np.uint64(64 - bits))
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc]
+@njit(cache=True, nogil=True)
 def _round(v0, v1, v2, v3):  # type: ignore[no-untyped-def]
     v0 = v0 + v1
     v1 = _rotate(v1, 13) ^ v0
@@ -43,7 +43,7 @@ def _round(v0, v1, v2, v3):  # type: ignore[no-untyped-def]
     return v0, v1, v2, v3
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc]
+@njit(cache=True, nogil=True)
 def siphash(data, start, stop, k0, k1):  # type: ignore[no-untyped-def]
     """Return SipHash-2-4 of ``data[start:stop]`` (uint8) under the key (k0, k1), as uint64."""
     v0 = k0 ^ np.uint64(0x736F6D6570736575)
@@ -73,9 +73,9 @@ def siphash(data, start, stop, k0, k1):  # type: ignore[no-untyped-def]
     return v0 ^ v1 ^ v2 ^ v3
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc]
+@njit(cache=True, nogil=True)
 def _hash_all(data, lengths, spaces, key, out):  # type: ignore[no-untyped-def]
-    start = 0
+    start = np.int64(0)
     for i in range(len(spaces)):
         stop = start
         for j in range(4):
@@ -88,7 +88,7 @@ def _hash_all(data, lengths, spaces, key, out):  # type: ignore[no-untyped-def]
         start = stop
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc]
+@njit(cache=True, nogil=True)
 def pair_key(payer, payee):  # type: ignore[no-untyped-def]
     """Return the key (int64) of a pair of entity keys, 0 where either is absent.
 
@@ -103,7 +103,7 @@ def pair_key(payer, payee):  # type: ignore[no-untyped-def]
     return np.int64(x) if x != np.uint64(0) else np.int64(1)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc]
+@njit(cache=True, nogil=True)
 def set_pair(entities):  # type: ignore[no-untyped-def]
     """Set the PAIR column of ``entities`` (int64, last axis one per entity) from the others.
 
@@ -117,7 +117,7 @@ def set_pair(entities):  # type: ignore[no-untyped-def]
         row[8] = pair_key(payer, payee)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc]
+@njit(cache=True, nogil=True)
 def _hash_row(data, lengths, spaces, key, out):  # type: ignore[no-untyped-def]
     _hash_all(data, lengths, spaces, key, out)
     set_pair(out[2:].reshape(1, -1))
