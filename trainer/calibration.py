@@ -1,0 +1,123 @@
+"""Owns the map from a logit to a probability. Must not know models, costs or files.
+
+Isotonic regression by pool-adjacent-violators (Barlow et al., 1972), then linear between the
+middles of its blocks, so that a higher logit is always a higher probability. Only comparisons and
+plain arithmetic: the bits do not depend on a mathematical library.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+PROBABILITY_MIN = 1e-6
+PROBABILITY_MAX = 1.0 - 1e-6
+KNOTS_MAX = 65_536
+# Beyond the outermost blocks the map goes on to its bounds over this many log-odds.
+_TAIL_LOGITS = 10.0
+
+
+class CalibrationError(Exception):
+    """The knots are no increasing map into the open interval of probabilities."""
+
+
+class Calibration:
+    """A piecewise-linear, increasing map, constant beyond its ends.
+
+    ``knots`` float64[2, k]: logits, then probabilities, both strictly increasing. Raises
+    CalibrationError for anything else.
+    """
+
+    __slots__ = ("_logits", "_probabilities", "knots")
+
+    def __init__(self, knots: NDArray[np.float64]) -> None:
+        if knots.dtype != np.float64 or knots.ndim != 2 or knots.shape[0] != 2:
+            raise CalibrationError(f"knots must be float64[2, k], not {knots.dtype}{knots.shape}")
+        if not 2 <= knots.shape[1] <= KNOTS_MAX:
+            raise CalibrationError(f"{knots.shape[1]} knots; 2 to {KNOTS_MAX} are supported")
+        if not np.isfinite(knots).all() or not (np.diff(knots) > 0.0).all():
+            raise CalibrationError("knots must be finite and strictly increasing")
+        if knots[1, 0] < PROBABILITY_MIN or knots[1, -1] > PROBABILITY_MAX:
+            raise CalibrationError(f"probabilities must be {PROBABILITY_MIN} to {PROBABILITY_MAX}")
+        self.knots = knots.copy()
+        self.knots.flags.writeable = False
+        self._logits: list[float] = knots[0].tolist()
+        self._probabilities: list[float] = knots[1].tolist()
+
+    def probability(self, logit: float) -> float:
+        """Return the probability of one logit."""
+        logits, probabilities = self._logits, self._probabilities
+        after = min(max(bisect_right(logits, logit), 1), len(logits) - 1)
+        low, high = probabilities[after - 1], probabilities[after]
+        share = (logit - logits[after - 1]) / (logits[after] - logits[after - 1])
+        return min(max(low + share * (high - low), low), high)
+
+    def probabilities(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the probabilities of float64[m], each with the bits of ``probability``."""
+        x, y = self.knots
+        after = np.clip(np.searchsorted(x, logits, side="right"), 1, len(x) - 1)
+        low, high = y[after - 1], y[after]
+        share = (logits - x[after - 1]) / (x[after] - x[after - 1])
+        out: NDArray[np.float64] = np.minimum(np.maximum(low + share * (high - low), low), high)
+        return out
+
+
+def fit_calibration(logits: NDArray[np.float64], is_fraud: NDArray[np.bool_]) -> Calibration:
+    """Return the calibration of finite logits float64[m] against outcomes bool[m], m >= 1."""
+    values, group = np.unique(logits, return_inverse=True)
+    counts = np.bincount(group).astype(np.float64)
+    frauds = np.bincount(group, weights=is_fraud)
+    sums = _merge(pool(frauds, counts), np.stack([counts, frauds, values * counts]))
+    # Half a fraud and half a good one more (Krichevsky and Trofimov, 1981): a block of one payment
+    # is no certainty. That may break the order of the rates, so the blocks are pooled once more.
+    counts = sums[0]
+    sums[1] = counts * (sums[1] + 0.5) / (counts + 1.0)
+    counts, frauds, totals = _merge(pool(sums[1], counts), sums)
+    return _with_tails(totals / counts, frauds / counts)
+
+
+@njit(cache=True, nogil=True)
+def pool(sums, weights):  # type: ignore[no-untyped-def]
+    """Return int64[m]: the block of each item, so that sum / weight increases between blocks."""
+    items = len(sums)
+    block_sum, block_weight = np.empty(items), np.empty(items)
+    start = np.empty(items + 1, np.int64)
+    blocks = 0
+    for item in range(items):
+        total, weight, first = sums[item], weights[item], item
+        while blocks and block_sum[blocks - 1] * weight >= total * block_weight[blocks - 1]:
+            blocks -= 1
+            total += block_sum[blocks]
+            weight += block_weight[blocks]
+            first = start[blocks]
+        block_sum[blocks], block_weight[blocks], start[blocks] = total, weight, first
+        blocks += 1
+    start[blocks] = items
+    block = np.empty(items, np.int64)
+    for number in range(blocks):
+        block[start[number] : start[number + 1]] = number
+    return block
+
+
+def _merge(block: NDArray[np.int64], columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return float64[c, blocks]: the sums of each of ``columns`` float64[c, m] over each block."""
+    return np.stack([np.bincount(block, weights=column) for column in columns])
+
+
+def _with_tails(logits: NDArray[np.float64], rates: NDArray[np.float64]) -> Calibration:
+    """Return the calibration through the blocks, continued to the bounds of a probability."""
+    inner = (rates > PROBABILITY_MIN) & (rates < PROBABILITY_MAX)
+    if not inner.any():
+        raise CalibrationError("every block lies outside the bounds of a probability")
+    x, y = logits[inner], rates[inner]
+    increasing = np.r_[True, (np.diff(x) > 0.0) & (np.diff(y) > 0.0)]
+    x, y = x[increasing], y[increasing]
+    if len(x) > KNOTS_MAX - 2:
+        raise CalibrationError(f"{len(x)} blocks; at most {KNOTS_MAX - 2} are supported")
+    ends = (x[0] - _TAIL_LOGITS, x[-1] + _TAIL_LOGITS)
+    return Calibration(
+        np.array([[ends[0], *x, ends[1]], [PROBABILITY_MIN, *y, PROBABILITY_MAX]], np.float64)
+    )
