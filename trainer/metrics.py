@@ -23,7 +23,7 @@ def _steps(
     """Return frauds and good payments at or above each distinct score, from the highest down."""
     order = np.argsort(-scores, kind="stable")
     ends = np.r_[np.flatnonzero(np.diff(scores[order])), len(scores) - 1]
-    frauds = np.cumsum(is_fraud[order])[ends]
+    frauds: NDArray[np.int64] = np.cumsum(is_fraud[order], dtype=np.int64)[ends]
     return frauds, ends + 1 - frauds
 
 
@@ -55,7 +55,7 @@ class Reliability(NamedTuple):
     """One bin of a reliability table: its upper end, how many, mean forecast and true rate."""
 
     until: float
-    count: int
+    rows: int
     forecast: float
     observed: float
 
@@ -76,8 +76,8 @@ def reliability(
 
 def calibration_error(table: list[Reliability]) -> float:
     """Return the expected calibration error (Naeini et al., 2015) over the bins of a table."""
-    total = sum(row.count for row in table)
-    return sum(row.count * abs(row.forecast - row.observed) for row in table) / total
+    total = sum(row.rows for row in table)
+    return sum(row.rows * abs(row.forecast - row.observed) for row in table) / total
 
 
 def card_precision(
