@@ -58,11 +58,6 @@ AVS_MISMATCH = 3
 CVV_MISMATCH = 2
 AUTHORIZATION_DECLINED = 2
 
-# Plain numbers: combining members of Flag costs a microsecond each.
-_CARD_PRESENT = int(Flag.CARD_PRESENT)
-_RECURRING = int(Flag.RECURRING)
-_FAILED = int(Flag.FAILED)
-
 RECORD = np.dtype(
     [
         ("version", "u1"),
@@ -149,14 +144,14 @@ def flags_of(
     card_present: bool, recurring: bool, three_ds: int, avs: int, cvv: int, authorization: int
 ) -> int:
     """Return the bits that a transaction sets itself; the numbers are those of the enums."""
-    flags = _CARD_PRESENT if card_present else 0
+    flags = int(Flag.CARD_PRESENT) if card_present else 0
     if recurring:
-        flags |= _RECURRING
+        flags |= Flag.RECURRING
     if (
         cvv == CVV_MISMATCH
         or avs == AVS_MISMATCH
         or three_ds == THREE_DS_FAILED
         or authorization == AUTHORIZATION_DECLINED
     ):
-        flags |= _FAILED
+        flags |= Flag.FAILED
     return flags

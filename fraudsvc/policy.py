@@ -1,0 +1,455 @@
+"""The policy: what an operator decides in a file, beside or instead of the model.
+
+Owns the file's keys and the order in which lists, overrides, rules, the model and the fallback
+have their say. Must not know how a rule is compiled (policy_cel does) nor where a score is from.
+
+Who wins, first to last; what a person listed by name goes before what the model says:
+1. a deny list: DECLINE
+2. an override with an action: that action
+3. a decline rule: DECLINE
+4. an allow list: APPROVE
+5. a review list or a review rule: REVIEW, or DECLINE where step 7 says so
+6. an approve rule: APPROVE
+7. the score against the thresholds (an override's, the file's or the model's), or the amount
+   bands where there is no score
+Everything that matched is a reason, whether it decided or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from fraud.v1 import decision_pb2, transaction_pb2
+from numpy.typing import NDArray
+
+from featurizer.currencies import to_reference
+from fraudsvc.policy_cel import ExpressionError, Expressions
+
+APPROVE, REVIEW, DECLINE = (
+    decision_pb2.OUTCOME_APPROVE,
+    decision_pb2.OUTCOME_REVIEW,
+    decision_pb2.OUTCOME_DECLINE,
+)
+FROM_MODEL = "from_model"
+FALLBACK_CODE = "FALLBACK_AMOUNT"
+POLL_INTERVAL_MS = 1000
+FILE_BYTES_MAX = 16 * 1024 * 1024
+DEFAULT_POLICY = Path(__file__).with_name("policy.toml")
+
+_OUTCOMES = {"approve": APPROVE, "review": REVIEW, "decline": DECLINE}
+_NEVER_MS = 2**63 - 1
+_CODE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+
+Message = transaction_pb2.Transaction
+LISTABLE: dict[str, Callable[[Message], str]] = {
+    "customer_id": lambda t: t.customer_id,
+    "card.token": lambda t: t.card.token,
+    "card.bin": lambda t: t.card.bin,
+    "merchant.merchant_id": lambda t: t.merchant.merchant_id,
+    "terminal_id": lambda t: t.terminal_id,
+    "device_id": lambda t: t.device_id,
+    "ip_address": lambda t: t.ip_address,
+    "email.address_hash": lambda t: t.email.address_hash,
+    "email.domain": lambda t: t.email.domain,
+}
+
+
+class PolicyError(Exception):
+    """The policy cannot be used; the text names the file's part and the cause."""
+
+
+class Ruling(NamedTuple):
+    """What the policy says: an Outcome, and everything that matched, the deciding first."""
+
+    outcome: decision_pb2.Outcome
+    reasons: tuple[decision_pb2.Reason, ...]
+
+
+class Step(NamedTuple):
+    """Something that matched: its place in the order above, its outcome (None: only a flag)."""
+
+    rank: int
+    outcome: decision_pb2.Outcome | None
+    reason: decision_pb2.Reason
+
+
+class Listed(NamedTuple):
+    """One value of a list, or one override, for one field; ``step`` None sets thresholds only."""
+
+    expires_ms: int
+    step: Step | None
+    review: float | None = None
+    decline: float | None = None
+
+
+class Thresholds(NamedTuple):
+    """Probabilities from which a payment is reviewed or declined; None: the model's own."""
+
+    review: float | None
+    decline: float | None
+
+
+class Band(NamedTuple):
+    """Outcome without a score for amounts up to ``up_to`` (cents of the reference currency)."""
+
+    up_to: int
+    outcome: decision_pb2.Outcome
+
+
+# (source, action) -> (rank, outcome); see the order above.
+_FLAG_RANK = 9
+_RANKS: dict[tuple[str, str], tuple[int, decision_pb2.Outcome | None]] = {
+    ("list", "deny"): (1, DECLINE),
+    ("override", "approve"): (2, APPROVE),
+    ("override", "review"): (2, REVIEW),
+    ("override", "decline"): (2, DECLINE),
+    ("rule", "decline"): (3, DECLINE),
+    ("list", "allow"): (4, APPROVE),
+    ("list", "review"): (5, REVIEW),
+    ("rule", "review"): (5, REVIEW),
+    ("rule", "approve"): (6, APPROVE),
+    ("rule", "flag"): (_FLAG_RANK, None),
+}
+_AT_LEAST_RANK = 5  # raises what step 7 says, does not replace it
+_SOURCES = {
+    "list": decision_pb2.REASON_SOURCE_LIST,
+    "override": decision_pb2.REASON_SOURCE_LIST,
+    "rule": decision_pb2.REASON_SOURCE_RULE,
+}
+_FALLBACK = decision_pb2.Reason(
+    code=FALLBACK_CODE,
+    source=decision_pb2.REASON_SOURCE_FALLBACK,
+    text="no score could be made; decided by amount",
+)
+
+
+class Policy:
+    """A loaded policy; made by load_policy, never changed. Threads may share it."""
+
+    def __init__(
+        self,
+        version: str,
+        thresholds: Thresholds,
+        bands: Sequence[Band],
+        rules: Sequence[Step],
+        expressions: Expressions,
+        listed: Mapping[str, Mapping[str, Sequence[Listed]]],
+    ) -> None:
+        self.version = version
+        self._thresholds = thresholds
+        self._bands = tuple(bands)
+        self._rules = tuple(rules)
+        self._expressions = expressions
+        self._listed = [(LISTABLE[field], values) for field, values in listed.items()]
+
+    @property
+    def rule_errors(self) -> dict[str, int]:
+        """How often each rule failed when run, by code; such a rule counts as not fired."""
+        counts = zip(self._rules, self._expressions.errors, strict=True)
+        return {rule.reason.code: count for rule, count in counts}
+
+    def rule(
+        self,
+        transaction: Message,
+        features: NDArray[np.float32] | None,
+        score: float | None,
+        thresholds_from_model: tuple[float, float],
+        now_ms: int,
+    ) -> Ruling:
+        """Return the outcome and its reasons, from the arguments alone.
+
+        ``features`` float32 in the schema's order, ``score`` a probability, both None on
+        RULES_ONLY; ``thresholds_from_model`` are (review, decline); ``now_ms`` ends lists.
+        """
+        steps = [self._rules[i] for i in self._expressions.fired(transaction, features, score)]
+        thresholds = self._thresholds
+        for found in self._found(transaction, now_ms):
+            if found.step is not None:
+                steps.append(found.step)
+            else:
+                thresholds = Thresholds(found.review, found.decline)
+        steps.sort(key=_rank)
+        model = self._without_person(transaction, score, thresholds, thresholds_from_model)
+        outcome = _outcome(steps, model)
+        reasons = tuple(step.reason for step in steps)
+        return Ruling(outcome, reasons if score is not None else (*reasons, _FALLBACK))
+
+    def _found(self, transaction: Message, now_ms: int) -> Iterator[Listed]:
+        for read, values in self._listed:
+            for listed in values.get(read(transaction), ()):
+                if now_ms < listed.expires_ms:
+                    yield listed
+
+    def _without_person(
+        self,
+        transaction: Message,
+        score: float | None,
+        thresholds: Thresholds,
+        from_model: tuple[float, float],
+    ) -> decision_pb2.Outcome:
+        if score is None:
+            amount = to_reference(transaction.amount_minor, transaction.currency_code)
+            return next(band.outcome for band in self._bands if amount <= band.up_to)
+        if score >= (from_model[1] if thresholds.decline is None else thresholds.decline):
+            return DECLINE
+        if score >= (from_model[0] if thresholds.review is None else thresholds.review):
+            return REVIEW
+        return APPROVE
+
+
+def _rank(step: Step) -> int:
+    return step.rank
+
+
+def _outcome(steps: Sequence[Step], model: decision_pb2.Outcome) -> decision_pb2.Outcome:
+    """Return the first step's outcome; ``steps`` are sorted by rank."""
+    if not steps or steps[0].outcome is None:
+        return model
+    first = steps[0]
+    if first.rank == _AT_LEAST_RANK and model == DECLINE:
+        return DECLINE
+    return first.outcome or model
+
+
+def load_policy(source: Path | bytes, feature_index: Mapping[str, int]) -> Policy:
+    """Read and check a policy. ``feature_index``: a feature's name to its place in the vector.
+
+    Raises PolicyError, which names the file and the part at fault, and OSError for no file.
+    """
+    name = "policy" if isinstance(source, bytes) else source.name
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    try:
+        return _Reader(_parse(data), feature_index).policy(hashlib.sha256(data).hexdigest())
+    except PolicyError as error:
+        raise PolicyError(f"{name}: {error}") from error
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    if len(data) > FILE_BYTES_MAX:
+        raise PolicyError(f"longer than {FILE_BYTES_MAX} bytes")
+    try:
+        return tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PolicyError(str(error)) from error
+
+
+class _Key(NamedTuple):
+    types: tuple[type, ...]
+    required: bool = True
+    choices: tuple[str, ...] = ()
+
+
+_TABLES: dict[str, dict[str, _Key]] = {
+    "the file": {
+        "version": _Key((str,)),
+        "thresholds": _Key((dict,)),
+        "fallback": _Key((dict,)),
+        "rules": _Key((list,), required=False),
+        "lists": _Key((list,), required=False),
+        "overrides": _Key((list,), required=False),
+    },
+    "thresholds": {"review": _Key((float, int, str)), "decline": _Key((float, int, str))},
+    "fallback": {"bands": _Key((list,)), "beyond": _Key((str,), choices=tuple(_OUTCOMES))},
+    "band": {"up_to": _Key((int,)), "outcome": _Key((str,), choices=tuple(_OUTCOMES))},
+    "rule": {
+        "code": _Key((str,)),
+        "when": _Key((str,)),
+        "action": _Key((str,), choices=("decline", "review", "approve", "flag")),
+        "text": _Key((str,)),
+    },
+    "list": {
+        "code": _Key((str,)),
+        "action": _Key((str,), choices=("deny", "allow", "review")),
+        "field": _Key((str,), choices=tuple(LISTABLE)),
+        "text": _Key((str,), required=False),
+        "expires": _Key((datetime,), required=False),
+        "values": _Key((list,)),
+    },
+    "value": {"value": _Key((str,)), "expires": _Key((datetime,))},
+    "override": {
+        "code": _Key((str,)),
+        "field": _Key((str,), choices=tuple(LISTABLE)),
+        "value": _Key((str,)),
+        "until": _Key((datetime,)),
+        "action": _Key((str,), required=False, choices=("approve", "review", "decline")),
+        "review": _Key((float, int), required=False),
+        "decline": _Key((float, int), required=False),
+        "text": _Key((str,), required=False),
+    },
+}
+
+
+def _checked(name: str, table: object, kind: str) -> dict[str, Any]:
+    """Return the table when its keys are those of _TABLES[kind], with their types and choices."""
+    keys = _TABLES[kind]
+    if not isinstance(table, dict):
+        raise PolicyError(f"{name} must be a table")
+    missing = sorted(key for key, row in keys.items() if row.required and key not in table)
+    unknown = sorted(table.keys() - keys.keys())
+    if missing or unknown:
+        raise PolicyError(f"{name}: missing keys {missing}, unknown keys {unknown}")
+    for key, value in table.items():
+        types, _, choices = keys[key]
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise PolicyError(f"{name}: {key} must be {' or '.join(t.__name__ for t in types)}")
+        if choices and value not in choices:
+            raise PolicyError(f"{name}: {key} must be one of {', '.join(choices)}")
+    return table
+
+
+def _probability(name: str, value: float | str | None) -> float | None:
+    if value is None or value == FROM_MODEL:
+        return None
+    if isinstance(value, str) or not 0 <= value <= 1:
+        raise PolicyError(f'{name} must lie between 0 and 1, or be "{FROM_MODEL}"')
+    return float(value)
+
+
+def _thresholds(name: str, table: Mapping[str, Any]) -> Thresholds:
+    review = _probability(f"{name}: review", table.get("review"))
+    decline = _probability(f"{name}: decline", table.get("decline"))
+    if review is not None and decline is not None and review > decline:
+        raise PolicyError(f"{name}: review must not be above decline")
+    return Thresholds(review, decline)
+
+
+def _end_ms(name: str, end: datetime | None) -> int:
+    if end is None:
+        return _NEVER_MS
+    if end.tzinfo is None:
+        raise PolicyError(f"{name}: a time needs its offset, such as 2026-01-01T00:00:00Z")
+    return int(end.timestamp() * 1000)
+
+
+class _Reader:
+    """Turns one parsed file into a Policy; ``codes`` finds a code used twice."""
+
+    def __init__(self, parsed: object, feature_index: Mapping[str, int]) -> None:
+        self._file = _checked("the file", parsed, "the file")
+        self._feature_index = feature_index
+        self._codes: set[str] = set()
+
+    def policy(self, digest: str) -> Policy:
+        thresholds = _thresholds(
+            "thresholds", _checked("thresholds", self._file["thresholds"], "thresholds")
+        )
+        tables = self._file.get("rules", [])
+        rules = [_checked(f"rule {number}", t, "rule") for number, t in enumerate(tables, 1)]
+        steps = [self._step("rule", rule, rule["action"]) for rule in rules]
+        try:
+            expressions = Expressions([rule["when"] for rule in rules], self._feature_index)
+        except ExpressionError as error:
+            raise PolicyError(f"rule {rules[error.index]['code']}: {error}") from error
+        return Policy(
+            f"p-{digest[:16]}", thresholds, self._bands(), steps, expressions, self._all()
+        )
+
+    def _bands(self) -> list[Band]:
+        fallback = _checked("fallback", self._file["fallback"], "fallback")
+        tables = [_checked("fallback: band", table, "band") for table in fallback["bands"]]
+        bands = [Band(table["up_to"], _OUTCOMES[table["outcome"]]) for table in tables]
+        if any(low.up_to >= high.up_to for low, high in pairwise(bands)):
+            raise PolicyError("fallback: up_to must grow from band to band")
+        return [*bands, Band(_NEVER_MS, _OUTCOMES[fallback["beyond"]])]
+
+    def _step(self, source: str, table: Mapping[str, Any], action: str) -> Step:
+        code = table["code"]
+        if not _CODE.fullmatch(code) or code in self._codes:
+            raise PolicyError(f"{source} {code}: the code is used twice or not UPPER_SNAKE_CASE")
+        self._codes.add(code)
+        text = table.get("text", f"{source}: {action}")
+        reason = decision_pb2.Reason(code=code, source=_SOURCES[source], text=text)
+        return Step(*_RANKS[source, action], reason)
+
+    def _all(self) -> dict[str, dict[str, list[Listed]]]:
+        """Return field -> value -> what lists and overrides say of it."""
+        listed: dict[str, dict[str, list[Listed]]] = {}
+        for field, value, entry in (*self._lists(), *self._overrides()):
+            if not value:
+                raise PolicyError(f"{field}: an empty value would match all that lack the field")
+            listed.setdefault(field, {}).setdefault(value, []).append(entry)
+        return listed
+
+    def _lists(self) -> Iterator[tuple[str, str, Listed]]:
+        for number, raw in enumerate(self._file.get("lists", []), 1):
+            table = _checked(f"list {number}", raw, "list")
+            name, step = f"list {table['code']}", self._step("list", table, table["action"])
+            end_ms = _end_ms(name, table.get("expires"))
+            for item in table["values"]:
+                plain = {"value": item, "expires": None}
+                entry = (
+                    plain if isinstance(item, str) else _checked(f"{name}: value", item, "value")
+                )
+                own_ms = min(end_ms, _end_ms(name, entry["expires"]))
+                yield table["field"], entry["value"], Listed(own_ms, step)
+
+    def _overrides(self) -> Iterator[tuple[str, str, Listed]]:
+        for number, raw in enumerate(self._file.get("overrides", []), 1):
+            table = _checked(f"override {number}", raw, "override")
+            name, action = f"override {table['code']}", table.get("action")
+            if (action is None) == ("review" not in table and "decline" not in table):
+                raise PolicyError(f"{name}: needs either action or thresholds")
+            step = self._step("override", table, action or "review")
+            thresholds = _thresholds(name, table)
+            end_ms = _end_ms(name, table["until"])
+            yield (
+                table["field"],
+                table["value"],
+                Listed(end_ms, step if action else None, *thresholds),
+            )
+
+
+class PolicyFile:
+    """The policy of a file that may change; whoever calls ``poll`` keeps it fresh.
+
+    A broken file is reported once to ``on_error`` and the policy in use stays. Raises what
+    load_policy raises when the first load fails. ``clock_ms`` is a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        feature_index: Mapping[str, int],
+        on_error: Callable[[PolicyError], None],
+        clock_ms: Callable[[], float] = lambda: time.monotonic() * 1000,
+    ) -> None:
+        self._path, self._feature_index = path, feature_index
+        self._on_error, self._clock_ms = on_error, clock_ms
+        self._seen = self._identity()
+        self._next_ms = clock_ms() + POLL_INTERVAL_MS
+        self.current = load_policy(path, feature_index)
+
+    def poll(self) -> Policy:
+        """Return the policy to use now; look at the file at most every POLL_INTERVAL_MS."""
+        now_ms = self._clock_ms()
+        if now_ms >= self._next_ms:
+            self._next_ms = now_ms + POLL_INTERVAL_MS
+            seen = self._identity()
+            if seen != self._seen:
+                self._seen = seen
+                self._reload()
+        return self.current
+
+    def _reload(self) -> None:
+        try:
+            self.current = load_policy(self._path, self._feature_index)
+        except PolicyError as error:
+            self._on_error(error)
+        except OSError as error:
+            self._on_error(PolicyError(f"{self._path.name}: {error.strerror}"))
+
+    def _identity(self) -> tuple[int, int, int] | None:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,0 +1,200 @@
+"""Rules as expressions in CEL: what they may read, how they are compiled, and how they are run.
+
+Owns the table of variables and is the only importer of ``cel``. Must not know what a fired rule
+leads to. Each expression is its own program over one context kept per thread: measured at 20
+rules that costs the same as one program that returns a list (4 µs), and an error in one rule
+then leaves the others alone. Handing a text to the library costs 1 µs, so a variable is only set
+when its value changed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import cel
+import numpy as np
+from fraud.v1 import transaction_pb2 as pb
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from numpy.typing import NDArray
+
+from featurizer.currencies import to_reference
+
+Value = bool | int | float | str
+_SECONDS_A_DAY = 86_400
+# What cel raises for a value that an operator does not take, a missing name, a division by zero
+# and a number out of range.
+_RUN_ERRORS = (TypeError, RuntimeError, ValueError, ArithmeticError)
+_FUNCTIONS = frozenset(
+    {"size", "contains", "startsWith", "endsWith", "matches", "int", "uint", "double", "string"}
+)
+_OPERATOR = re.compile(r"[^A-Za-z].*")
+
+
+class ExpressionError(Exception):
+    """The expression at ``index`` of the sources cannot be used; the text says why."""
+
+    def __init__(self, index: int, cause: str) -> None:
+        super().__init__(cause)
+        self.index = index
+
+
+class Variable(NamedTuple):
+    """What a rule may read of a transaction: its type, and how to get it (None: not known)."""
+
+    kind: type[Value]
+    read: Callable[[pb.Transaction], Value | None]
+
+
+def _enum(values: EnumTypeWrapper, read: Callable[[pb.Transaction], int]) -> Variable:
+    """Return a variable that is the name of an enum number, without the enum's prefix."""
+    prefix = len(values.Name(0)) - len("UNSPECIFIED")
+    names = tuple(values.Name(number)[prefix:] for number in range(len(values.keys())))
+    return Variable(str, lambda t: names[read(t)])
+
+
+def _account_age_days(t: pb.Transaction) -> float | None:
+    if not t.HasField("account_created_time"):
+        return None
+    return (t.event_time.seconds - t.account_created_time.seconds) / _SECONDS_A_DAY
+
+
+VARIABLES: dict[str, Variable] = {
+    "amount_minor": Variable(int, lambda t: t.amount_minor),
+    "amount_reference": Variable(int, lambda t: to_reference(t.amount_minor, t.currency_code)),
+    "currency_code": Variable(str, lambda t: t.currency_code),
+    "channel": _enum(pb.Channel, lambda t: t.channel),
+    "pos_entry_mode": _enum(pb.PosEntryMode, lambda t: t.pos_entry_mode),
+    "card_present": Variable(bool, lambda t: t.card_present),
+    "recurring": Variable(bool, lambda t: t.recurring),
+    "three_ds_result": _enum(pb.ThreeDsResult, lambda t: t.three_ds_result),
+    "avs_result": _enum(pb.AvsResult, lambda t: t.avs_result),
+    "cvv_result": _enum(pb.CvvResult, lambda t: t.cvv_result),
+    "authorization_result": _enum(pb.AuthorizationResult, lambda t: t.authorization_result),
+    "brand": _enum(pb.CardBrand, lambda t: t.card.brand),
+    "funding": _enum(pb.CardFunding, lambda t: t.card.funding),
+    "merchant_category_code": Variable(str, lambda t: t.merchant.category_code),
+    "merchant_region_code": Variable(str, lambda t: t.merchant.region_code),
+    "issuer_region_code": Variable(str, lambda t: t.card.issuer_region_code),
+    "billing_region_code": Variable(str, lambda t: t.billing_region_code),
+    "shipping_region_code": Variable(str, lambda t: t.shipping_region_code),
+    "email_domain": Variable(str, lambda t: t.email.domain),
+    "hour_utc": Variable(int, lambda t: t.event_time.seconds // 3600 % 24),
+    "account_age_days": Variable(float, _account_age_days),
+}
+SCORE = "score"
+_SAMPLES: dict[type[Value], tuple[Value, ...]] = {
+    bool: (False, True, False, True),
+    int: (0, 1, 23, 10**9),
+    float: (0.0, 0.5, 1.0, 1e6),
+    str: ("", "US", "UNSPECIFIED", "0742"),
+}
+
+
+class _Rule(NamedTuple):
+    place: int
+    execute: Callable[[cel.Context], object]
+    reads: frozenset[str]
+
+
+class Expressions:
+    """Compiled expressions, run together; threads may share them.
+
+    ``feature_index`` maps each feature's name to its place in the vector. Raises ExpressionError
+    for bad syntax, an unknown name or a result that is no truth value.
+    """
+
+    def __init__(self, sources: Sequence[str], feature_index: Mapping[str, int]) -> None:
+        self._rules = [
+            _compile(index, source, feature_index) for index, source in enumerate(sources)
+        ]
+        reads = {name for rule in self._rules for name in rule.reads}
+        self._variables = [(n, v.read) for n, v in VARIABLES.items() if n in reads]
+        self._features = [(n, feature_index[n]) for n in sorted(reads - _OWN)]
+        self._reads_score = SCORE in reads
+        self._local = threading.local()
+        self.errors = [0] * len(sources)  # per expression, how often it failed when run
+
+    def fired(
+        self, transaction: pb.Transaction, features: NDArray[np.float32] | None, score: float | None
+    ) -> list[int]:
+        """Return the indexes of the expressions that hold.
+
+        One that reads a value that is not known (no vector, NaN, no score) does not hold, and
+        neither does one that fails, which ``errors`` counts.
+        """
+        context, unknown = self._fill(self._values(transaction, features, score))
+        fired = []
+        for place, execute, reads in self._rules:
+            if unknown and not unknown.isdisjoint(reads):
+                continue
+            try:
+                if execute(context) is True:
+                    fired.append(place)
+            except _RUN_ERRORS:
+                self.errors[place] += 1
+        return fired
+
+    def _values(
+        self, transaction: pb.Transaction, features: NDArray[np.float32] | None, score: float | None
+    ) -> list[tuple[str, Value | None]]:
+        values = [(name, read(transaction)) for name, read in self._variables]
+        if self._reads_score:
+            values.append((SCORE, score))
+        for name, place in self._features:
+            values.append((name, None if features is None else float(features[place])))
+        return values
+
+    def _fill(self, values: Sequence[tuple[str, Value | None]]) -> tuple[cel.Context, set[str]]:
+        """Set what changed since this thread's last call; return the context and the unknown."""
+        local = self._local
+        if not hasattr(local, "context"):
+            local.context, local.last = cel.Context(), {}
+        context, last = local.context, local.last
+        unknown = set()
+        for name, value in values:
+            if value is None or (isinstance(value, float) and math.isnan(value)):
+                unknown.add(name)
+            elif last.get(name) != value:
+                context.add_variable(name, value)
+                last[name] = value
+        return context, unknown
+
+
+_OWN = frozenset(VARIABLES) | {SCORE}
+
+
+def _compile(index: int, source: str, feature_index: Mapping[str, int]) -> _Rule:
+    try:
+        program = cel.compile(source)
+    except ValueError as error:
+        raise ExpressionError(index, f"syntax error: {error}") from error
+    reads = frozenset(program.variables())
+    unknown = sorted(reads - _OWN - feature_index.keys())
+    unknown += sorted(
+        name
+        for name in program.functions()
+        if name not in _FUNCTIONS and not _OPERATOR.fullmatch(name) and name not in reads
+    )
+    if unknown:
+        raise ExpressionError(index, f"unknown name {', '.join(unknown)}")
+    _try_out(index, program, reads)
+    return _Rule(index, program.execute, reads)
+
+
+def _try_out(index: int, program: cel.Program, reads: frozenset[str]) -> None:
+    """Run the expression on samples, which finds what CEL's parser cannot: wrong types."""
+    kinds = {name: VARIABLES[name].kind if name in VARIABLES else float for name in reads}
+    for number in range(len(_SAMPLES[bool])):
+        context = cel.Context({name: _SAMPLES[kind][number] for name, kind in kinds.items()})
+        try:
+            result = program.execute(context)
+        except ArithmeticError:
+            continue  # a sample divides by zero or leaves 64 bits; a real value need not
+        except _RUN_ERRORS as error:
+            raise ExpressionError(index, str(error).split(". ", maxsplit=1)[0]) from error
+        if not isinstance(result, bool):
+            raise ExpressionError(index, f"gives {type(result).__name__}, not true or false")
