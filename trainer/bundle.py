@@ -118,10 +118,11 @@ def write_bundle(path: Path, content: Content, key_path: Path, *, replace: bool 
 
 
 def load_bundle(path: Path, *, schema_version: str, public_key: bytes) -> Bundle:
-    """Return the bundle at ``path`` once it passed, in this order: format, signature, digests,
-    schema, supported model, the evaluator's bits on the stored rows, thresholds.
+    """Return the bundle at ``path`` once it passed every check.
 
-    ``public_key`` is PEM. Raises BundleError with the first reason to refuse it.
+    In this order: format, signature, digests, schema, supported model, the evaluator's bits on
+    the stored rows, calibration and thresholds. ``public_key`` is PEM. Raises BundleError with
+    the first reason to refuse it.
     """
     manifest_bytes = _read(path / MANIFEST, MANIFEST_BYTES_MAX)
     manifest = _parse_manifest(manifest_bytes)
@@ -218,13 +219,24 @@ def _write_directory(path: Path, files: Mapping[str, bytes]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         _sync(new)
-        # A directory with files cannot be renamed over; the old one steps aside first.
-        if path.exists():
-            path.rename(work / "old")
-        new.rename(path)
+        _put(new, path, work / "old")
         _sync(path.parent)
     finally:
         shutil.rmtree(work)
+
+
+def _put(new: Path, path: Path, aside: Path) -> None:
+    # A directory with files cannot be renamed over, so an old one steps aside, and comes back
+    # where the new one cannot take its place.
+    replaced = path.exists()
+    if replaced:
+        path.rename(aside)
+    try:
+        new.rename(path)
+    except OSError:
+        if replaced:
+            aside.rename(path)
+        raise
 
 
 def _sync(directory: Path) -> None:
@@ -297,9 +309,9 @@ def _model(arrays: Mapping[str, NDArray[Any]], n_features: int) -> Model:
     if scale_and_bias.shape != (2,) or scale_and_bias.dtype != np.float64:
         raise BundleError("model: scale_and_bias must be float64[2]")
     scale, bias = scale_and_bias.tolist()
-    trees = Trees(n_features, *(arrays[name] for name in _TREE_ARRAYS), scale=scale, bias=bias)
+    own = {name: arrays[name] for name in _TREE_ARRAYS}
     try:
-        return Model(trees)
+        return Model(Trees(n_features=n_features, **own, scale=scale, bias=bias))
     except ModelError as error:
         raise BundleError(f"model: {error}") from error
 
@@ -309,7 +321,7 @@ def _check_equality(model: Model, vectors: NDArray[Any], logits: NDArray[Any]) -
     rows = len(vectors) if vectors.ndim == 2 else 0
     if not 0 < rows <= CHECK_ROWS_MAX or vectors.shape[1] != model.n_features:
         raise BundleError(f"equality: stored rows of shape {vectors.shape} do not fit the model")
-    if (vectors.dtype, logits.dtype, logits.shape) != (np.float32, np.float64, (rows,)):
+    if vectors.dtype != np.float32 or logits.dtype != np.float64 or logits.shape != (rows,):
         raise BundleError("equality: stored rows and logits must be float32 and float64")
     contributions = np.empty(model.n_features)
     found = np.array([model.score(vector, contributions) for vector in vectors])

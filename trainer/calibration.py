@@ -1,8 +1,8 @@
 """Owns the map from a logit to a probability. Must not know models, costs or files.
 
 Isotonic regression by pool-adjacent-violators (Barlow et al., 1972), then linear between the
-middles of its blocks, so that a higher logit is always a higher probability. Only comparisons and
-plain arithmetic: the bits do not depend on a mathematical library.
+edges of its blocks, with a small slope inside them, so that a higher logit is always a higher
+probability. Only comparisons and plain arithmetic: the bits depend on no mathematical library.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ PROBABILITY_MAX = 1.0 - 1e-6
 KNOTS_MAX = 65_536
 # Beyond the outermost blocks the map goes on to its bounds over this many log-odds.
 _TAIL_LOGITS = 10.0
+# From the middle to the edge of a block the map takes this share of the way to its neighbour.
+_SLOPE_SHARE = 0.05
 
 
 class CalibrationError(Exception):
@@ -70,13 +72,16 @@ def fit_calibration(logits: NDArray[np.float64], is_fraud: NDArray[np.bool_]) ->
     values, group = np.unique(logits, return_inverse=True)
     counts = np.bincount(group).astype(np.float64)
     frauds = np.bincount(group, weights=is_fraud)
-    sums = _merge(pool(frauds, counts), np.stack([counts, frauds, values * counts]))
+    block = pool(frauds, counts)
+    counts = np.bincount(block, weights=counts)
     # Half a fraud and half a good one more (Krichevsky and Trofimov, 1981): a block of one payment
     # is no certainty. That may break the order of the rates, so the blocks are pooled once more.
-    counts = sums[0]
-    sums[1] = counts * (sums[1] + 0.5) / (counts + 1.0)
-    counts, frauds, totals = _merge(pool(sums[1], counts), sums)
-    return _with_tails(totals / counts, frauds / counts)
+    frauds = counts * (np.bincount(block, weights=frauds) + 0.5) / (counts + 1.0)
+    pooled = pool(frauds, counts)
+    rates = np.bincount(pooled, weights=frauds) / np.bincount(pooled, weights=counts)
+    first = np.flatnonzero(np.diff(pooled[block], prepend=-1))
+    last = np.r_[first[1:], len(values)] - 1
+    return _through(values[first], values[last], rates)
 
 
 @njit(cache=True, nogil=True)
@@ -102,22 +107,18 @@ def pool(sums, weights):  # type: ignore[no-untyped-def]
     return block
 
 
-def _merge(block: NDArray[np.int64], columns: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return float64[c, blocks]: the sums of each of ``columns`` float64[c, m] over each block."""
-    return np.stack([np.bincount(block, weights=column) for column in columns])
-
-
-def _with_tails(logits: NDArray[np.float64], rates: NDArray[np.float64]) -> Calibration:
-    """Return the calibration through the blocks, continued to the bounds of a probability."""
+def _through(
+    first: NDArray[np.float64], last: NDArray[np.float64], rates: NDArray[np.float64]
+) -> Calibration:
+    """Return the map through blocks from logit ``first`` to ``last``, all float64[b]."""
     inner = (rates > PROBABILITY_MIN) & (rates < PROBABILITY_MAX)
     if not inner.any():
         raise CalibrationError("every block lies outside the bounds of a probability")
-    x, y = logits[inner], rates[inner]
+    first, last, rates = first[inner], last[inner], rates[inner]
+    gaps = np.diff(rates, prepend=PROBABILITY_MIN, append=PROBABILITY_MAX)
+    edges = np.array([rates - _SLOPE_SHARE * gaps[:-1], rates + _SLOPE_SHARE * gaps[1:]])
+    x = np.r_[first[0] - _TAIL_LOGITS, np.array([first, last]).T.ravel(), last[-1] + _TAIL_LOGITS]
+    y = np.r_[PROBABILITY_MIN, edges.T.ravel(), PROBABILITY_MAX]
+    # A block of one logit has one edge.
     increasing = np.r_[True, (np.diff(x) > 0.0) & (np.diff(y) > 0.0)]
-    x, y = x[increasing], y[increasing]
-    if len(x) > KNOTS_MAX - 2:
-        raise CalibrationError(f"{len(x)} blocks; at most {KNOTS_MAX - 2} are supported")
-    ends = (x[0] - _TAIL_LOGITS, x[-1] + _TAIL_LOGITS)
-    return Calibration(
-        np.array([[ends[0], *x, ends[1]], [PROBABILITY_MIN, *y, PROBABILITY_MAX]], np.float64)
-    )
+    return Calibration(np.array([x[increasing], y[increasing]]))
