@@ -70,15 +70,14 @@ class Calibration:
 def fit_calibration(logits: NDArray[np.float64], is_fraud: NDArray[np.bool_]) -> Calibration:
     """Return the calibration of finite logits float64[m] against outcomes bool[m], m >= 1."""
     values, group = np.unique(logits, return_inverse=True)
-    counts = np.bincount(group).astype(np.float64)
-    frauds = np.bincount(group, weights=is_fraud)
+    counts, frauds = np.bincount(group), np.bincount(group, weights=is_fraud)
     block = pool(frauds, counts)
-    counts = np.bincount(block, weights=counts)
+    rows = np.bincount(block, weights=counts)
     # Half a fraud and half a good one more (Krichevsky and Trofimov, 1981): a block of one payment
     # is no certainty. That may break the order of the rates, so the blocks are pooled once more.
-    frauds = counts * (np.bincount(block, weights=frauds) + 0.5) / (counts + 1.0)
-    pooled = pool(frauds, counts)
-    rates = np.bincount(pooled, weights=frauds) / np.bincount(pooled, weights=counts)
+    smoothed = rows * (np.bincount(block, weights=frauds) + 0.5) / (rows + 1.0)
+    pooled = pool(smoothed, rows)
+    rates = np.bincount(pooled, weights=smoothed) / np.bincount(pooled, weights=rows)
     first = np.flatnonzero(np.diff(pooled[block], prepend=-1))
     last = np.r_[first[1:], len(values)] - 1
     return _through(values[first], values[last], rates)
