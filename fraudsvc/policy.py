@@ -21,7 +21,7 @@ import hashlib
 import re
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -242,65 +242,53 @@ def _parse(data: bytes) -> dict[str, Any]:
         raise PolicyError(str(error)) from error
 
 
-class _Key(NamedTuple):
-    types: tuple[type, ...]
-    required: bool = True
-    choices: tuple[str, ...] = ()
-
-
-_TABLES: dict[str, dict[str, _Key]] = {
-    "the file": {
-        "version": _Key((str,)),
-        "thresholds": _Key((dict,)),
-        "fallback": _Key((dict,)),
-        "rules": _Key((list,), required=False),
-        "lists": _Key((list,), required=False),
-        "overrides": _Key((list,), required=False),
-    },
-    "thresholds": {"review": _Key((float, int, str)), "decline": _Key((float, int, str))},
-    "fallback": {"bands": _Key((list,)), "beyond": _Key((str,), choices=tuple(_OUTCOMES))},
-    "band": {"up_to": _Key((int,)), "outcome": _Key((str,), choices=tuple(_OUTCOMES))},
-    "rule": {
-        "code": _Key((str,)),
-        "when": _Key((str,)),
-        "action": _Key((str,), choices=("decline", "review", "approve", "flag")),
-        "text": _Key((str,)),
-    },
-    "list": {
-        "code": _Key((str,)),
-        "action": _Key((str,), choices=("deny", "allow", "review")),
-        "field": _Key((str,), choices=tuple(LISTABLE)),
-        "text": _Key((str,), required=False),
-        "expires": _Key((datetime,), required=False),
-        "values": _Key((list,)),
-    },
-    "value": {"value": _Key((str,)), "expires": _Key((datetime,))},
-    "override": {
-        "code": _Key((str,)),
-        "field": _Key((str,), choices=tuple(LISTABLE)),
-        "value": _Key((str,)),
-        "until": _Key((datetime,)),
-        "action": _Key((str,), required=False, choices=("approve", "review", "decline")),
-        "review": _Key((float, int), required=False),
-        "decline": _Key((float, int), required=False),
-        "text": _Key((str,), required=False),
-    },
+# The keys of each kind of table: name, "?" where it may be left out, and type.
+_KEYS = {
+    "the file": "version:text thresholds:table fallback:table rules?:array lists?:array"
+    " overrides?:array",
+    "thresholds": "review:number|text decline:number|text",
+    "fallback": "bands:array beyond:text",
+    "band": "up_to:integer outcome:text",
+    "rule": "code:text when:text action:text text:text",
+    "list": "code:text action:text field:text values:array expires?:time text?:text",
+    "value": "value:text expires:time",
+    "override": "code:text field:text value:text until:time action?:text review?:number"
+    " decline?:number text?:text",
+}
+_CHOICES: dict[tuple[str, str], Iterable[str]] = {
+    ("fallback", "beyond"): _OUTCOMES,
+    ("band", "outcome"): _OUTCOMES,
+    ("rule", "action"): [action for source, action in _RANKS if source == "rule"],
+    ("list", "action"): [action for source, action in _RANKS if source == "list"],
+    ("override", "action"): [action for source, action in _RANKS if source == "override"],
+    ("list", "field"): LISTABLE,
+    ("override", "field"): LISTABLE,
+}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "text": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "number|text": (int, float, str),
+    "table": (dict,),
+    "array": (list,),
+    "time": (datetime,),
 }
 
 
 def _checked(name: str, table: object, kind: str) -> dict[str, Any]:
-    """Return the table when its keys are those of _TABLES[kind], with their types and choices."""
-    keys = _TABLES[kind]
+    """Return the table when its keys are those of _KEYS[kind], with their types and choices."""
     if not isinstance(table, dict):
         raise PolicyError(f"{name} must be a table")
-    missing = sorted(key for key, row in keys.items() if row.required and key not in table)
-    unknown = sorted(table.keys() - keys.keys())
+    types = dict(key.split(":") for key in _KEYS[kind].split())
+    known = {key.rstrip("?"): word for key, word in types.items()}
+    missing = sorted(key for key in known if key in types and key not in table)
+    unknown = sorted(table.keys() - known.keys())
     if missing or unknown:
         raise PolicyError(f"{name}: missing keys {missing}, unknown keys {unknown}")
     for key, value in table.items():
-        types, _, choices = keys[key]
-        if not isinstance(value, types) or isinstance(value, bool):
-            raise PolicyError(f"{name}: {key} must be {' or '.join(t.__name__ for t in types)}")
+        if not isinstance(value, _TYPES[known[key]]) or isinstance(value, bool):
+            raise PolicyError(f"{name}: {key} must be of type {known[key]}")
+        choices = _CHOICES.get((kind, key))
         if choices and value not in choices:
             raise PolicyError(f"{name}: {key} must be one of {', '.join(choices)}")
     return table

@@ -9,10 +9,10 @@ when its value changed.
 
 from __future__ import annotations
 
-import math
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from math import isnan
 from typing import NamedTuple
 
 import cel
@@ -113,8 +113,10 @@ class Expressions:
         ]
         reads = {name for rule in self._rules for name in rule.reads}
         self._variables = [(n, v.read) for n, v in VARIABLES.items() if n in reads]
-        self._features = [(n, feature_index[n]) for n in sorted(reads - _OWN)]
-        self._reads_score = SCORE in reads
+        # The score, which has no place in the vector, and features.
+        self._numbers = [
+            (n, None if n == SCORE else feature_index[n]) for n in sorted(reads - VARIABLES.keys())
+        ]
         self._local = threading.local()
         self.errors = [0] * len(sources)  # per expression, how often it failed when run
 
@@ -126,7 +128,7 @@ class Expressions:
         One that reads a value that is not known (no vector, NaN, no score) does not hold, and
         neither does one that fails, which ``errors`` counts.
         """
-        context, unknown = self._fill(self._values(transaction, features, score))
+        context, unknown = self._fill(transaction, features, score)
         fired = []
         for place, execute, reads in self._rules:
             if unknown and not unknown.isdisjoint(reads):
@@ -138,29 +140,29 @@ class Expressions:
                 self.errors[place] += 1
         return fired
 
-    def _values(
+    def _fill(
         self, transaction: pb.Transaction, features: NDArray[np.float32] | None, score: float | None
-    ) -> list[tuple[str, Value | None]]:
-        values = [(name, read(transaction)) for name, read in self._variables]
-        if self._reads_score:
-            values.append((SCORE, score))
-        for name, place in self._features:
-            values.append((name, None if features is None else float(features[place])))
-        return values
-
-    def _fill(self, values: Sequence[tuple[str, Value | None]]) -> tuple[cel.Context, set[str]]:
+    ) -> tuple[cel.Context, set[str]]:
         """Set what changed since this thread's last call; return the context and the unknown."""
         local = self._local
         if not hasattr(local, "context"):
             local.context, local.last = cel.Context(), {}
         context, last = local.context, local.last
         unknown = set()
-        for name, value in values:
-            if value is None or (isinstance(value, float) and math.isnan(value)):
+        for name, read in self._variables:
+            value = read(transaction)
+            if value is None:
                 unknown.add(name)
             elif last.get(name) != value:
                 context.add_variable(name, value)
                 last[name] = value
+        for name, place in self._numbers:
+            number = score if place is None else None if features is None else features.item(place)
+            if number is None or isnan(number):
+                unknown.add(name)
+            elif last.get(name) != number:
+                context.add_variable(name, number)
+                last[name] = number
         return context, unknown
 
 

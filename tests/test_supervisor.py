@@ -193,4 +193,4 @@ def test_children_die_with_a_killed_supervisor(parent: tuple[subprocess.Popen[st
 
 def test_two_roles_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="one name"):
-        Supervisor([python("a", SLEEP), python("a", SLEEP)], [].append)
+        Supervisor([python("a", SLEEP), python("a", SLEEP)], list[Change]().append)
