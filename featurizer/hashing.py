@@ -7,6 +7,7 @@ The secret keeps outsiders from finding ids that collide; changing it means rebu
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
@@ -21,6 +22,12 @@ from featurizer.records import Entity
 SPACE_TRANSACTION = 64
 SPACE_REQUEST = 65
 SECRET_BYTES = 16
+
+# How much of the payload's hash a decision id holds; of the request's it holds all.
+PAYLOAD_BITS = 58
+_MASK_PAYLOAD = (1 << PAYLOAD_BITS) - 1
+_MASK_64 = (1 << 64) - 1
+_DECISION_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 
 @njit(cache=True, nogil=True)
@@ -174,3 +181,34 @@ ROW_SPACES = np.array(
 )
 ROW_IDS = len(ROW_SPACES) + 1
 _ROW_LENGTHS = _lengths_format(len(ROW_SPACES))
+
+
+def decision_id(request_hash: int, payload: int) -> str:
+    """Return the UUID of a decision: version 8 (RFC 9562), all of the request's hash in it.
+
+    custom_a and custom_b hold the top 60 bits of ``request_hash``; custom_c its last 4 and the
+    low 58 bits of ``payload``. The 6 bits of version and variant are all that is lost.
+    """
+    request = request_hash & _MASK_64
+    low = ((request & 0xF) << PAYLOAD_BITS) | (payload & _MASK_PAYLOAD)
+    high = ((request >> 16) << 16) | 0x8000 | ((request >> 4) & 0xFFF)
+    digits = f"{high:016x}{(0b10 << 62) | low:016x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def hashes_of(decision: str) -> tuple[int, int]:
+    """Return the signed request hash of a decision id, and the low PAYLOAD_BITS of the payload's.
+
+    Raises ValueError for a text that is not a lower-case UUID of version 8.
+    """
+    if not _DECISION_ID.fullmatch(decision):
+        raise ValueError("not a decision id: a lower-case UUID of version 8")
+    digits = decision.replace("-", "")
+    high, low = int(digits[:16], 16), int(digits[16:], 16)
+    request = ((high >> 16) << 16) | ((high & 0xFFF) << 4) | ((low >> PAYLOAD_BITS) & 0xF)
+    return request - ((request >> 63) << 64), low & _MASK_PAYLOAD
+
+
+def request_hash_of(decision: str) -> int:
+    """Return the signed request hash of a decision id. Raises ValueError as hashes_of does."""
+    return hashes_of(decision)[0]

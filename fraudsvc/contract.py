@@ -91,13 +91,9 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _PRINTABLE = str.isprintable
 _BIN = re.compile(r"[0-9]{6,8}")
 _LAST_FOUR = re.compile(r"[0-9]{4}")
-_DECISION_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _REGIONS = {code: region_number(code) for code in ("", *map("".join, product(_LETTERS, repeat=2)))}
 
-PAYLOAD_BITS = 58
-_MASK_PAYLOAD = (1 << PAYLOAD_BITS) - 1
-_MASK_64 = (1 << 64) - 1
 _TRANSACTION = int(Kind.TRANSACTION)
 _CODES = {"u1": "B", "u2": "H", "i4": "i", "i8": "q"}
 
@@ -276,37 +272,6 @@ def payload_hash(transaction: transaction_pb2.Transaction) -> int:
     """
     data = transaction.SerializeToString(deterministic=True)
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little", signed=True)
-
-
-def decision_id(request_hash: int, payload: int) -> str:
-    """Return the UUID of a decision: version 8 (RFC 9562), all of the request's hash in it.
-
-    custom_a and custom_b hold the top 60 bits of ``request_hash``; custom_c its last 4 and the
-    low 58 bits of ``payload``. The 6 bits of version and variant are all that is lost.
-    """
-    request = request_hash & _MASK_64
-    low = ((request & 0xF) << PAYLOAD_BITS) | (payload & _MASK_PAYLOAD)
-    high = ((request >> 16) << 16) | 0x8000 | ((request >> 4) & 0xFFF)
-    digits = f"{high:016x}{(0b10 << 62) | low:016x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
-def hashes_of(decision: str) -> tuple[int, int]:
-    """Return the signed request hash of a decision id, and the low PAYLOAD_BITS of the payload's.
-
-    Raises ValueError for a text that is not a lower-case UUID of version 8.
-    """
-    if not _DECISION_ID.fullmatch(decision):
-        raise ValueError("not a decision id: a lower-case UUID of version 8")
-    digits = decision.replace("-", "")
-    high, low = int(digits[:16], 16), int(digits[16:], 16)
-    request = ((high >> 16) << 16) | ((high & 0xFFF) << 4) | ((low >> PAYLOAD_BITS) & 0xF)
-    return request - ((request >> 63) << 64), low & _MASK_PAYLOAD
-
-
-def request_hash_of(decision: str) -> int:
-    """Return the signed request hash of a decision id. Raises ValueError as hashes_of does."""
-    return hashes_of(decision)[0]
 
 
 def _milliseconds(path: str, time: Timestamp, bad: list[Violation]) -> int:

@@ -21,9 +21,10 @@ import hashlib
 import re
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -176,8 +177,8 @@ class Policy:
             if found.step is not None:
                 steps.append(found.step)
             else:
-                thresholds = Thresholds(found.review, found.decline)
-        steps.sort(key=_rank)
+                thresholds = _replaced(thresholds, found)
+        steps.sort(key=attrgetter("rank"))
         model = self._without_person(transaction, score, thresholds, thresholds_from_model)
         outcome = _outcome(steps, model)
         reasons = tuple(step.reason for step in steps)
@@ -206,8 +207,12 @@ class Policy:
         return APPROVE
 
 
-def _rank(step: Step) -> int:
-    return step.rank
+def _replaced(thresholds: Thresholds, own: Listed) -> Thresholds:
+    """Return the thresholds with those that an override has of its own."""
+    return Thresholds(
+        thresholds.review if own.review is None else own.review,
+        thresholds.decline if own.decline is None else own.decline,
+    )
 
 
 def _outcome(steps: Sequence[Step], model: decision_pb2.Outcome) -> decision_pb2.Outcome:
@@ -255,7 +260,7 @@ _KEYS = {
     "override": "code:text field:text value:text until:time action?:text review?:number"
     " decline?:number text?:text",
 }
-_CHOICES: dict[tuple[str, str], Iterable[str]] = {
+_CHOICES: dict[tuple[str, str], Collection[str]] = {
     ("fallback", "beyond"): _OUTCOMES,
     ("band", "outcome"): _OUTCOMES,
     ("rule", "action"): [action for source, action in _RANKS if source == "rule"],

@@ -17,9 +17,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from featurizer.hashing import (
+    PAYLOAD_BITS,
     SPACE_REQUEST,
     SPACE_TRANSACTION,
     IdHasher,
+    decision_id,
+    hashes_of,
+    request_hash_of,
     set_pair,
     siphash,
 )
@@ -41,13 +45,9 @@ from featurizer.records import (
 from fraudsvc import contract
 from fraudsvc.contract import (
     DAY_MS,
-    PAYLOAD_BITS,
     Checker,
     ContractSettings,
-    decision_id,
-    hashes_of,
     payload_hash,
-    request_hash_of,
 )
 from fraudsvc.errors import Violation
 from tests.test_cardnumbers import card_numbers, spaced_card_numbers

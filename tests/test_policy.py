@@ -123,6 +123,8 @@ def test_thresholds_of_the_file_and_of_an_override() -> None:
     own = override("OWN", "review = 0.9\ndecline = 0.95")
     assert ask(load(own, head), 0.8).outcome == APPROVE
     assert ask(load(own, head), 0.92).outcome == REVIEW
+    half = override("OWN", "decline = 0.95")
+    assert [ask(load(half, head), score).outcome for score in (0.1, 0.8)] == [REVIEW, REVIEW]
     ended = override("OWN", "review = 0.9\ndecline = 0.95", "2025-12-31T00:00:00Z")
     assert ask(load(ended, head), 0.8).outcome == DECLINE
 
