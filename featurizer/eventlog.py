@@ -33,7 +33,6 @@ class Entry(NamedTuple):
     value: bytes
 
 
-
 @dataclass(frozen=True, slots=True)
 class Damage:
     """Bytes that could not be read: ``length`` bytes at ``position``, and why."""
