@@ -6,20 +6,36 @@ Owns the arguments and what is printed. Must not know how anything is made or me
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import gc
+import itertools
+import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from loadgen.campaigns import PLANS, Mix
+from loadgen.client import TargetUnreachableError, connect
 from loadgen.columns import SCHEMA
+from loadgen.driver import Driver, DriveSettings, Prepared, prepare
 from loadgen.history import HistoryWriter
+from loadgen.replay import Replayer, ReplaySettings
+from loadgen.report import AnswerWriter, problem_lines, summary
+from loadgen.rows import DAY_MS, HistoryRow, read_rows, table_rows, to_ms
+from loadgen.tally import Snapshot
 from loadgen.world import World, WorldSettings
 
+FAILED = 1
 BAD_ARGUMENT = 2
+_PREPARED_MAX = 100_000
+# The interpreter's usual 5 ms would make a sender wait that long for a busy receiver.
+_SWITCH_INTERVAL_S = 2e-4
 
 
 def _mix(entries: Sequence[str]) -> Mix:
@@ -35,8 +51,10 @@ def _mix(entries: Sequence[str]) -> Mix:
     return Mix(weights, first_day) if weights else Mix()
 
 
-def _settings(args: argparse.Namespace) -> WorldSettings:
-    return WorldSettings(
+def _run_world(args: argparse.Namespace, console: Console) -> int:
+    if args.days < 1:
+        raise ValueError("--days must be at least 1")
+    settings = WorldSettings(
         seed=args.seed,
         start=args.start,
         customers=args.customers,
@@ -44,11 +62,6 @@ def _settings(args: argparse.Namespace) -> WorldSettings:
         fraud_rate=args.fraud_rate,
         mix=_mix(args.campaign),
     )
-
-
-def _run_world(args: argparse.Namespace, console: Console) -> int:
-    world = World(_settings(args))
-    rows = frauds = 0
     bar = Progress(
         TextColumn("world"),
         BarColumn(),
@@ -57,24 +70,125 @@ def _run_world(args: argparse.Namespace, console: Console) -> int:
         TimeRemainingColumn(),
         console=console,
     )
+    rows = frauds = 0
     with bar, HistoryWriter(args.out, SCHEMA) as history:
-        for table in bar.track(world.days(args.days), total=args.days):
+        for table in bar.track(World(settings).days(args.days), total=args.days):
             history.write(table)
             rows += len(table)
-            frauds += table["is_fraud"].to_numpy().sum()
-    console.print(f"{args.out}: {rows} payments, {frauds} fraudulent ({frauds / max(rows, 1):.3%})")
+            frauds += int(table["is_fraud"].to_numpy().sum())
+    console.print(f"{args.out}: {rows:,} payments, {frauds:,} of them fraud, seed {args.seed}")
     return 0
 
 
-def _add_world_arguments(parser: argparse.ArgumentParser) -> None:
+def _requests(args: argparse.Namespace) -> list[Prepared]:
+    if args.history is not None:
+        rows = read_rows(args.history, {})
+    else:
+        world = World(WorldSettings(seed=args.seed, customers=args.customers))
+        rows = itertools.chain.from_iterable(table_rows(table) for table in world.days(3))
+    return prepare(itertools.islice(rows, _PREPARED_MAX))
+
+
+def _show(snapshots: Iterator[Snapshot], console: Console) -> Snapshot | None:
+    """Show each snapshot in place and return the last."""
+    last = None
+    with Live(console=console, auto_refresh=False) as live:
+        for last in snapshots:
+            live.update(summary(last), refresh=True)
+    return last
+
+
+def _write_json(path: Path | None, figures: dict[str, object]) -> None:
+    if path is not None:
+        text = json.dumps(figures, indent=2) + "\n"
+        if str(path) == "-":
+            print(text, end="")
+        else:
+            path.write_text(text)
+
+
+def _run_drive(args: argparse.Namespace, console: Console) -> int:
+    settings = DriveSettings(
+        rate_per_s=args.rate,
+        seconds=args.seconds,
+        warmup_s=args.warmup,
+        arrivals=args.arrivals,
+        closed=args.closed,
+        deadline_s=args.deadline,
+        in_flight_max=args.in_flight_max,
+        seed=args.seed,
+    )
+    with connect(args.target, args.connections, args.connect_timeout) as channels:
+        requests = _requests(args)
+        gc.collect()
+        gc.freeze()
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        last = _show(Driver(channels, requests, settings).run(), console)
+    if last is not None:
+        _write_json(args.json, last.to_json())
+    return 0
+
+
+def _speed(text: str) -> float | None:
+    return None if text == "max" else float(text)
+
+
+def _renamed(entries: Sequence[str]) -> dict[str, str]:
+    pairs = [entry.partition("=") for entry in entries]
+    if not all(new and old for new, _, old in pairs):
+        raise ValueError("--map takes new=old")
+    return {new: old for new, _, old in pairs}
+
+
+def _shift_ms(args: argparse.Namespace, renamed: dict[str, str]) -> int:
+    """Return what moves the last row that will be sent to this moment; 0 if nothing should."""
+    if not args.shift_to_now:
+        return 0
+    until = args.until if args.until is not None else sys.maxsize
+    rows = read_rows(args.history, renamed)
+    times = (row.event_ms for row in rows if isinstance(row, HistoryRow) and row.event_ms < until)
+    last = max(times, default=None)
+    return 0 if last is None else time.time_ns() // 1_000_000 - last
+
+
+def _run_replay(args: argparse.Namespace, console: Console) -> int:
+    renamed = _renamed(args.map)
+    delay = args.label_delay_days
+    rows = read_rows(args.history, renamed, None if delay is None else round(delay * DAY_MS))
+    settings = ReplaySettings(
+        from_ms=args.from_,
+        until_ms=args.until,
+        speed=args.speed,
+        shift_ms=_shift_ms(args, renamed),
+        labels=args.labels,
+        in_flight=args.in_flight,
+        deadline_s=args.deadline,
+    )
+    with contextlib.ExitStack() as stack:
+        (channel,) = stack.enter_context(connect(args.target, 1, args.connect_timeout))
+        answers = stack.enter_context(AnswerWriter(args.out)) if args.out else None
+        replayer = Replayer(channel, settings, answers.add if answers else None)
+        last = _show(replayer.run(rows), console)
+    for line in problem_lines(replayer.problems, replayer.problem_count):
+        console.print(line, markup=False, highlight=False)
+    labels = {"statuses": dict(replayer.label_statuses), "left": replayer.labels_left}
+    if args.labels:
+        console.print(f"labels: {labels}", markup=False)
+    if last is not None:
+        problems = {"problems": replayer.problem_count, "labels": labels}
+        _write_json(args.json, last.to_json() | problems)
+    return FAILED if replayer.problem_count else 0
+
+
+def _add_world(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--days", type=int, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="Parquet, or CSV by its ending")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--customers", type=int, default=5_000)
     parser.add_argument(
         "--start", type=datetime.date.fromisoformat, default="2025-01-01", metavar="DATE"
     )
-    parser.add_argument(
-        "--rate", type=float, default=10_000, metavar="PER_DAY", help="payments a day"
-    )
+    parser.add_argument("--rate", type=float, default=10_000, metavar="PER_DAY")
     parser.add_argument("--fraud-rate", type=float, default=0.006, help="share of payments")
     parser.add_argument(
         "--campaign",
@@ -83,30 +197,66 @@ def _add_world_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KIND=WEIGHT[@DAY]",
         help=f"only these kinds, by weight, from that day on; kinds: {', '.join(PLANS)}",
     )
+    parser.set_defaults(run=_run_world)
+
+
+def _add_connection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", required=True, metavar="HOST:PORT")
+    parser.add_argument("--connect-timeout", type=float, default=5.0, metavar="SECONDS")
+    parser.add_argument("--deadline", type=float, default=5.0, metavar="SECONDS", help="of a call")
+    parser.add_argument("--json", type=Path, help="write the figures there, - for standard output")
+
+
+def _add_drive(parser: argparse.ArgumentParser) -> None:
+    _add_connection(parser)
+    parser.add_argument("--rate", type=float, default=1_000, metavar="PER_SECOND")
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--warmup", type=float, default=0, metavar="SECONDS", help="not counted")
+    parser.add_argument("--arrivals", choices=["poisson", "constant"], default="poisson")
+    parser.add_argument("--closed", type=int, default=0, metavar="N", help="N in flight, no rate")
+    parser.add_argument("--connections", type=int, default=4)
+    parser.add_argument("--in-flight-max", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--customers", type=int, default=5_000, help="of the world that is sent")
+    parser.add_argument("--history", type=Path, help="send these rows instead of a world's")
+    parser.set_defaults(run=_run_drive)
+
+
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    _add_connection(parser)
+    parser.add_argument("history", type=Path, help="Parquet, or CSV by its ending")
+    parser.add_argument("--from", dest="from_", type=to_ms, metavar="TIME", help="ISO 8601, UTC")
+    parser.add_argument("--until", type=to_ms, metavar="TIME", help="exclusive")
+    parser.add_argument("--speed", type=_speed, default="max", metavar="X|max")
+    parser.add_argument("--labels", action="store_true", help="report labels when they are known")
+    parser.add_argument("--label-delay-days", type=float, help="where there is no label_time")
+    parser.add_argument("--map", action="append", default=[], metavar="NEW=OLD")
+    parser.add_argument("--in-flight", type=int, default=1)
+    parser.add_argument("--shift-to-now", action="store_true", help="the last row happens now")
+    parser.add_argument("--out", type=Path, help="write the answers as Parquet")
+    parser.set_defaults(run=_run_replay)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; each sets ``run``."""
-    parser = argparse.ArgumentParser(prog="loadgen", description=__doc__)
+    parser = argparse.ArgumentParser(prog="loadgen", description="A world to score, and a driver.")
     commands = parser.add_subparsers(required=True)
-    world = commands.add_parser("world", help="write a history of payments with ground truth")
-    world.add_argument("--days", type=int, required=True)
-    world.add_argument("--out", type=Path, required=True, help="Parquet, or CSV by its ending")
-    _add_world_arguments(world)
-    world.set_defaults(run=_run_world)
+    _add_world(commands.add_parser("world", help="write a history with ground truth"))
+    _add_drive(commands.add_parser("drive", help="load on a scorer, and its latency"))
+    _add_replay(commands.add_parser("replay", help="send a history in its own order"))
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code."""
+    """Run a command and return its exit code: 0, 1 for rows refused, 2 for what cannot be done."""
     args = build_parser().parse_args(argv)
     console = Console(stderr=True)
     try:
-        result: int = args.run(args, console)
-    except (ValueError, OSError) as error:
-        console.print(f"loadgen: {error}", markup=False, highlight=False)
+        code: int = args.run(args, console)
+    except (ValueError, OSError, TargetUnreachableError) as error:
+        print(f"loadgen: {error}", file=sys.stderr)
         return BAD_ARGUMENT
-    return result
+    return code
 
 
 if __name__ == "__main__":

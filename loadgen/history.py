@@ -6,9 +6,11 @@ bad rows included. Must not know what the rows are used for.
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -79,3 +81,45 @@ class HistoryWriter:
             self._partial.replace(self._path)
         else:
             self._partial.unlink(missing_ok=True)
+
+
+def read_batches(
+    path: Path, columns: dict[str, str], batch_rows: int = 8_192
+) -> Iterator[tuple[int, dict[str, list[Any]]]]:
+    """Yield (line of the first row, column -> values) for the columns the file has.
+
+    ``columns`` maps a documented name to the file's. Lines count from 1; a CSV's header is line
+    1, so its first row is line 2. CSV values are text; Parquet times become integer milliseconds.
+    Raises ValueError for a file that cannot be parsed, OSError for one that cannot be read.
+    """
+    line = 2 if is_csv(path) else 1
+    for batch in _open_source(path, batch_rows):
+        held = {new: old for new, old in columns.items() if old in batch.schema.names}
+        yield line, {new: _values(batch.column(old)) for new, old in held.items()}
+        line += len(batch)
+
+
+def column_names(path: Path) -> list[str]:
+    """Return the names of the file's columns. Raises as `read_batches` does."""
+    if is_csv(path):
+        with path.open(newline="", encoding="utf-8") as file:
+            return next(csv.reader(file), [])
+    names: list[str] = pq.read_schema(path).names
+    return names
+
+
+def _open_source(path: Path, batch_rows: int) -> Iterable[pa.RecordBatch]:
+    if is_csv(path):
+        # Everything as text: one bad value must cost its row, not its file.
+        as_text = pa_csv.ConvertOptions(column_types=dict.fromkeys(column_names(path), pa.string()))
+        batches: Iterable[pa.RecordBatch] = pa_csv.open_csv(path, convert_options=as_text)
+    else:
+        batches = pq.ParquetFile(path).iter_batches(batch_size=batch_rows)
+    return batches
+
+
+def _values(column: pa.Array) -> list[Any]:
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("ms", tz=column.type.tz), safe=False).cast(pa.int64())
+    values: list[Any] = column.to_pylist()
+    return values

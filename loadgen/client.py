@@ -1,0 +1,75 @@
+"""Connections to a scorer.
+
+Owns channel options and the contract's methods. Must not know when calls are made, nor why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import grpc
+from fraud.v1 import fraud_service_pb2
+
+CONNECTIONS_MAX = 256
+_OPTIONS = (
+    # Without it, channels to one address share one connection.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+    # A retry inside the library would hide from the figures.
+    ("grpc.enable_retries", 0),
+)
+_SERVICE = fraud_service_pb2.DESCRIPTOR.services_by_name["FraudService"].full_name
+
+
+class TargetUnreachableError(ConnectionError):
+    """Nobody answers at the target."""
+
+
+@contextlib.contextmanager
+def connect(target: str, connections: int, timeout_s: float) -> Iterator[list[grpc.Channel]]:
+    """Open connections and wait until each is ready; close them at the end.
+
+    Raises TargetUnreachableError after ``timeout_s``, ValueError for a number out of range.
+    """
+    if not 1 <= connections <= CONNECTIONS_MAX:
+        raise ValueError(f"connections must be 1 to {CONNECTIONS_MAX}, not {connections}")
+    channels = [grpc.insecure_channel(target, options=_OPTIONS) for _ in range(connections)]
+    try:
+        for channel in channels:
+            _wait_until_ready(channel, target, timeout_s)
+        yield channels
+    finally:
+        for channel in channels:
+            channel.close()
+
+
+def _wait_until_ready(channel: grpc.Channel, target: str, timeout_s: float) -> None:
+    try:
+        grpc.channel_ready_future(channel).result(timeout=timeout_s)
+    except grpc.FutureTimeoutError:
+        raise TargetUnreachableError(f"no server answers at {target} in {timeout_s:g} s") from None
+
+
+def score_method(
+    channel: grpc.Channel,
+) -> grpc.UnaryUnaryMultiCallable[bytes, fraud_service_pb2.ScoreResponse]:
+    """Return Score for requests that are bytes already."""
+    return channel.unary_unary(
+        f"/{_SERVICE}/Score",
+        request_serializer=None,
+        response_deserializer=fraud_service_pb2.ScoreResponse.FromString,
+    )
+
+
+def report_labels_method(
+    channel: grpc.Channel,
+) -> grpc.UnaryUnaryMultiCallable[
+    fraud_service_pb2.ReportLabelsRequest, fraud_service_pb2.ReportLabelsResponse
+]:
+    """Return ReportLabels."""
+    return channel.unary_unary(
+        f"/{_SERVICE}/ReportLabels",
+        request_serializer=fraud_service_pb2.ReportLabelsRequest.SerializeToString,
+        response_deserializer=fraud_service_pb2.ReportLabelsResponse.FromString,
+    )
