@@ -88,9 +88,9 @@ _LABEL_TIME = "label.label_time"
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_PRINTABLE = str.isprintable
 _BIN = re.compile(r"[0-9]{6,8}")
 _LAST_FOUR = re.compile(r"[0-9]{4}")
+_NO_REGION = -1
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _REGIONS = {code: region_number(code) for code in ("", *map("".join, product(_LETTERS, repeat=2)))}
 
@@ -302,10 +302,11 @@ def _check_texts(
         for (path, limit), data in zip(limits.items(), encoded, strict=True):
             if len(data) > limit:
                 bad.append(Violation(path, f"must not be longer than {limit} bytes"))
-    if not _PRINTABLE("".join(raw)):
+    joined = "|".join(raw)
+    if not joined.isprintable():
         held = (path for path, text in zip(limits, raw, strict=True) if _CONTROL.search(text))
         bad.extend(Violation(path, CONTROL) for path in held)
-    if may_hold(b"|".join(encoded)):
+    if may_hold(joined.encode()):
         for path, text, data in zip(limits, raw, encoded, strict=True):
             if path not in exempt and may_hold(data) and looks_like_card_number(text):
                 bad.append(Violation(path, CARD_NUMBER, card_number=True))
@@ -355,13 +356,10 @@ def _places(
         merchant.region_code, card.issuer_region_code,
         transaction.billing_region_code, transaction.shipping_region_code,
     )  # fmt: skip
-    regions = []
-    for path, code in zip(_REGION_PATHS, codes, strict=True):
-        number = _REGIONS.get(code)
-        if number is None:
-            bad.append(Violation(path, "must be two capital letters (ISO 3166-1 alpha-2)"))
-            number = 0
-        regions.append(number)
+    regions = [_REGIONS.get(code, _NO_REGION) for code in codes]
+    if _NO_REGION in regions:
+        wrong = (path for path, number in zip(_REGION_PATHS, regions, strict=True) if number < 0)
+        bad.extend(Violation(path, "must be two capital letters") for path in wrong)
     try:
         return mcc_number(merchant.category_code), regions
     except ValueError as error:
