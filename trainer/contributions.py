@@ -15,8 +15,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-# CatBoost takes a smaller cover for none and leaves that part of the tree out; so do we.
-COVER_MIN = 1e-13
 _AVERAGED = 2
 
 
@@ -25,10 +23,7 @@ def _expectations(values, weights, depth):  # type: ignore[no-untyped-def]
     """Return float64[3**depth]: digit d (base 3) answers question d with 0, 1 or the average."""
     nodes = len(values)
     cover = weights.copy()
-    expected = np.zeros((nodes, 1))
-    for node in range(nodes):
-        if cover[node] > COVER_MIN:
-            expected[node, 0] = values[node]
+    expected = values.copy().reshape(nodes, 1)
     for _ in range(depth):
         nodes //= 2
         states = expected.shape[1]
@@ -40,7 +35,7 @@ def _expectations(values, weights, depth):  # type: ignore[no-untyped-def]
                 below, above = expected[2 * node, state], expected[2 * node + 1, state]
                 merged[node, state] = below
                 merged[node, states + state] = above
-                if both > COVER_MIN:
+                if both > 0.0:  # no row came here: no leaf below has a value either
                     mean = (low * below + high * above) / both
                     merged[node, _AVERAGED * states + state] = mean
             cover[node] = both
@@ -78,8 +73,8 @@ def tree_contributions(
     """Return the players int64[p], the table float64[2**d, p] and the tree's mean.
 
     ``features`` int32[d] (question d is bit d of the leaf, the highest bit is the root),
-    ``values`` and ``weights`` float64[2**d]. A row of the table and the mean add up to the leaf's
-    value where the leaf has cover.
+    ``values`` and ``weights`` float64[2**d]; a leaf without weight must have the value 0. A row
+    of the table and the mean add up to the leaf's value.
     """
     depth = len(features)
     players, player_of = np.unique(features, return_inverse=True)

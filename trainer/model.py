@@ -87,6 +87,9 @@ def check_trees(trees: Trees) -> None:
         raise ModelError("a leaf value, the scale or the bias is not finite")
     if not np.isfinite(trees.leaf_weights).all() or trees.leaf_weights.min() < 0:
         raise ModelError("a leaf weight is negative or not finite")
+    if (trees.leaf_values[trees.leaf_weights == 0.0] != 0.0).any():
+        # CatBoost then takes its covers from the rows that are asked about, which we do not have.
+        raise ModelError("a leaf that no training row reached has a value")
 
 
 @njit(cache=True, nogil=True, inline="always")
