@@ -253,7 +253,8 @@ def _schema_version() -> str:
     digest.update(repr([(f.name, f.op, f.a, f.b) for f in FEATURES]).encode())
     settings = (
         buckets.BASE_BITS, buckets.RATIO, slots.SESSION_GAP_MS, slots.SMALL_AMOUNT, slots.GAPS_MAX,
-        slots.UNUSUAL_RATIO, slots.UNUSUAL_EVENTS_MIN, state.HORIZON_MS, state.AMOUNT_MAX,
+        slots.UNUSUAL_RATIO, slots.UNUSUAL_EVENTS_MIN, state.HORIZON_MS, state.EXPIRY_MS,
+        state.AMOUNT_MAX,
     )  # fmt: skip
     digest.update(repr(settings).encode())
     for table in (

@@ -43,6 +43,7 @@ from featurizer.state import (
     UNUSUAL,
     close_gap,
     counts,
+    has_expired,
     open_gap,
     set_counts,
 )
@@ -201,6 +202,8 @@ def _fold_transaction(words, floats, entity, rec):  # type: ignore[no-untyped-de
     time = rec.event_time_ms
     amount = amount_of(rec.amount_ref)
     body = amount << 32 | rec.transaction & LOW_32
+    if has_expired(words, time):
+        words[:HEADER] = 0
     if words[META] == 0:
         set_counts(words, 0, 0, 0, 0)
     known = words[COUNT] > 0

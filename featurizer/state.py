@@ -53,6 +53,8 @@ BUCKETS_MAX = (ROW_WORDS - HEADER - DAYS_MAX - LABELS_MAX - RING * 96) // BUCKET
 AMOUNT_MAX = (1 << 31) - 1  # cents; larger amounts count as this
 DAY_MS = 86_400_000
 HORIZON_MS = 90 * DAY_MS
+# An entity silent for longer starts anew, so that a store may drop it without being noticed.
+EXPIRY_MS = 400 * DAY_MS
 
 # Bits of a ring entry's first word below the time.
 TIME_SHIFT = 20
@@ -92,6 +94,12 @@ def length(words):  # type: ignore[no-untyped-def]
         return 0
     days, labels, buckets, ring = counts(words)
     return HEADER + days + labels + BUCKET * buckets + RING * ring
+
+
+@njit(cache=True, nogil=True)
+def has_expired(words, time):  # type: ignore[no-untyped-def]
+    """Return whether a state means nothing to an event at ``time`` (ms)."""
+    return words[META] != 0 and time - words[LAST_TIME] > EXPIRY_MS
 
 
 @njit(cache=True, nogil=True)

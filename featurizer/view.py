@@ -28,7 +28,7 @@ from featurizer.slots import (
     Own,
     Slot,
 )
-from featurizer.state import BUCKET, DAY_MS, HEADER, RING, counts
+from featurizer.state import BUCKET, DAY_MS, HEADER, RING, counts, has_expired
 from featurizer.windows import read_windows
 
 _CUSTOMER = 0
@@ -122,6 +122,8 @@ def _month_day(days):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def _read_entity(words, entity, rec, line):  # type: ignore[no-untyped-def]
     """Fill an entity's line from its row."""
+    if has_expired(words, rec.event_time_ms):
+        words = np.zeros(HEADER, np.int64)
     floats = words.view(np.float64)
     days, labels, buckets, ring = counts(words)
     at = HEADER + days + labels

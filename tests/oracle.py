@@ -23,6 +23,7 @@ from featurizer.state import LABELS_MAX, RING_EVENTS
 NAN = math.nan
 DAY = 86_400_000
 HORIZON = 90 * DAY
+EXPIRY = 400 * DAY
 HALF_LIVES = [300_000, 3_600_000, DAY, 7 * DAY, 30 * DAY]
 
 
@@ -49,6 +50,7 @@ class Memory:
     days: dict[int, list[int]] = field(default_factory=dict)
     fraud_time: int = 0
     fraud_known: int = 0
+    last_time: int | None = None
     totals: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
 
 
@@ -63,10 +65,13 @@ def others(record: Any, entity: int) -> tuple[int, int]:
 
 def learn(memory: Memory, entity: int, record: Any) -> None:
     """Fold a record, naively."""
+    time = int(record["event_time_ms"])
     if record["kind"] == 2:
+        memory.last_time = time if memory.last_time is None else memory.last_time
         _learn_label(memory, record)
         return
-    time = int(record["event_time_ms"])
+    if memory.last_time is not None and time - memory.last_time > EXPIRY:
+        vars(memory).update(vars(Memory()))
     newest = memory.events[-1].time if memory.events else time
     if time < newest - HORIZON:
         return
@@ -87,6 +92,7 @@ def learn(memory: Memory, entity: int, record: Any) -> None:
     place = bisect_right(memory.times, time)
     memory.events.insert(place, event)
     memory.times.insert(place, time)
+    memory.last_time = memory.times[-1]
 
 
 def _learn_label(memory: Memory, record: Any) -> None:
@@ -376,7 +382,11 @@ def lines_of(memories: dict[int, Memory], record: Any) -> dict[int, float]:
         if key == 0:
             flat.update(dict.fromkeys(range(entity * slots.SLOTS, (entity + 1) * slots.SLOTS), NAN))
             continue
-        line = line_of(memories.get(key, Memory()), entity, record)
+        memory = memories.get(key, Memory())
+        last = memory.last_time
+        if last is not None and int(record["event_time_ms"]) - last > EXPIRY:
+            memory = Memory()
+        line = line_of(memory, entity, record)
         flat.update({entity * slots.SLOTS + s: v for s, v in line.items()})
     flat.update({slots.OWN_LINE * slots.SLOTS + s: v for s, v in own_line(record).items()})
     return flat

@@ -67,7 +67,7 @@ def random_records(seed: int, n: int) -> NDArray[Any]:
     """Equal times, late arrivals, repeats, bursts past the ring, gaps past the longest window."""
     rng = np.random.default_rng(seed)
     pace = rng.choice([0, 1, 900, 40_000, 3_000_000], n, p=[0.1, 0.2, 0.3, 0.3, 0.1])
-    gap = rng.choice([0, 100 * DAY], n, p=[0.9997, 0.0003])
+    gap = rng.choice([0, 100 * DAY, 450 * DAY], n, p=[0.9995, 0.0003, 0.0002])
     time = 1_700_000_000_000 + np.cumsum(rng.integers(0, pace + 1) + gap)
     late = rng.choice([0, 5_000, DAY, 100 * DAY], n, p=[0.9, 0.06, 0.035, 0.005])
     records = np.zeros(n, RECORD)
