@@ -93,7 +93,7 @@ def _segment_path(directory: Path, first: int) -> str:
 
 def _list_segments(directory: Path) -> list[int]:
     """Return the first positions of the segment files, ascending."""
-    stems = (name[: -len(_SUFFIX)] for name in os.listdir(directory) if name.endswith(_SUFFIX))
+    stems = (path.stem for path in directory.iterdir() if path.suffix == _SUFFIX)
     return sorted(int(stem) for stem in stems if len(stem) == 20 and stem.isdigit())
 
 

@@ -80,7 +80,7 @@ def _slicing_tables(count: int) -> NDArray[np.uint32]:
 _TABLES = _slicing_tables(8)
 
 
-def _seal_frame(body: bytes, count: int, flags: int, salt: int) -> bytes:
+def _checked_frame(body: bytes, count: int, flags: int, salt: int) -> bytes:
     checked = google_crc32c.extend(salt, _CHECKED.pack(len(body), count, flags))
     crc = google_crc32c.extend(checked, body)
     return _FRAME.pack(MAGIC, len(body), crc, count, flags) + body
@@ -88,7 +88,7 @@ def _seal_frame(body: bytes, count: int, flags: int, salt: int) -> bytes:
 
 def encode_seal(salt: int) -> bytes:
     """Return the frame that ends a segment."""
-    return _seal_frame(b"", 0, _SEAL, salt)
+    return _checked_frame(b"", 0, _SEAL, salt)
 
 
 def encode_frame(entries: Sequence[Entry], salt: int, flags: int = 0) -> bytes:
@@ -109,7 +109,7 @@ def encode_frame(entries: Sequence[Entry], salt: int, flags: int = 0) -> bytes:
                 parts.append(_PADDING[-length & 7])
     except struct.error as error:
         raise LogError(f"topic {topic} with key {key} does not fit an entry: {error}") from error
-    return _seal_frame(b"".join(parts), len(entries), flags, salt)
+    return _checked_frame(b"".join(parts), len(entries), flags, salt)
 
 
 def encode_append(frames: Sequence[Sequence[Entry]], salt: int) -> tuple[bytes, list[int], int]:
@@ -137,8 +137,8 @@ def _encode_group(frames: Sequence[Sequence[Entry]], salt: int) -> tuple[bytes, 
         parts.append(encode_frame(entries, salt, flags))
         offsets.append(size)
         size += len(parts[-1])
-    for distance in (size, size + CLOSE_BYTES):
-        parts.append(_seal_frame(_DISTANCE.pack(distance), 0, _CLOSE, salt))
+    distances = (size, size + CLOSE_BYTES)
+    parts += [_checked_frame(_DISTANCE.pack(d), 0, _CLOSE, salt) for d in distances]
     return b"".join(parts), offsets, size + CLOSE_BYTES
 
 
@@ -166,10 +166,15 @@ def _crc_is_right(words, at, total, salt):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def _count_and_flags(second):  # type: ignore[no-untyped-def]
+    return np.int64((second >> np.uint64(32)) & _LOW_16), np.int64(second >> np.uint64(48))
+
+
+@njit(cache=True, nogil=True)
 def _words_claimed(first, second):  # type: ignore[no-untyped-def]
     """Return how many words a header says its frame has, 0 where it cannot be a header."""
     length = np.int64(first >> np.uint64(32))
-    count = np.int64((second >> np.uint64(32)) & _LOW_16)
+    count, _ = _count_and_flags(second)
     if (first & _LOW_32) != _MAGIC or length & 7 or length > MAX_APPEND_BYTES:
         return 0
     return 2 + length // 8 if count * 16 <= length else 0
@@ -232,7 +237,7 @@ def _frame_words(words, at, final, salt):  # type: ignore[no-untyped-def]
         return 0 if final else -total
     if total == 0 or not _crc_is_right(words, at, total, salt):
         return 0
-    count = np.int64((words[at + 1] >> np.uint64(32)) & _LOW_16)
+    count, _ = _count_and_flags(words[at + 1])
     return total if _entries_fit(words, at, total, count) else 0
 
 
@@ -262,8 +267,8 @@ def scan(words, final, salt, origin, rows, damage):  # type: ignore[no-untyped-d
     the word after the seal, or -1; rows of ``damage``. Where ``final``, the words from ``next``
     on are not a frame yet.
     """
-    at = entries = damages = needed = first_entry = 0
-    bad = group = sealed = -1
+    at, entries, damages, needed, first_entry = 0, 0, 0, 0, 0
+    bad, group, sealed = -1, -1, -1
     while at + 2 <= len(words) and sealed < 0:
         total = _frame_words(words, at, final, salt)
         if total < 0:
@@ -276,8 +281,7 @@ def scan(words, final, salt, origin, rows, damage):  # type: ignore[no-untyped-d
         if bad >= 0:
             damages = _note(damage, damages, bad, at, 0)
             bad = -1
-        count = np.int64((words[at + 1] >> np.uint64(32)) & _LOW_16)
-        flags = np.int64(words[at + 1] >> np.uint64(48))
+        count, flags = _count_and_flags(words[at + 1])
         if group >= 0 and (not flags & _GROUPED or flags & _FIRST):
             start, entries = _end_group(words, at, flags, group, rows, first_entry, entries, origin)
             damages = _note(damage, damages, group, start, 1)

@@ -13,6 +13,10 @@ class StoreError(Exception):
     """The store is gone, full, too slow, or of another schema."""
 
 
+class StoreStale(StoreError):  # noqa: N818 - it names a state that callers handle, as StopIteration
+    """The store cannot be trusted or is of another schema: rebuild it from the log."""
+
+
 class Snapshot(Protocol):
     """All states at one log position. Buffers stay valid until ``close``."""
 
@@ -47,16 +51,19 @@ class Store(Protocol):
         ids: Sequence[tuple[int, int]],
         position: int,
     ) -> None:
-        """Replace states, add ids (the first position given for an id stays) and set the
-        position, all or nothing. Raises StoreError, with nothing changed, when it cannot.
+        """Replace states, add ids and set the position, all or nothing.
+
+        The last blob given for a state and the first position given for an id stay. Raises
+        StoreError, with nothing changed, when it cannot, and for a position that goes back.
         """
         ...
 
     def sweep(self, oldest_event_time_ms: int, oldest_position: int, limit: int) -> int:
-        """Look at the next ``limit`` states and ids, drop those whose last event is older than
-        ``oldest_event_time_ms`` or whose position is below ``oldest_position``; return how many.
+        """Look at the next ``limit`` states and ids, drop the old ones, return how many.
 
-        The last event time of a state is its second 64-bit word (little-endian, milliseconds).
+        Old is a state whose last event is before ``oldest_event_time_ms``, and an id whose
+        position is below ``oldest_position``. The last event time of a state is its second
+        64-bit word (little-endian, milliseconds); a shorter state stays. Raises StoreError.
         """
         ...
 
