@@ -67,9 +67,9 @@ def write_vectors(
     times = vectors.event_time_ms
     labelled = [None] * rows if label_delay_ms is None else times + label_delay_ms
     table: dict[str, Any] = {
-        "transaction_id": pa.array([f"t{n}" for n in range(rows)]),
+        "transaction_id": pa.array([f"t{n}" for n in range(rows)], pa.string()),
         "event_time_ms": pa.array(times),
-        "customer_id": pa.array([f"c{n}" for n in vectors.customer]),
+        "customer_id": pa.array([f"c{n}" for n in vectors.customer], pa.string()),
         "amount_ref": pa.array(vectors.amount_ref),
         "is_fraud": pa.array(vectors.is_fraud),
         "label_time_ms": pa.array(labelled, pa.int64()),

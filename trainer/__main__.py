@@ -20,7 +20,7 @@ from trainer.bundle import BundleError, load_bundle, write_bundle
 from trainer.calibration import CalibrationError
 from trainer.evaluate import EvaluationError, evaluate
 from trainer.report import report_tables, utc_text
-from trainer.signing import SigningError, create_key, public_path, read_key
+from trainer.signing import SigningError, create_key, public_path, read_key, sign
 from trainer.thresholds import Costs
 from trainer.train import Settings, TrainingError, train
 from trainer.vectors import Vectors, VectorsError, read_vectors
@@ -138,9 +138,8 @@ def _settings(parsed: argparse.Namespace) -> Settings:
 
 def _train(parsed: argparse.Namespace, console: Console) -> int:
     settings = _settings(parsed)
-    if parsed.out.exists() and not parsed.replace:
-        raise BundleError(f"{parsed.out} exists; --replace replaces it")
     key: Path = parsed.key or parsed.out.parent / _KEY_NAME
+    _check_output(parsed.out, key, replace=parsed.replace)
     with console.status("reading vectors"):
         vectors = read_vectors(
             parsed.vectors,
@@ -165,6 +164,17 @@ def _train(parsed: argparse.Namespace, console: Console) -> int:
         f"{parsed.out}: review from {limits.review:.6f}, decline from {limits.decline:.6f}"
     )
     return 0
+
+
+def _check_output(out: Path, key: Path, *, replace: bool) -> None:
+    """Refuse before the training what would fail after it."""
+    if out.exists() and not replace:
+        raise BundleError(f"{out} exists; --replace replaces it")
+    for directory in (out.absolute().parent, key.absolute().parent):
+        if not directory.is_dir():
+            raise BundleError(f"there is no directory {directory}")
+    if key.exists():
+        sign(key, b"")
 
 
 def _tell_rows(vectors: Vectors, console: Console) -> None:

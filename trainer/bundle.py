@@ -261,7 +261,7 @@ def _read(path: Path, bytes_max: int) -> bytes:
 def _parse_manifest(data: bytes) -> dict[str, Any]:
     """Return the manifest where its form is the one that this code knows."""
     try:
-        manifest = json.loads(data)
+        manifest = json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{MANIFEST} is not JSON: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -277,6 +277,10 @@ def _parse_manifest(data: bytes) -> dict[str, Any]:
     return manifest
 
 
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
 def _read_digested(path: Path, name: str, listed: Mapping[str, Any]) -> bytes:
     """Return a file's bytes, or none for one that is not loaded, once its digest agrees."""
     data = _read(path / name, FILES[name])
@@ -290,7 +294,10 @@ def _check_schema(manifest: Mapping[str, Any], names: bytes, wanted: str) -> tup
     found = manifest["schema_version"]
     if found != wanted:
         raise BundleError(f"schema: the bundle is for {found}, this process computes {wanted}")
-    parsed = json.loads(names)
+    try:
+        parsed = json.loads(names)
+    except ValueError as error:
+        raise BundleError(f"schema: features.json is not JSON: {error}") from error
     if not isinstance(parsed, list) or not all(isinstance(name, str) for name in parsed):
         raise BundleError("schema: features.json is no list of names")
     return tuple(parsed)
@@ -298,10 +305,10 @@ def _check_schema(manifest: Mapping[str, Any], names: bytes, wanted: str) -> tup
 
 def _array(name: str, data: bytes) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+        array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise BundleError(f"{name} is no array: {error}") from error
-    return array
+    return np.ascontiguousarray(array)
 
 
 def _model(arrays: Mapping[str, NDArray[Any]], n_features: int) -> Model:

@@ -63,21 +63,7 @@ def check_trees(trees: Trees) -> None:
 
     The kernels check no index, so nothing gets to them but what passed here.
     """
-    depths = trees.depths
-    if not 0 < len(depths) <= TREES_MAX:
-        raise ModelError(f"{len(depths)} trees; 1 to {TREES_MAX} are supported")
-    if depths.min() < 0 or depths.max() > DEPTH_MAX:
-        raise ModelError(f"a tree of depth {depths.max()}; 0 to {DEPTH_MAX} are supported")
-    splits, leaves = int(depths.sum()), int((1 << depths).sum())
-    sizes: dict[str, tuple[NDArray[Any], type, int]] = {
-        "split_features": (trees.split_features, np.int32, splits),
-        "split_borders": (trees.split_borders, np.float32, splits),
-        "leaf_values": (trees.leaf_values, np.float64, leaves),
-        "leaf_weights": (trees.leaf_weights, np.float64, leaves),
-    }
-    for name, (array, kind, size) in sizes.items():
-        if array.dtype != kind or array.shape != (size,):
-            raise ModelError(f"{name} is {array.dtype}{array.shape}, not {kind.__name__}({size},)")
+    _check_shapes(trees)
     features = trees.split_features
     if len(features) and not (features.min() >= 0 and features.max() < trees.n_features):
         raise ModelError(f"a split on a feature outside the {trees.n_features} of the schema")
@@ -90,6 +76,28 @@ def check_trees(trees: Trees) -> None:
     if (trees.leaf_values[trees.leaf_weights == 0.0] != 0.0).any():
         # CatBoost then takes its covers from the rows that are asked about, which we do not have.
         raise ModelError("a leaf that no training row reached has a value")
+
+
+def _check_shapes(trees: Trees) -> None:
+    depths = trees.depths
+    if depths.dtype != np.int64 or depths.ndim != 1:
+        raise ModelError(f"depths is {depths.dtype}{depths.shape}, not int64[trees]")
+    if not 0 < len(depths) <= TREES_MAX:
+        raise ModelError(f"{len(depths)} trees; 1 to {TREES_MAX} are supported")
+    if depths.min() < 0 or depths.max() > DEPTH_MAX:
+        raise ModelError(
+            f"trees of depth {depths.min()} to {depths.max()}; 0 to {DEPTH_MAX} are supported"
+        )
+    splits, leaves = int(depths.sum()), int((1 << depths).sum())
+    sizes: dict[str, tuple[NDArray[Any], type, int]] = {
+        "split_features": (trees.split_features, np.int32, splits),
+        "split_borders": (trees.split_borders, np.float32, splits),
+        "leaf_values": (trees.leaf_values, np.float64, leaves),
+        "leaf_weights": (trees.leaf_weights, np.float64, leaves),
+    }
+    for name, (array, kind, size) in sizes.items():
+        if array.dtype != kind or array.shape != (size,):
+            raise ModelError(f"{name} is {array.dtype}{array.shape}, not {kind.__name__}({size},)")
 
 
 @njit(cache=True, nogil=True, inline="always")
