@@ -221,7 +221,7 @@ def with_item(value: float) -> Callable[[NDArray[Any]], NDArray[Any]]:
 
 BROKEN: list[tuple[Callable[[Trees], Trees], str]] = [
     (change("depths", lambda a: a[:0]), "0 trees"),
-    (change("depths", with_item(DEPTH_MAX + 1)), "depth 9"),
+    (change("depths", with_item(DEPTH_MAX + 1)), "depth 2 to 9"),
     (change("depths", with_item(2)), "split_features"),
     (change("split_features", with_item(WIDTH)), "outside"),
     (change("split_features", with_item(-1)), "outside"),
