@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 from featurizer.eventlog import Batch, Damage, Entry, LogError
 from featurizer.frames import (
+    TORN_FILLER,
     FrameScanner,
     Scanned,
     encode_append,
@@ -361,7 +362,7 @@ class _Writer:
         try:
             for _ in range(APPEND_ATTEMPTS):
                 padding = -os.fstat(self._descriptor).st_size & 7
-                start = self._write(bytes(padding) + data, padding + enough) + padding
+                start = self._write(TORN_FILLER * padding + data, padding + enough) + padding
                 if not start & 7:
                     return start
         finally:

@@ -5,7 +5,9 @@ Owns the layout, its limits and its checks. Must not know files, segments or thr
 A frame is a header of 16 bytes (magic ``FRL1``, body length u32, CRC-32C u32, entry count u16,
 flags u16) and its entries, each with a header of 16 bytes (topic u8, version u8, reserved u16,
 length u32, key i64) and padded to 8 bytes. All integers are little-endian and all frames start at
-a multiple of 8. The CRC covers the length, the count, the flags and the body, and starts from the
+a multiple of 8. The last byte of a frame is 0 (8 bytes are added where it would not be), and what
+fills up a torn frame to a multiple of 8 is TORN_FILLER, so that it never completes the frame.
+The CRC covers the length, the count, the flags and the body, and starts from the
 log's own random *salt*: so bytes of a value, or of another log, can never pass for a frame when
 a reader looks for the next good one inside damage.
 
@@ -36,6 +38,7 @@ ALIGNMENT_BYTES = 8
 MAX_APPEND_BYTES = 16 << 20  # all frames of one call
 MAX_FRAME_ENTRIES = 0xFFFF
 CLOSE_BYTES = HEADER_BYTES + 8
+TORN_FILLER = b"\xff"
 
 
 class FrameFlag(IntFlag):
@@ -109,7 +112,10 @@ def encode_frame(entries: Sequence[Entry], salt: int, flags: int = 0) -> bytes:
                 parts.append(_PADDING[-length & 7])
     except struct.error as error:
         raise LogError(f"topic {topic} with key {key} does not fit an entry: {error}") from error
-    return _checked_frame(b"".join(parts), len(entries), flags, salt)
+    body = b"".join(parts)
+    if body[-1]:
+        body += bytes(ALIGNMENT_BYTES)
+    return _checked_frame(body, len(entries), flags, salt)
 
 
 def encode_append(frames: Sequence[Sequence[Entry]], salt: int) -> tuple[bytes, list[int], int]:
