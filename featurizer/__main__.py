@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,9 +16,12 @@ from rich.table import Table
 
 from featurizer.arena import Arena
 from featurizer.backfill import backfill, order_events
+from featurizer.eventlog import LogError
 from featurizer.features import FEATURES, SCHEMA_VERSION
 from featurizer.hashing import IdHasher
 from featurizer.history import HistoryError, read_history
+from featurizer.role import RoleOptions, run
+from featurizer.store import StoreError
 
 DAY_MS = 86_400_000
 
@@ -65,6 +70,14 @@ def _backfill(args: argparse.Namespace) -> int:
     return 0
 
 
+def _run(args: argparse.Namespace) -> int:
+    logging.basicConfig(
+        level=args.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    retain_bytes = None if args.retain_gib is None else round(args.retain_gib * (1 << 30))
+    return run(RoleOptions(args.log, args.store, retain_bytes, args.retain_days, args.ready_file))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m featurizer", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -81,6 +94,14 @@ def _parser() -> argparse.ArgumentParser:
     fill.add_argument("--strict", action="store_true", help="stop at a row that cannot be used")
     fill.add_argument("--memory-gib", type=int, default=8, help="bound of the states' memory")
     fill.set_defaults(run=_backfill)
+    role = commands.add_parser("run", help="follow the log and keep the store")
+    role.add_argument("--log", default=os.environ.get("FRAUD_LOG", "file://data/log"))
+    role.add_argument("--store", default=os.environ.get("FRAUD_STORE", "lmdb://data/store"))
+    role.add_argument("--retain-gib", type=float, help="of the log; older segments are dropped")
+    role.add_argument("--retain-days", type=float, help="of the log; older segments are dropped")
+    role.add_argument("--ready-file", type=Path, help="is written once the store is up to date")
+    role.add_argument("--log-level", default=os.environ.get("FRAUD_LOG_LEVEL", "INFO"))
+    role.set_defaults(run=_run)
     return parser
 
 
@@ -89,7 +110,7 @@ def main() -> int:
     args = _parser().parse_args()
     try:
         return int(args.run(args))
-    except (HistoryError, MemoryError) as error:
+    except (HistoryError, LogError, StoreError, MemoryError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -1,0 +1,143 @@
+"""The commands of the command side. Only here is the environment read and are options made."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import logging.handlers
+import os
+import queue
+import sys
+from pathlib import Path
+
+from featurizer.hashing import SECRET_BYTES
+from fraudsvc.contract import ContractSettings
+from fraudsvc.policy import DEFAULT_POLICY
+from fraudsvc.scorer import ScorerSettings
+from fraudsvc.serve import ServeOptions, host_name, serve, serve_workers
+from fraudsvc.server import ServerSettings
+from fraudsvc.up import UpOptions, print_change, up
+
+# Flag, environment variable, default, meaning; the flag wins.
+PLACES = (
+    ("--log", "FRAUD_LOG", "file://data/log", "URL of the event log"),
+    ("--store", "FRAUD_STORE", "lmdb://data/store", "URL of the store"),
+    ("--address", "FRAUD_ADDRESS", "127.0.0.1:50051", "where to serve gRPC"),
+    ("--policy", "FRAUD_POLICY", str(DEFAULT_POLICY), "policy file (TOML)"),
+    ("--bundle", "FRAUD_BUNDLE", "data/bundle", "model bundle (directory, or a link to one)"),
+    ("--public-key", "FRAUD_PUBLIC_KEY", "data/key.pub", "key that bundles are signed with"),
+    ("--id-secret", "FRAUD_ID_SECRET", "", "file with the 16 bytes that ids are hashed with"),
+)  # fmt: skip
+
+
+def _log_through_queue(level: str) -> logging.handlers.QueueListener:
+    """Let no call wait for a terminal or a disk to take a line of the log."""
+    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    queued = logging.handlers.QueueHandler(lines)
+    logging.basicConfig(level=level, format="%(message)s", handlers=[queued])
+    listener = logging.handlers.QueueListener(lines, handler)
+    listener.start()
+    return listener
+
+
+def _secret(path: str) -> bytes:
+    if not path:
+        return bytes(SECRET_BYTES)
+    secret = Path(path).read_bytes()
+    if len(secret) != SECRET_BYTES:
+        raise ValueError(f"{path} must hold {SECRET_BYTES} bytes, not {len(secret)}")
+    return secret
+
+
+def _contract(args: argparse.Namespace) -> ContractSettings:
+    fields = os.environ.get("FRAUD_EXEMPT_FIELDS", "")
+    exempt = frozenset(f.strip() for f in fields.split(",") if f.strip())
+    days = args.max_age_days
+    return ContractSettings(max_age_days=days if days > 0 else None, exempt_fields=exempt)
+
+
+def _options(args: argparse.Namespace) -> ServeOptions:
+    return ServeOptions(
+        log=args.log, store=args.store, address=args.address, policy=Path(args.policy),
+        bundle=Path(args.bundle), public_key=Path(args.public_key), secret=_secret(args.id_secret),
+        cpus=frozenset(int(c) for c in args.cpus.split(",") if c), ready_file=args.ready_file,
+        sync_interval_ms=args.sync_interval_ms, contract=_contract(args),
+        scorer=ScorerSettings(budget_ms=args.budget_ms, name=host_name()),
+        server=ServerSettings(
+            threads=args.threads, calls_max=args.calls_max, reflection=args.reflection
+        ),
+    )  # fmt: skip
+
+
+def _serve(args: argparse.Namespace) -> int:
+    if args.workers > 1:
+        if args.address.endswith(":0"):
+            raise ValueError("several workers share one port: --address needs its number")
+        argv = [sys.executable, "-m", "fraudsvc", *sys.argv[1:]]
+        return serve_workers(argv, args.workers, args.pin, print_change)
+    listener = _log_through_queue(args.log_level)
+    try:
+        return serve(_options(args))
+    finally:
+        listener.stop()
+
+
+def _up(args: argparse.Namespace) -> int:
+    extra = ["--max-age-days", str(args.max_age_days)]
+    return up(
+        UpOptions(
+            data=args.data, address=args.address, workers=args.workers, pin=args.pin,
+            policy=args.policy, serve_arguments=extra,
+        )
+    )  # fmt: skip
+
+
+def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("serve", help="run the scorer")
+    for flag, variable, default, meaning in PLACES:
+        parser.add_argument(
+            flag, default=os.environ.get(variable, default), help=f"{meaning} ({variable})"
+        )
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the port")
+    parser.add_argument("--pin", action="store_true", help="give each worker a core of its own")
+    parser.add_argument("--cpus", default="", help="cores for this worker, such as 0,1")
+    parser.add_argument("--threads", type=int, default=4, help="threads a worker")
+    parser.add_argument("--calls-max", type=int, default=128, help="calls at once; more are shed")
+    parser.add_argument("--budget-ms", type=float, default=50.0, help="time within which to answer")
+    parser.add_argument("--sync-interval-ms", type=int, default=50, help="between syncs to disk")
+    parser.add_argument("--max-age-days", type=int, default=90, help="of an event; 0 for any")
+    parser.add_argument("--reflection", action="store_true", help="serve gRPC reflection")
+    parser.add_argument("--ready-file", type=Path, help="is given the port once it is open")
+    parser.add_argument("--log-level", default=os.environ.get("FRAUD_LOG_LEVEL", "INFO"))
+    parser.set_defaults(run=_serve)
+
+
+def _add_up(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("up", help="run every role on this machine")
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("FRAUD_DATA", "data")))
+    parser.add_argument("--address", default=os.environ.get("FRAUD_ADDRESS", "127.0.0.1:50051"))
+    parser.add_argument("--policy", default=os.environ.get("FRAUD_POLICY", str(DEFAULT_POLICY)))
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--pin", action="store_true")
+    parser.add_argument("--max-age-days", type=int, default=90)
+    parser.set_defaults(run=_up)
+
+
+def main() -> int:
+    """Run one command; the exit status is 2 where its options cannot be used."""
+    parser = argparse.ArgumentParser(prog="python -m fraudsvc", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_serve(commands)
+    _add_up(commands)
+    args = parser.parse_args()
+    try:
+        return int(args.run(args))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""The scorer role: one process that opens everything, warms up, serves, and drains.
+
+Owns the order of start and stop. Must not read the environment: the options come from __main__.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import socket
+import threading
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fraud.v1 import transaction_pb2
+
+from featurizer.adapters import open_log, open_store
+from featurizer.features import INDEX, SCHEMA_VERSION
+from featurizer.hashing import IdHasher
+from fraudsvc.contract import ContractSettings
+from fraudsvc.models import BundleFile
+from fraudsvc.policy import PolicyFile
+from fraudsvc.scorer import Call, Clocks, Scorer, ScorerSettings
+from fraudsvc.server import Server, ServerSettings
+from fraudsvc.supervisor import Role, Supervisor
+from fraudsvc.topology import plan
+
+POLL_S = 1.0
+WARM_UP_CALLS = 200
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """Where things are and how the scorer is bound; the defaults are those of embedded mode."""
+
+    log: str
+    store: str
+    address: str
+    policy: Path
+    bundle: Path
+    public_key: Path
+    secret: bytes
+    cpus: frozenset[int] = frozenset()
+    ready_file: Path | None = None
+    sync_interval_ms: int = 50
+    contract: ContractSettings = field(default_factory=ContractSettings)
+    scorer: ScorerSettings = field(default_factory=ScorerSettings)
+    server: ServerSettings = field(default_factory=ServerSettings)
+
+
+def _sample(now_ms: int) -> transaction_pb2.Transaction:
+    transaction = transaction_pb2.Transaction(
+        request_id=str(uuid.uuid4()), transaction_id="warm-up", customer_id="warm-up",
+        amount_minor=1, currency_code="USD", device_id="warm-up", terminal_id="warm-up",
+    )  # fmt: skip
+    transaction.event_time.FromMilliseconds(now_ms)
+    return transaction
+
+
+def _warm_up(scorer: Scorer) -> None:
+    """Compile or load every kernel and touch every page before the port opens."""
+    clocks = Clocks()
+    for _ in range(WARM_UP_CALLS):
+        now_ns = clocks.monotonic_ns()
+        call = Call(now_ns, now_ns + 60_000_000_000)
+        scorer.score(_sample(clocks.now_ms()), call, validate_only=True)
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        _log.warning("no public key, so no bundle will be trusted: %s", error)
+        return b""
+
+
+def serve(options: ServeOptions) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit status."""
+    if options.cpus:
+        os.sched_setaffinity(0, options.cpus)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    log = open_log(options.log, sync_interval_ms=options.sync_interval_ms)
+    store = open_store(options.store, schema=SCHEMA_VERSION, read_only=True)
+    policy = PolicyFile(options.policy, INDEX, lambda e: _log.error("policy refused: %s", e))
+    bundle = BundleFile(
+        options.bundle, _read_key(options.public_key), lambda e: _log.error("bundle refused: %s", e)
+    )
+    scorer = Scorer(
+        log, store, IdHasher(options.secret), lambda: bundle.current, lambda: policy.current,
+        options.contract, options.scorer,
+    )  # fmt: skip
+    _warm_up(scorer)
+    server = Server(scorer, options.address, options.server)
+    gc.collect()
+    gc.freeze()
+    server.start()
+    if options.ready_file is not None:
+        options.ready_file.write_text(str(server.port))
+    _log.info("serving on port %d", server.port)
+    while not stopping.wait(POLL_S):
+        policy.poll()
+        bundle.poll()
+    server.stop()
+    log.close()
+    store.close()
+    return 0
+
+
+def serve_workers(argv: Sequence[str], workers: int, pin: bool, on_change: object) -> int:
+    """Run ``argv`` as ``workers`` processes on one port, each on its own core with ``pin``."""
+    cores = plan(workers) if pin else [frozenset[int]()] * workers
+    roles = [
+        Role(
+            f"serve-{i}",
+            [*argv, "--workers", "1", *(["--cpus", ",".join(map(str, sorted(c)))] if c else [])],
+        )
+        for i, c in enumerate(cores)
+    ]
+    supervisor = Supervisor(roles, on_change)  # type: ignore[arg-type]
+    return 0 if supervisor.run() else 1
+
+
+def host_name() -> str:
+    """Return what stands in every decision as its scorer: host and process."""
+    return f"{socket.gethostname()}/{os.getpid()}"

@@ -1,0 +1,83 @@
+"""All roles on one machine, with no server to install: what embedded mode is.
+
+Owns which roles there are and where each keeps its files. Must not know what a role does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from fraudsvc.supervisor import Change, Role, State, Supervisor
+from fraudsvc.topology import plan
+
+_STYLES = {State.READY: "green", State.WAITING: "red", State.STOPPED: "dim"}
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """Where the data is and how many scorers share the port."""
+
+    data: Path
+    address: str
+    workers: int
+    pin: bool
+    policy: str
+    serve_arguments: Sequence[str] = ()
+
+
+def print_change(change: Change) -> None:
+    """Show one change of a role's state on a line."""
+    state = change.state
+    text = f"{change.role:<12} [{_STYLES.get(state, 'yellow')}]{state.value:<9}[/]"
+    if change.pid is not None:
+        text += f" pid {change.pid}"
+    if state is State.WAITING and change.exit_code is not None:
+        text += f" ended with status {change.exit_code}, restarts {change.restarts}"
+    Console(stderr=True, highlight=False).print(text)
+
+
+def roles(options: UpOptions) -> list[Role]:
+    """Return the roles of embedded mode."""
+    data = options.data
+    places = ["--log", f"file://{data}/log", "--store", f"lmdb://{data}/store"]
+    featurizer_ready = data / "featurizer.ready"
+    found = [
+        Role(
+            "featurizer",
+            [
+                sys.executable,
+                "-m",
+                "featurizer",
+                "run",
+                *places,
+                "--ready-file",
+                str(featurizer_ready),
+            ],
+            ready_file=featurizer_ready,
+        )
+    ]
+    cores = plan(options.workers) if options.pin else [frozenset[int]()] * options.workers
+    for i, cpus in enumerate(cores):
+        ready = data / f"serve-{i}.ready"
+        pinned = ["--cpus", ",".join(map(str, sorted(cpus)))] if cpus else []
+        argv = [
+            sys.executable, "-m", "fraudsvc", "serve", *places, "--address", options.address,
+            "--policy", options.policy, "--bundle", str(data / "bundle"),
+            "--public-key", str(data / "key.pub"), "--ready-file", str(ready), "--reflection",
+            *pinned, *options.serve_arguments,
+        ]  # fmt: skip
+        found.append(Role(f"serve-{i}", argv, ready_file=ready))
+    return found
+
+
+def up(options: UpOptions) -> int:
+    """Run all roles until SIGTERM or SIGINT; a role that dies is started again."""
+    options.data.mkdir(parents=True, exist_ok=True)
+    if options.workers > 1 and options.address.endswith(":0"):
+        raise ValueError("several workers share one port: --address needs its number")
+    return 0 if Supervisor(roles(options), print_change).run() else 1
