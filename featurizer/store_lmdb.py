@@ -4,8 +4,8 @@ Owns the environment's files and is the only importer of lmdb. Must not know wha
 
 It is a cache of the log and does not wait for the disk: the pages of a process that dies are the
 kernel's and stay whole, those of a machine that dies do not. So ``STORE``, a file beside the
-environment, names the boot under which it was last written, or "closed"; after any other end the
-environment is not even opened, but StoreStale says that it must be rebuilt. It also names the
+environment, names the boot under which it is written, or "whole" once it was closed; after any
+other end the environment is not even opened, but StoreStale says that it must be rebuilt. It also names the
 schema, for the same answer. A memory map cannot report a full disk except by a signal, so a
 write looks at the free space first.
 
@@ -35,7 +35,7 @@ MAX_STATE_BYTES = 64 << 10
 MIN_FREE_BYTES = 64 << 20
 SPARE_TRANSACTIONS = 32
 
-_CLOSED = "closed"
+_WHOLE = "whole"
 _KEY = struct.Struct("=q")
 _EVENT_TIME = struct.Struct("<q")
 _EVENT_TIME_AT = 8
@@ -160,12 +160,12 @@ class LmdbStore:
             raise StoreError(f"there is no store in {self._directory}")
         if exists:
             label = _read_label(self._label)
-            if label["schema"] != self._schema:
-                raise StoreStale(f"the store has schema {label['schema']}, not {self._schema}")
-            if label["boot"] not in (boot, _CLOSED) and self._sync == "none":
+            if label.get("schema") != self._schema:
+                raise StoreStale(f"the store has schema {label.get('schema')}, not {self._schema}")
+            if label.get("boot") not in (boot, _WHOLE):
                 raise StoreStale("the machine stopped while the store was open")
         if not read_only:
-            _write_label(self._label, self._schema, boot)
+            _write_label(self._label, self._schema, boot if self._sync == "none" else _WHOLE)
 
     def _open(self, map_bytes: int, read_only: bool, undo: contextlib.ExitStack) -> None:
         durable = self._sync == "commit"
@@ -278,7 +278,7 @@ class LmdbStore:
             with _store_errors("sync"):
                 self._environment.sync(True)
             self._environment.close()
-            _write_label(self._label, self._schema, _CLOSED)
+            _write_label(self._label, self._schema, _WHOLE)
             os.close(self._writer_lock)
             self._writer_lock = -1
         self._environment.close()
