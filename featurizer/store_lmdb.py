@@ -4,10 +4,10 @@ Owns the environment's files and is the only importer of lmdb. Must not know wha
 
 It is a cache of the log and does not wait for the disk: the pages of a process that dies are the
 kernel's and stay whole, those of a machine that dies do not. So ``STORE``, a file beside the
-environment, names the boot under which it is written, or "whole" once it was closed; after any
-other end the environment is not even opened, but StoreStale says that it must be rebuilt. It also names the
-schema, for the same answer. A memory map cannot report a full disk except by a signal, so a
-write looks at the free space first.
+environment, names the boot under which it is written, or "whole" once it was closed. After any
+other end the environment is not even opened, but StoreStale says that it must be rebuilt. The
+file also names the schema, for the same answer. A memory map cannot report a full disk except by
+a signal, so a write looks at the free space first.
 
 Keys are the 64-bit hashes of entities and ids in the machine's own byte order.
 """

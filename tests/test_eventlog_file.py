@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -307,8 +308,7 @@ def test_the_oldest_segments_are_dropped_by_size_and_by_age(tmp_path: Path) -> N
     by_size.close()
 
     with pytest.raises(LogError, match="too old"):
-        for _ in itertools.repeat(None, 100):
-            position = behind.read(position, 4096).next_position
+        read_to_end(behind, position)
     behind.close()
 
     an_hour_on = FileEventLog(
@@ -325,15 +325,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a file system of 256 KiB."""
     directory = tmp_path / "disk"
     directory.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(directory)]
-    program = shutil.which("mount")
-    done = program and subprocess.run(command, capture_output=True, timeout=10, check=False)
-    if not done or done.returncode:
+    mount, unmount = (shutil.which(name) or "/bin/false" for name in ("mount", "umount"))
+    command = [mount, "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(directory)]
+    if subprocess.run(command, capture_output=True, timeout=10, check=False).returncode:
         if "CI" in os.environ:
             pytest.fail("a tmpfs must be mountable in CI")
         pytest.skip("mounting a tmpfs needs root")
     yield directory
-    subprocess.run(["umount", str(directory)], timeout=10, check=True)
+    subprocess.run([unmount, str(directory)], timeout=10, check=True)
 
 
 @pytest.mark.parametrize("frames_per_call", [1, 3])
@@ -350,8 +349,7 @@ def test_a_full_disk(small_disk: Path, frames_per_call: int, segment_bytes: int)
 
     def append_until_full(numbers: Iterator[int]) -> None:
         with pytest.raises(LogError):
-            for n in numbers:
-                append(n)
+            deque(map(append, numbers), maxlen=0)
 
     numbers = itertools.count()
     append_until_full(numbers)
