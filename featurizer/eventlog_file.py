@@ -129,6 +129,7 @@ class _Reader:
         self._open: dict[int, _Segment] = {}
         self._current = _Segment(0, -1, -1)
         self._nothing = no_entries(-1)
+        self._closed = False
 
     def read(self, position: int, max_bytes: int) -> Batch:
         with self._lock:
@@ -156,6 +157,7 @@ class _Reader:
             self._open.clear()
             self._firsts = []
             self._current = _Segment(0, -1, -1)
+            self._closed = True
 
     def _at_end(self, position: int) -> Batch:
         if self._nothing.next_position != position:
@@ -215,6 +217,8 @@ class _Reader:
 
     def _refresh(self) -> None:
         """List the segments anew, and find out up to where the newest is not sealed."""
+        if self._closed:
+            raise LogError("the log is closed")
         while True:
             self._firsts = _list_segments(self._directory)
             newest = self._opened(self._firsts[-1]) if self._firsts else None
@@ -328,6 +332,11 @@ class _Writer:
             except OSError as error:
                 raise LogError(f"cannot append: {error}") from error
         return [position + offset for offset in offsets]
+
+    def close(self) -> None:
+        """Refuse every later append; the syncer still has the descriptor."""
+        with self._lock:
+            self._descriptor = -1
 
     def _place(self, data: bytes, enough: int) -> int:
         """Append until the bytes are where they count; return their position."""
@@ -554,9 +563,12 @@ class FileEventLog:
         return dropped
 
     def close(self) -> None:
-        """Sync and let go of all files."""
+        """Sync and let go of all files. Raises LogError where the disk failed, once."""
         writer, self._writer = self._writer, None
+        self._reader.close()
         if writer is not None:
+            writer.close()
             self._syncer.stop()
             os.close(self._lock_descriptor)
-        self._reader.close()
+            if self._syncer.error is not None:
+                raise LogError(f"the disk failed: {self._syncer.error}")

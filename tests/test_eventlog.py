@@ -156,6 +156,8 @@ def test_a_closed_log_refuses_and_an_opened_one_goes_on(opened: Callable[[], Eve
     first.close()
     with pytest.raises(LogError):
         first.append([frames[0]])
+    with pytest.raises(LogError):
+        first.read(0, 1000)
 
     second = opened()
     positions += [second.append([frame])[0] for frame in frames[15:]]

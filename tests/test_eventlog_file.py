@@ -388,7 +388,8 @@ def test_an_error_of_the_disk_is_told_by_the_next_append(tmp_path: Path) -> None
         log.append(one(b"y"))
 
     assert values_of(read_to_end(log)) == [b"x"]
-    log.close()
+    with pytest.raises(LogError, match="disk failed"):
+        log.close()
     os.close(kept)
     os.close(null)
 
