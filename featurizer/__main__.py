@@ -15,15 +15,18 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from featurizer.arena import Arena
-from featurizer.backfill import backfill, order_events
+from featurizer.backfill import backfill, read_history
 from featurizer.eventlog import LogError
 from featurizer.features import FEATURES, SCHEMA_VERSION
 from featurizer.hashing import IdHasher
-from featurizer.history import HistoryError, read_history
+from featurizer.history import OPTIONAL, REQUIRED, History, HistoryError
+from featurizer.records import NO_TIME_MS
 from featurizer.role import RoleOptions, run
+from featurizer.state import DAY_MS
 from featurizer.store import StoreError
 
-DAY_MS = 86_400_000
+LABEL_DELAY_DAYS_MAX = 3_650
+MEMORY_GIB_MAX = 1_024
 
 
 def _features(args: argparse.Namespace) -> int:
@@ -41,32 +44,57 @@ def _features(args: argparse.Namespace) -> int:
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:
-    pairs = [text.partition("=") for text in texts]
-    for ours, separator, theirs in pairs:
-        if not (ours and separator and theirs):
-            raise HistoryError(f"--map wants ours=theirs, not {ours}{separator}{theirs}")
-    return {ours: theirs for ours, _, theirs in pairs}
+    pairs: dict[str, str] = {}
+    for text in texts:
+        ours, _, theirs = text.partition("=")
+        if not (ours and theirs):
+            raise HistoryError(f"--map wants OURS=THEIRS, not {text}")
+        if ours in pairs:
+            raise HistoryError(f"--map names {ours} twice")
+        pairs[ours] = theirs
+    return pairs
+
+
+def _read(args: argparse.Namespace, console: Console) -> History | None:
+    """Read the history and say what is wrong with it; None where that ends the run."""
+    if args.out.resolve() == args.history.resolve():
+        raise HistoryError("OUT would replace HISTORY")
+    delay_ms = None if args.label_delay_days is None else round(args.label_delay_days * DAY_MS)
+    with console.status("reading the history"):
+        history = read_history(args.history, IdHasher(), _pairs(args.map), delay_ms)
+    for problem in history.problems:
+        _say(f"line {problem.line}: {problem.column} {problem.why}".replace("  ", " "))
+    if history.bad_rows:
+        _say(f"{history.bad_rows} rows cannot be used ({len(history.problems)} shown)")
+        if args.strict:
+            return None
+    if not len(history.records):
+        raise HistoryError("no row can be used")
+    if (history.is_fraud >= 0).any() and (history.label_time_ms == NO_TIME_MS).all():
+        _say("labels have no effect: give label_time, or --label-delay-days")
+    return history
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _backfill(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
-    delay = None if args.label_delay_days is None else round(args.label_delay_days * DAY_MS)
     started = time.perf_counter()
-    with console.status(f"reading {args.history}"):
-        history = read_history(args.history, IdHasher(), _pairs(args.map), delay)
-    for problem in history.problems:
-        console.print(f"line {problem.line}: {problem.column} {problem.why}", style="yellow")
-    if history.bad_rows:
-        console.print(f"{history.bad_rows} rows cannot be used", style="yellow")
-        if args.strict:
-            return 1
+    history = _read(args, console)
+    if history is None:
+        return 1
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("events", total=len(order_events(history)))
+        task = progress.add_task("events", total=None)
         arena = Arena(args.memory_gib << 30)
-        rows = backfill(history, args.out, arena, lambda n: progress.advance(task, n))
+        rows = backfill(
+            history, args.out, arena,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )  # fmt: skip
     seconds = time.perf_counter() - started
-    console.print(f"{rows} vectors of {len(FEATURES)} features in {seconds:.1f} s → {args.out}")
+    _say(f"{rows} vectors of {len(FEATURES)} features in {seconds:.1f} s → {args.out}")
     return 0
 
 
@@ -78,21 +106,52 @@ def _run(args: argparse.Namespace) -> int:
     return run(RoleOptions(args.log, args.store, retain_bytes, args.retain_days, args.ready_file))
 
 
+def _days(text: str) -> float:
+    days = float(text)
+    if not 0 <= days <= LABEL_DELAY_DAYS_MAX:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and {LABEL_DELAY_DAYS_MAX}")
+    return days
+
+
+def _gib(text: str) -> int:
+    gib = int(text)
+    if not 1 <= gib <= MEMORY_GIB_MAX:
+        raise argparse.ArgumentTypeError(f"must lie between 1 and {MEMORY_GIB_MAX}")
+    return gib
+
+
+_COLUMNS_HELP = f"""columns:
+  required: {", ".join(REQUIRED)}
+  optional: {", ".join(OPTIONAL)}
+Times are ISO 8601 (UTC where they name no zone) or milliseconds since 1970, amounts minor units.
+Rows that cannot be used are reported and left out. Exit status: 1 --strict met such a row, 2 the
+input or the options cannot be used."""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m featurizer", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     features = commands.add_parser("features", help="print the catalogue of features")
-    features.add_argument("--json", action="store_true")
+    features.add_argument("--json", action="store_true", help="as JSON")
     features.set_defaults(run=_features)
-    fill = commands.add_parser("backfill", help="turn a history file into vectors")
-    fill.add_argument("history", type=Path, metavar="HISTORY", help="Parquet or CSV")
+    fill = commands.add_parser(
+        "backfill", help="turn a history file into vectors", epilog=_COLUMNS_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    fill.add_argument("history", type=Path, metavar="HISTORY", help="Parquet, or CSV by its ending")
     fill.add_argument("out", type=Path, metavar="OUT", help="Parquet")
-    fill.add_argument("--map", action="append", default=[], metavar="OURS=THEIRS", help="rename")
     fill.add_argument(
-        "--label-delay-days", type=float, help="labels become known so long after their event"
-    )
+        "--map", action="append", default=[], metavar="OURS=THEIRS",
+        help="the file calls our column OURS by the name THEIRS",
+    )  # fmt: skip
+    fill.add_argument(
+        "--label-delay-days", type=_days, metavar="DAYS",
+        help="where there is no label_time: labels become known so long after their event",
+    )  # fmt: skip
     fill.add_argument("--strict", action="store_true", help="stop at a row that cannot be used")
-    fill.add_argument("--memory-gib", type=int, default=8, help="bound of the states' memory")
+    fill.add_argument(
+        "--memory-gib", type=_gib, default=8, metavar="GIB", help="bound of the states' memory"
+    )
     fill.set_defaults(run=_backfill)
     role = commands.add_parser("run", help="follow the log and keep the store")
     role.add_argument("--log", default=os.environ.get("FRAUD_LOG", "file://data/log"))
@@ -106,12 +165,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Run one command; the exit status is 2 where its input cannot be used."""
+    """Run one command; the exit status is 2 where its input or output cannot be used."""
     args = _parser().parse_args()
     try:
         return int(args.run(args))
-    except (HistoryError, LogError, StoreError, MemoryError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (HistoryError, LogError, StoreError, MemoryError, OSError, ValueError) as error:
+        _say(f"error: {error}")
         return 2
 
 

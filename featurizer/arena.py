@@ -16,7 +16,7 @@ from featurizer.features import FEATURES, OPS
 from featurizer.fold import fold
 from featurizer.records import RECORD, Entity, Kind
 from featurizer.slots import LINES, SLOTS
-from featurizer.state import ROW_WORDS, length
+from featurizer.state import HEADER, META, ROW_WORDS, check_blob, length
 from featurizer.view import view
 
 SIZES_WORDS = np.array([64, 128, 256, 512, ROW_WORDS], np.int64)
@@ -154,6 +154,49 @@ def _run(words, index, counters, records, positions, marks_of, at, ops, rows, li
     return len(records)
 
 
+@njit(cache=True)
+def _lend(words, index, records, rows):  # type: ignore[no-untyped-def]
+    """Copy the states that ``records[0]`` meets into ``rows``; return bits of those not here.
+
+    Holds the GIL, and so does ``_absorb``: their callers answer calls, and giving the GIL up for
+    a microsecond invites a wait that is a thousand times as long.
+    """
+    rec = records[0]
+    missing = 0
+    for entity in range(len(rec.entities)):
+        key = rec.entities[entity]
+        rows[entity, :HEADER] = 0
+        if key == 0:
+            continue
+        row = _find(index, key)
+        if index[row, _KEY] == _EMPTY:
+            missing |= 1 << entity
+            continue
+        place = index[row, _PLACE]
+        used = length(words[place:])
+        rows[entity, :used] = words[place : place + used]
+    return missing
+
+
+@njit(cache=True)
+def _absorb(words, index, counters, records, positions, at):  # type: ignore[no-untyped-def]
+    """Fold records from ``at`` on into the states that are here; return where it ended."""
+    for i in range(at, len(records)):
+        rec = records[i]
+        for entity in range(len(rec.entities)):
+            key = rec.entities[entity]
+            row = _find(index, key) if key != 0 else 0
+            if key == 0 or index[row, _KEY] == _EMPTY:
+                continue
+            used = length(words[index[row, _PLACE] :])
+            row = _reserve(words, index, counters, key, used + GROWTH_WORDS)
+            if row < 0:
+                return i
+            place = index[row, _PLACE]
+            fold(words[place : place + SIZES_WORDS[index[row, _SIZE]]], entity, rec, positions[i])
+    return len(records)
+
+
 @njit(cache=True, nogil=True)
 def _rehash(old, new):  # type: ignore[no-untyped-def]
     for i in range(old.shape[0]):
@@ -219,7 +262,9 @@ class Arena:
             self._grow()
 
     def put(self, key: int, blob: bytes | memoryview) -> None:
-        """Load a state that was stored; it counts as clean."""
+        """Load a state that was stored; it counts as clean. Raises ValueError for no state."""
+        if why := check_blob(blob):
+            raise ValueError(why)
         words = np.frombuffer(blob, np.int64)
         row = _reserve(self._words, self._index, self._counters, key, len(words) + GROWTH_WORDS)
         while row < 0:
@@ -229,8 +274,30 @@ class Arena:
         self._words[place : place + len(words)] = words
         self._index[row, _DIRTY] = 0
 
+    def lend(self, record: NDArray[np.void], rows: NDArray[np.int64]) -> int:
+        """Copy the states that ``record`` (RECORD[1]) meets into ``rows``.
+
+        ``rows`` int64[len(Entity), ROW_WORDS]. Returns a bit for each entity whose state is not
+        here; its row is empty then.
+        """
+        missing: int = _lend(self._words, self._index, record, rows)
+        return missing
+
+    def absorb(self, records: NDArray[np.void], positions: NDArray[np.int64]) -> None:
+        """Fold ``records`` (RECORD[n]) into those of their states that are here, and no others."""
+        done = 0
+        while True:
+            done = _absorb(
+                self._words, self._index, self._counters, records, positions, done
+            )
+            if done == len(records):
+                return
+            self._grow()
+
     def __contains__(self, key: int) -> bool:
-        return bool(self._index[_find(self._index, key), _KEY] == key)
+        row = self._index[_find(self._index, key)]
+        # A batch that ran out of memory may leave room for a state without the state.
+        return bool(row[_KEY] == key and self._words[row[_PLACE] + META] != 0)
 
     def missing(self, keys: NDArray[np.int64]) -> list[int]:
         """Return the distinct keys (0 excepted) that are not here."""
@@ -247,7 +314,8 @@ class Arena:
         found = []
         for key, place, size, _ in rows.tolist():
             words = self._words[place : place + int(SIZES_WORDS[size])]
-            found.append((key, words[: int(length(words))].tobytes()))
+            if words[META] != 0:
+                found.append((key, words[: int(length(words))].tobytes()))
         return found
 
     def clean(self) -> None:
