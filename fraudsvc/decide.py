@@ -15,8 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from featurizer.features import FEATURES, INDEX, OPS, SCHEMA_VERSION
-from featurizer.fold import fold
-from featurizer.records import RECORD, Entity
+from featurizer.records import Entity
 from featurizer.slots import LINES, SLOTS
 from featurizer.state import META, POSITION, ROW_WORDS
 from featurizer.view import view
@@ -48,8 +47,8 @@ _NORMS = [INDEX[f.norm] if f.norm else -1 for f in FEATURES]
 class Workspace:
     """Memory for one decision at a time, allocated once.
 
-    ``rows`` int64[entities, ROW_WORDS] are the states before the record; ``row_bytes`` the same
-    memory, a view per row; ``versions`` int64[entities] the log position each state had applied.
+    ``rows`` int64[entities, ROW_WORDS] are the states before the record; ``versions``
+    int64[entities] the log position that each had applied.
     """
 
     rows: NDArray[np.int64] = field(
@@ -60,37 +59,6 @@ class Workspace:
     contributions: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(FEATURES)))
     versions: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(Entity), np.int64))
     strongest: NDArray[np.int64] = field(default_factory=lambda: np.zeros(REASONS_MAX, np.int64))
-    row_bytes: list[memoryview] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.row_bytes = [memoryview(row).cast("B") for row in self.rows]
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """Records to fold into the states first: ``records`` RECORD[n], ``positions`` int64[n]."""
-
-    records: NDArray[np.void]
-    positions: NDArray[np.int64]
-    first: int
-    stop: int
-
-
-NOTHING_PENDING = Pending(np.zeros(1, RECORD), np.zeros(1, np.int64), 0, 0)
-
-
-@njit(cache=True)
-def _catch_up(rows, rec, pending, positions, first, stop, versions):  # type: ignore[no-untyped-def]
-    """Fold the pending records into the states they share an entity with."""
-    for i in range(first, stop):
-        other = pending[i]
-        for entity in range(rows.shape[0]):
-            key = rec.entities[entity]
-            if key != 0 and other.entities[entity] == key:
-                fold(rows[entity], entity, other, positions[i])
-    for entity in range(rows.shape[0]):
-        known = rec.entities[entity] != 0 and rows[entity, META] != 0
-        versions[entity] = rows[entity, POSITION] if known else 0
 
 
 @njit(cache=True)
@@ -113,17 +81,16 @@ def _pick(contributions, strongest):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _assess(
-    rows, records, pending, positions, first, stop, ops, lines, vector, model, contributions,
-    versions, strongest,
-):  # fmt: skip  # type: ignore[no-untyped-def]
-    """Catch up, view, evaluate; set the marks in the record's flags; return the logit.
+def _assess(rows, records, ops, lines, vector, model, contributions, versions, strongest):  # type: ignore[no-untyped-def]
+    """View, evaluate, pick; set the marks in the record's flags and return the logit.
 
     Holds the GIL, unlike the kernels elsewhere: giving it up for 10 µs invites a switch that
     costs more than it lets others do.
     """
     rec = records[0]
-    _catch_up(rows, rec, pending, positions, first, stop, versions)
+    for entity in range(rows.shape[0]):
+        known = rec.entities[entity] != 0 and rows[entity, META] != 0
+        versions[entity] = rows[entity, POSITION] if known else 0
     records[0].flags |= view(rows, rec, ops, lines, vector)
     logit = score(model, vector, contributions)
     _pick(contributions, strongest)
@@ -150,7 +117,6 @@ def decide(
     transaction: transaction_pb2.Transaction,
     record: NDArray[np.void],
     space: Workspace,
-    pending: Pending,
     bundle: Bundle | None,
     policy: Policy,
     rung: decision_pb2.Rung,
@@ -160,8 +126,7 @@ def decide(
     """Return the decision without its ids and times; those are the shell's.
 
     ``record`` RECORD[1] is the transaction's and gets its marks; ``space.rows`` hold the states
-    and are caught up with ``pending`` in place. On RULES_ONLY, or without a bundle, neither states
-    nor model are used.
+    before it. On RULES_ONLY, or without a bundle, neither states nor model are used.
     """
     if rung == RULES_ONLY or bundle is None:
         ruling = policy.rule(transaction, None, None, (1.0, 1.0), now_ms)
@@ -171,9 +136,8 @@ def decide(
         )  # fmt: skip
         return decision_pb2.Decision(assessment=assessment, transaction=transaction)
     logit = _assess(
-        space.rows, record, pending.records, pending.positions, pending.first, pending.stop, OPS,
-        space.lines, space.vector, bundle.model.array, space.contributions, space.versions,
-        space.strongest,
+        space.rows, record, OPS, space.lines, space.vector, bundle.model.array,
+        space.contributions, space.versions, space.strongest,
     )  # fmt: skip
     probability = bundle.calibrate(logit)
     limits = (bundle.thresholds.review, bundle.thresholds.decline)

@@ -10,14 +10,15 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from fraud.v1 import decision_pb2, fraud_service_pb2, label_pb2, transaction_pb2
 from numpy.typing import NDArray
 
+from featurizer.arena import Arena
 from featurizer.eventlog import Entry, EventLog, LogError, Topic
 from featurizer.hashing import (
     PAYLOAD_BITS,
@@ -31,10 +32,8 @@ from featurizer.store import Snapshot, Store, StoreError
 from fraudsvc.contract import Checker, ContractSettings, payload_hash
 from fraudsvc.decide import (
     FULL,
-    NOTHING_PENDING,
     PARTIAL,
     RULES_ONLY,
-    Pending,
     Workspace,
     decide,
 )
@@ -45,7 +44,11 @@ from trainer.bundle import Bundle
 
 FRAME_READ_BYTES = 1 << 16
 MS = 1_000_000
+_OFFSETS: Mapping[str, tuple[Any, ...]] = RECORD.fields or {}
 _CAUSE = decision_pb2.RungCause
+# Words of a record: a field of a structured array costs ten times as much to read.
+_REQUEST = _OFFSETS["request"][1] // 8
+_CUSTOMER = _OFFSETS["entities"][1] // 8 + Entity.CUSTOMER
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class ScorerSettings:
     budget_ms: float = 50.0
     full_ms: float = 5.0
     pending_max: int = 4_096
+    states_bytes_max: int = 512 << 20
     items_max: int = 1_024
     name: str = ""
 
@@ -81,7 +85,7 @@ class Clocks(NamedTuple):
 class _Checked(NamedTuple):
     transaction: transaction_pb2.Transaction
     record: NDArray[np.void]
-    keys: list[int]
+    customer: int
     request: int
     payload: int
     now_ms: int
@@ -111,7 +115,7 @@ class Scorer:
         self._checker = Checker(hasher, contract)
         self._settings = settings
         self._clocks = clocks or Clocks()
-        self._tail = Tail(log, store, settings.pending_max)
+        self._tail = Tail(log, store, Arena(settings.states_bytes_max), settings.pending_max)
         self._space = Workspace()
         self._lock = threading.Lock()
         self._random = random.Random(os.urandom(16))
@@ -193,10 +197,11 @@ class Scorer:
         violations = self._checker.check(transaction, now_ms, record)
         if violations:
             raise refusal("INVALID_TRANSACTION", violations)
-        row = record[0]
-        keys = row["entities"].tolist()
+        ids = record.view(np.int64)
         payload = payload_hash(transaction)
-        return _Checked(transaction, record, keys, int(row["request"]), payload, now_ms)
+        return _Checked(
+            transaction, record, int(ids[_CUSTOMER]), int(ids[_REQUEST]), payload, now_ms
+        )
 
     def _refreshed(self) -> Snapshot:
         try:
@@ -219,8 +224,10 @@ class Scorer:
             if frame is not None:
                 return self._repeated(frame, checked)
             rung, cause = self._rung(call)
-            if rung != RULES_ONLY:
-                self._tail.load(snapshot, checked.keys, self._space.row_bytes)
+            if rung != RULES_ONLY and not self._tail.load(
+                snapshot, checked.record, self._space.rows
+            ):
+                rung, cause = PARTIAL, _CAUSE.RUNG_CAUSE_STATE_STALE
         finally:
             snapshot.close()
         return self._finish(checked, checked.record, call, rung, cause, validate_only)
@@ -250,8 +257,6 @@ class Scorer:
             return RULES_ONLY, _CAUSE.RUNG_CAUSE_DEADLINE
         if self._bundle() is None:
             return RULES_ONLY, _CAUSE.RUNG_CAUSE_NO_MODEL
-        if self._tail.stale:
-            return PARTIAL, _CAUSE.RUNG_CAUSE_STATE_STALE
         return FULL, _CAUSE.RUNG_CAUSE_UNSPECIFIED
 
     def _finish(
@@ -264,13 +269,9 @@ class Scorer:
         validate_only: bool,
     ) -> decision_pb2.Decision:
         """Decide on the record as ``seen``, name the decision and append it."""
-        tail = self._tail
-        pending = NOTHING_PENDING
-        if seen is checked.record:
-            pending = Pending(tail.records, tail.positions, tail.first, tail.stop)
         decision = decide(
-            checked.transaction, seen, self._space, pending, self._bundle(), self._policy(), rung,
-            cause, checked.now_ms,
+            checked.transaction, seen, self._space, self._bundle(), self._policy(), rung, cause,
+            checked.now_ms,
         )  # fmt: skip
         assessment = decision.assessment
         assessment.trace_id = _trace_id(call.traceparent, self._random)
@@ -278,7 +279,7 @@ class Scorer:
             return decision
         checked.record["flags"] = seen["flags"]
         assessment.decision_id = decision_id(checked.request, checked.payload)
-        decision.log_position = tail.position
+        decision.log_position = self._tail.position
         decision.receive_time.FromMilliseconds(checked.now_ms)
         decision.traceparent = call.traceparent
         decision.scorer = self._settings.name
@@ -287,7 +288,7 @@ class Scorer:
 
     def _record(self, checked: _Checked, decision: decision_pb2.Decision) -> decision_pb2.Decision:
         """Append transaction and decision in one frame; the first of a request in the log wins."""
-        customer = checked.keys[Entity.CUSTOMER]
+        customer = checked.customer
         entries = [
             Entry(Topic.TRANSACTIONS, customer, checked.record.tobytes()),
             Entry(Topic.DECISIONS, customer, decision.SerializeToString()),

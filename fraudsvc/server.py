@@ -163,7 +163,7 @@ def _handlers(servicer: Servicer, settings: ServerSettings) -> grpc.GenericRpcHa
         "ReportLabels": (servicer.report_labels, pb.ReportLabelsRequest, large),
         "GetDecision": (servicer.get_decision, pb.GetDecisionRequest, settings.score_bytes_max),
     }
-    handlers = {
+    handlers: dict[str, Any] = {
         name: grpc.unary_unary_rpc_method_handler(
             method,
             request_deserializer=_reader(message, bytes_max),

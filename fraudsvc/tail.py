@@ -1,45 +1,59 @@
-"""The state of now: a snapshot of the store plus the records of the log that it lacks yet.
+"""The state of now: what the store has, and what the log has got since.
 
-Owns which records are pending and where ids are found. Must not know how a decision is made.
-Not for use by several threads at once: the scorer calls it under its own lock.
+Owns which records are pending, the states caught up with them, and where ids are found. Must not
+know how a decision is made. Not for use by several threads at once: the scorer has a lock.
+
+States that were asked for stay in an arena and get every record of the log folded in as it comes,
+so a decision about entities met before reads no store, and costs the same however far the
+featurizer is behind. A state that is not there is read from the store and caught up with the
+pending records.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
+from featurizer.arena import Arena
 from featurizer.eventlog import Batch, EventLog
+from featurizer.fold import fold
 from featurizer.records import RECORD, Kind
-from featurizer.state import HEADER
+from featurizer.state import META, length
 from featurizer.store import Snapshot, Store
 from featurizer.worker import records_of
 
 READ_BYTES = 1 << 20
 CATCH_UP_READS_MAX = 8  # at most so many reads a call; further behind is stale
-_HEADER_BYTES = HEADER * 8
-_NO_STATE = bytes(_HEADER_BYTES)
+
+
+@njit(cache=True)
+def _catch_up(rows, entity, key, pending, positions, first, stop):  # type: ignore[no-untyped-def]
+    """Fold the pending records of one entity into its row."""
+    for i in range(first, stop):
+        if pending[i].entities[entity] == key:
+            fold(rows[entity], entity, pending[i], positions[i])
 
 
 class Tail:
     """Follows the log past the store.
 
-    ``records`` RECORD[capacity] and ``positions`` int64[capacity] hold the pending records in log
-    order from ``first`` to ``stop``. With more pending than ``capacity``, or too far behind to
-    catch up in one call, ``stale`` is true and the oldest are missing.
+    At most ``capacity`` records are pending; when there are more, or the log is too far ahead to
+    be read in one call, ``stale`` is true until the store has caught up: a state read from the
+    store may then lack events. ``arena`` bounds the memory of the states kept.
     """
 
-    def __init__(self, log: EventLog, store: Store, capacity: int = 4_096) -> None:
+    def __init__(self, log: EventLog, store: Store, arena: Arena, capacity: int = 4_096) -> None:
         self._log = log
         self._store = store
+        self._arena = arena
         self._capacity = capacity
-        self.records = np.zeros(2 * capacity, RECORD)
-        self.positions = np.zeros(2 * capacity, np.int64)
-        self.first = 0
-        self.stop = 0
+        self._records = np.zeros(2 * capacity, RECORD)
+        self._positions = np.zeros(2 * capacity, np.int64)
+        self._first = 0
+        self._stop = 0
         self.position = 0
         self.stale = False
         self._frames: dict[int, int] = {}  # request or transaction id: its first frame pending
@@ -72,59 +86,96 @@ class Tail:
 
     def find(self, identity: int, snapshot: Snapshot) -> int | None:
         """Return the position of the first frame with a request or transaction id, or None."""
-        found = snapshot.find_many((identity,))[0]
-        return self._frames.get(identity) if found is None else found
+        pending = self._frames.get(identity)
+        return snapshot.find_many((identity,))[0] if pending is None else pending
 
     def first_frame(self, identity: int) -> int | None:
         """Return the first pending frame with an id, or None."""
         return self._frames.get(identity)
 
-    def load(self, snapshot: Snapshot, keys: Sequence[int], rows: Sequence[memoryview]) -> None:
-        """Copy the states of ``keys`` (0 absent) as of the snapshot into ``rows`` (bytes)."""
-        for row, blob in zip(rows, snapshot.get_many(keys), strict=True):
-            if blob is None:
-                row[:_HEADER_BYTES] = _NO_STATE
-            else:
-                row[: len(blob)] = blob
+    def load(self, snapshot: Snapshot, record: NDArray[np.void], rows: NDArray[np.int64]) -> bool:
+        """Fill ``rows`` with the states that ``record`` (RECORD[1]) meets; return if all are whole.
+
+        ``rows`` int64[len(Entity), ROW_WORDS]; the row of an entity never seen is empty.
+        """
+        missing = self._arena.lend(record, rows)
+        if not missing:
+            return True
+        keys = record[0]["entities"].tolist()
+        wanted = [e for e in range(len(keys)) if missing >> e & 1]
+        blobs = snapshot.get_many([keys[e] for e in wanted])
+        for entity, blob in zip(wanted, blobs, strict=True):
+            row = rows[entity]
+            if blob is not None:
+                row.view(np.uint8)[: len(blob)] = blob
+            _catch_up(
+                rows, entity, keys[entity], self._records, self._positions, self._first, self._stop
+            )
+            if row[META] != 0 and not self.stale:
+                self._keep(keys[entity], row)
+        return not self.stale
+
+    def _keep(self, key: int, row: NDArray[np.int64]) -> None:
+        try:
+            self._arena.put(key, row[: length(row)].tobytes())
+        except MemoryError:
+            self._arena.clear()  # full: start anew from the store
 
     def _take(self, batch: Batch) -> None:
         records, positions, frames = records_of(batch)
-        for i in range(len(records)):
-            record = records[i]
-            position, frame = int(positions[i]), int(frames[i])
-            request, transaction = int(record["request"]), int(record["transaction"])
-            if record["kind"] == Kind.TRANSACTION:
-                if request in self._frames:
-                    continue  # a second append of the same request: the first one counts
-                self._frames[request] = frame
-                self._frames.setdefault(transaction, frame)
-                self._ids.append((position, request, transaction))
-            self._append(records[i : i + 1], position)
+        keep = np.ones(len(records), bool)
+        requests, transactions = records["request"].tolist(), records["transaction"].tolist()
+        kinds = records["kind"].tolist()
+        for i, request in enumerate(requests):
+            if kinds[i] != Kind.TRANSACTION or not request:
+                continue
+            if request in self._frames:
+                keep[i] = False  # a second append of the same request: the first one counts
+                continue
+            frame = int(frames[i])
+            self._frames[request] = frame
+            self._frames.setdefault(transactions[i], frame)
+            self._ids.append((int(positions[i]), request, transactions[i]))
+        if not keep.all():
+            records, positions = records[keep], positions[keep]
+        try:
+            self._arena.absorb(records, positions)
+        except MemoryError:
+            self._arena.clear()
+        self._append(records, positions)
 
-    def _append(self, record: NDArray[np.void], position: int) -> None:
-        if self.stop - self.first >= self._capacity:
-            self.first += 1
+    def _append(self, records: NDArray[np.void], positions: NDArray[np.int64]) -> None:
+        """Add to the pending records; the oldest go where there are more than ``capacity``."""
+        if len(records) > self._capacity:
+            records, positions = records[-self._capacity :], positions[-self._capacity :]
             self.stale = True
-        if self.stop == len(self.records):
-            count = self.stop - self.first
-            self.records[:count] = self.records[self.first : self.stop]
-            self.positions[:count] = self.positions[self.first : self.stop]
-            self.first, self.stop = 0, count
-        self.records[self.stop : self.stop + 1] = record
-        self.positions[self.stop] = position
-        self.stop += 1
+        if self._stop + len(records) > len(self._records):
+            count = self._stop - self._first
+            self._records[:count] = self._records[self._first : self._stop]
+            self._positions[:count] = self._positions[self._first : self._stop]
+            self._first, self._stop = 0, count
+        stop = self._stop + len(records)
+        self._records[self._stop : stop] = records
+        self._positions[self._stop : stop] = positions
+        self._stop = stop
+        if stop - self._first > self._capacity:
+            self._first = stop - self._capacity
+            self.stale = True
 
     def _forget(self, applied: int) -> None:
         """Drop what a snapshot at log position ``applied`` holds."""
         if applied > self.position:  # far behind: nothing between here and there is needed
             self.position = applied
-            self.first = self.stop = 0
+            self._first = self._stop = 0
             self.stale = False
+            self._arena.clear()  # its states lack what was skipped
             self._frames.clear()
             self._ids.clear()
             return
-        while self.first < self.stop and self.positions[self.first] < applied:
-            self.first += 1
+        count = self._stop - self._first
+        if count and self._positions[self._first] < applied:
+            pending = self._positions[self._first : self._stop]
+            self._first += int(np.searchsorted(pending, applied))
             self.stale = False
         while self._ids and self._ids[0][0] < applied:
             _, request, transaction = self._ids.popleft()
