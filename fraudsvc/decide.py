@@ -6,7 +6,6 @@ varies comes in as an argument, so the same arguments give the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,14 +31,9 @@ FULL, PARTIAL, RULES_ONLY = (
 _MODEL = decision_pb2.REASON_SOURCE_MODEL
 
 
-def _templates() -> list[decision_pb2.Reason]:
-    return [
-        decision_pb2.Reason(code=f.name.upper(), source=_MODEL, text=f"{f.entity}: {f.meaning}")
-        for f in FEATURES
-    ]
-
-
-_TEMPLATES = _templates()
+# Per feature: the code and text of its reason, and where in the vector its norm is, -1 for none.
+_CODES = [f.name.upper() for f in FEATURES]
+_TEXTS = [f"{f.entity}: {f.meaning}" for f in FEATURES]
 _NORMS = [INDEX[f.norm] if f.norm else -1 for f in FEATURES]
 
 
@@ -97,20 +91,19 @@ def _assess(rows, records, ops, lines, vector, model, contributions, versions, s
     return logit
 
 
-def _add_model_reasons(reasons: list[decision_pb2.Reason], space: Workspace) -> None:
+def _add_model_reasons(assessment: decision_pb2.Assessment, space: Workspace) -> None:
     for i in space.strongest.tolist():
         if i < 0:
             return
-        reason = decision_pb2.Reason()
-        reason.CopyFrom(_TEMPLATES[i])
-        reason.contribution = space.contributions[i]
+        reason = assessment.reasons.add(
+            code=_CODES[i], source=_MODEL, text=_TEXTS[i], contribution=space.contributions[i]
+        )
         value = space.vector[i]
         if value == value:  # noqa: PLR0124 - false for NaN, and quicker than asking
             reason.value = value
         norm = _NORMS[i]
         if norm >= 0 and space.vector[norm] == space.vector[norm]:
             reason.norm = space.vector[norm]
-        reasons.append(reason)
 
 
 def decide(
@@ -129,34 +122,28 @@ def decide(
     before it. On RULES_ONLY, or without a bundle, neither states nor model are used.
     """
     if rung == RULES_ONLY or bundle is None:
+        decision = decision_pb2.Decision(transaction=transaction)
         ruling = policy.rule(transaction, None, None, (1.0, 1.0), now_ms)
-        assessment = decision_pb2.Assessment(
-            outcome=ruling.outcome, reasons=ruling.reasons, rung=RULES_ONLY, rung_cause=cause,
-            policy_version=policy.version, schema_version=SCHEMA_VERSION,
+        rung = RULES_ONLY
+    else:
+        logit = _assess(
+            space.rows, record, OPS, space.lines, space.vector, bundle.model.array,
+            space.contributions, space.versions, space.strongest,
         )  # fmt: skip
-        return decision_pb2.Decision(assessment=assessment, transaction=transaction)
-    logit = _assess(
-        space.rows, record, OPS, space.lines, space.vector, bundle.model.array,
-        space.contributions, space.versions, space.strongest,
-    )  # fmt: skip
-    probability = bundle.calibrate(logit)
-    limits = (bundle.thresholds.review, bundle.thresholds.decline)
-    ruling = policy.rule(transaction, space.vector, probability, limits, now_ms)
-    reasons = list(ruling.reasons)
-    _add_model_reasons(reasons, space)
-    assessment = decision_pb2.Assessment(
-        outcome=ruling.outcome, score=probability, reasons=reasons, rung=rung, rung_cause=cause,
-        model_version=bundle.model_version, policy_version=policy.version,
-        schema_version=SCHEMA_VERSION,
-    )  # fmt: skip
-    return decision_pb2.Decision(
-        assessment=assessment, transaction=transaction, features=space.vector.tobytes(),
-        contributions=space.contributions.astype(np.float32).tobytes(),
-        entity_versions=versions_of(space.versions), logit=logit,
-    )  # fmt: skip
-
-
-def versions_of(versions: NDArray[np.int64]) -> Sequence[int]:
-    """Return the versions as plain integers for the wire."""
-    plain: list[int] = versions.tolist()
-    return plain
+        probability = bundle.calibrate(logit)
+        limits = (bundle.thresholds.review, bundle.thresholds.decline)
+        ruling = policy.rule(transaction, space.vector, probability, limits, now_ms)
+        decision = decision_pb2.Decision(
+            transaction=transaction, features=space.vector.tobytes(),
+            contributions=space.contributions.astype(np.float32).tobytes(),
+            entity_versions=space.versions.tolist(), logit=logit,
+        )  # fmt: skip
+        decision.assessment.score = probability
+        decision.assessment.model_version = bundle.model_version
+    assessment = decision.assessment
+    assessment.outcome, assessment.rung, assessment.rung_cause = ruling.outcome, rung, cause
+    assessment.policy_version, assessment.schema_version = policy.version, SCHEMA_VERSION
+    assessment.reasons.extend(ruling.reasons)
+    if rung != RULES_ONLY:
+        _add_model_reasons(assessment, space)
+    return decision
