@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from featurizer.adapters import open_log
 from featurizer.arena import Arena
 from featurizer.backfill import backfill, read_history
 from featurizer.eventlog import LogError
 from featurizer.features import FEATURES, SCHEMA_VERSION
 from featurizer.hashing import IdHasher
 from featurizer.history import OPTIONAL, REQUIRED, History, HistoryError
+from featurizer.load import LoggedArena
 from featurizer.records import NO_TIME_MS
 from featurizer.role import RoleOptions, run
 from featurizer.state import DAY_MS
@@ -79,6 +84,19 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+@contextlib.contextmanager
+def _arena(args: argparse.Namespace) -> Iterator[Arena]:
+    """Yield the arena of a backfill, one that writes to the log where a log is given."""
+    bytes_max = args.memory_gib << 30
+    if args.log is None:
+        yield Arena(bytes_max)
+        return
+    with contextlib.closing(open_log(args.log)) as log:
+        arena = LoggedArena(log, args.log_until, bytes_max)
+        yield arena
+        _say(f"{arena.appended} events → {args.log}")
+
+
 def _backfill(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     started = time.perf_counter()
@@ -88,11 +106,11 @@ def _backfill(args: argparse.Namespace) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("events", total=None)
-        arena = Arena(args.memory_gib << 30)
-        rows = backfill(
-            history, args.out, arena,
-            lambda done, total: progress.update(task, completed=done, total=total),
-        )  # fmt: skip
+        with _arena(args) as arena:
+            rows = backfill(
+                history, args.out, arena,
+                lambda done, total: progress.update(task, completed=done, total=total),
+            )  # fmt: skip
     seconds = time.perf_counter() - started
     _say(f"{rows} vectors of {len(FEATURES)} features in {seconds:.1f} s → {args.out}")
     return 0
@@ -111,6 +129,12 @@ def _days(text: str) -> float:
     if not 0 <= days <= LABEL_DELAY_DAYS_MAX:
         raise argparse.ArgumentTypeError(f"must lie between 0 and {LABEL_DELAY_DAYS_MAX}")
     return days
+
+
+def _time_ms(text: str) -> int:
+    time = datetime.fromisoformat(text)
+    aware = time if time.tzinfo else time.replace(tzinfo=UTC)
+    return round(aware.timestamp() * 1000)
 
 
 def _gib(text: str) -> int:
@@ -152,6 +176,11 @@ def _parser() -> argparse.ArgumentParser:
     fill.add_argument(
         "--memory-gib", type=_gib, default=8, metavar="GIB", help="bound of the states' memory"
     )
+    fill.add_argument("--log", metavar="URL", help="put the events on this log too; it is empty")
+    fill.add_argument(
+        "--log-until", type=_time_ms, metavar="TIME",
+        help="no event from then on, and no label that became known then; ISO 8601",
+    )  # fmt: skip
     fill.set_defaults(run=_backfill)
     role = commands.add_parser("run", help="follow the log and keep the store")
     role.add_argument("--log", default=os.environ.get("FRAUD_LOG", "file://data/log"))

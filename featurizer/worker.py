@@ -96,7 +96,11 @@ class Worker:
     def _new_ids(
         self, records: NDArray[np.void], frames: NDArray[np.int64]
     ) -> list[list[tuple[int, int]] | None]:
-        """Return per record the ids it brings (none for feedback), None for a repeated request."""
+        """Return per record the ids it brings (none for feedback), None for a repeated request.
+
+        A record of a history that was loaded was never requested: its request is 0, and only
+        the kernel can tell whether its transaction is a repeat.
+        """
         requests = records["request"].tolist()
         snapshot = self._store.snapshot()
         known = snapshot.find_many(requests)
@@ -107,6 +111,8 @@ class Worker:
         for i, request in enumerate(requests):
             if kinds[i] != Kind.TRANSACTION:
                 found.append([])
+            elif request == 0:
+                found.append([(transactions[i], int(frames[i]))])
             elif request in seen or (known[i] is not None and known[i] != int(frames[i])):
                 found.append(None)
             else:
