@@ -27,7 +27,7 @@ from loadgen.driver import Driver, DriveSettings, Prepared, prepare
 from loadgen.history import HistoryWriter
 from loadgen.replay import Replayer, ReplaySettings
 from loadgen.report import AnswerWriter, problem_lines, summary
-from loadgen.rows import DAY_MS, HistoryRow, read_rows, table_rows, to_ms
+from loadgen.rows import DAY_MS, HistoryRow, Span, read_rows, table_rows, to_ms
 from loadgen.tally import Snapshot
 from loadgen.world import World, WorldSettings
 
@@ -89,8 +89,20 @@ def _requests(args: argparse.Namespace) -> list[Prepared]:
     return prepare(itertools.islice(rows, _PREPARED_MAX))
 
 
-def _show(snapshots: Iterator[Snapshot], console: Console) -> Snapshot | None:
-    """Show each snapshot in place and return the last."""
+def _print_json(snapshots: Iterator[Snapshot]) -> Snapshot | None:
+    """Print each snapshot as a line of JSON and return the last."""
+    last = None
+    for last in snapshots:
+        print(json.dumps(last.to_json()), flush=True)
+    return last
+
+
+def _show(
+    snapshots: Iterator[Snapshot], console: Console, *, as_json: bool = False
+) -> Snapshot | None:
+    """Show each snapshot in place, or as a line of JSON, and return the last."""
+    if as_json:
+        return _print_json(snapshots)
     last = None
     with Live(console=console, auto_refresh=False) as live:
         for last in snapshots:
@@ -116,6 +128,7 @@ def _run_drive(args: argparse.Namespace, console: Console) -> int:
         closed=args.closed,
         deadline_s=args.deadline,
         in_flight_max=args.in_flight_max,
+        workers=args.workers,
         seed=args.seed,
     )
     with connect(args.target, args.connections, args.connect_timeout) as channels:
@@ -123,7 +136,8 @@ def _run_drive(args: argparse.Namespace, console: Console) -> int:
         gc.collect()
         gc.freeze()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        last = _show(Driver(channels, requests, settings).run(), console)
+        snapshots = Driver(channels, requests, settings).run()
+        last = _show(snapshots, console, as_json=args.progress_json)
     if last is not None:
         _write_json(args.json, last.to_json())
     return 0
@@ -140,27 +154,25 @@ def _renamed(entries: Sequence[str]) -> dict[str, str]:
     return {new: old for new, _, old in pairs}
 
 
-def _shift_ms(args: argparse.Namespace, renamed: dict[str, str]) -> int:
+def _shift_ms(args: argparse.Namespace, renamed: dict[str, str], span: Span) -> int:
     """Return what moves the last row that will be sent to this moment; 0 if nothing should."""
     if not args.shift_to_now:
         return 0
-    until = args.until if args.until is not None else sys.maxsize
-    rows = read_rows(args.history, renamed)
-    times = (row.event_ms for row in rows if isinstance(row, HistoryRow) and row.event_ms < until)
-    last = max(times, default=None)
+    rows = read_rows(args.history, renamed, None, span)
+    last = max((row.event_ms for row in rows if isinstance(row, HistoryRow)), default=None)
     return 0 if last is None else time.time_ns() // 1_000_000 - last
 
 
 def _run_replay(args: argparse.Namespace, console: Console) -> int:
     renamed = _renamed(args.map)
-    delay = args.label_delay_days
-    rows = read_rows(args.history, renamed, None if delay is None else round(delay * DAY_MS))
+    delay = None if args.label_delay_days is None else round(args.label_delay_days * DAY_MS)
+    span = Span(args.from_, args.until)
+    rows = read_rows(args.history, renamed, delay, span)
     settings = ReplaySettings(
-        from_ms=args.from_,
-        until_ms=args.until,
         speed=args.speed,
-        shift_ms=_shift_ms(args, renamed),
-        labels=args.labels,
+        shift_ms=_shift_ms(args, renamed, span),
+        labels=args.labels or args.earlier_labels,
+        earlier_labels=args.earlier_labels,
         in_flight=args.in_flight,
         deadline_s=args.deadline,
     )
@@ -168,7 +180,7 @@ def _run_replay(args: argparse.Namespace, console: Console) -> int:
         (channel,) = stack.enter_context(connect(args.target, 1, args.connect_timeout))
         answers = stack.enter_context(AnswerWriter(args.out)) if args.out else None
         replayer = Replayer(channel, settings, answers.add if answers else None)
-        last = _show(replayer.run(rows), console)
+        last = _show(replayer.run(rows), console, as_json=args.progress_json)
     for line in problem_lines(replayer.problems, replayer.problem_count):
         console.print(line, markup=False, highlight=False)
     labels = {"statuses": dict(replayer.label_statuses), "left": replayer.labels_left}
@@ -205,6 +217,9 @@ def _add_connection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connect-timeout", type=float, default=5.0, metavar="SECONDS")
     parser.add_argument("--deadline", type=float, default=5.0, metavar="SECONDS", help="of a call")
     parser.add_argument("--json", type=Path, help="write the figures there, - for standard output")
+    parser.add_argument(
+        "--progress-json", action="store_true", help="print the figures each second as JSON"
+    )
 
 
 def _add_drive(parser: argparse.ArgumentParser) -> None:
@@ -216,6 +231,7 @@ def _add_drive(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--closed", type=int, default=0, metavar="N", help="N in flight, no rate")
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--in-flight-max", type=int, default=20_000)
+    parser.add_argument("--workers", type=int, default=48, help="threads that wait for answers")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--customers", type=int, default=5_000, help="of the world that is sent")
     parser.add_argument("--history", type=Path, help="send these rows instead of a world's")
@@ -229,6 +245,10 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--until", type=to_ms, metavar="TIME", help="exclusive")
     parser.add_argument("--speed", type=_speed, default="max", metavar="X|max")
     parser.add_argument("--labels", action="store_true", help="report labels when they are known")
+    parser.add_argument(
+        "--earlier-labels", action="store_true",
+        help="--labels, and those of rows before --from that become known after it",
+    )  # fmt: skip
     parser.add_argument("--label-delay-days", type=float, help="where there is no label_time")
     parser.add_argument("--map", action="append", default=[], metavar="NEW=OLD")
     parser.add_argument("--in-flight", type=int, default=1)

@@ -7,10 +7,11 @@ omission; Tene, 2013). Must not know how payments are made up nor how figures ar
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -36,7 +37,9 @@ class DriveSettings:
     """How to drive. ``closed`` above 0 keeps that many calls in flight and ignores the rate.
 
     Calls of the first ``warmup_s`` are sent on top of ``seconds`` and not counted. A call has
-    ``deadline_s``. At ``in_flight_max`` sending waits, which the figures show as lateness.
+    ``deadline_s``. ``workers`` threads wait for answers; beyond them up to ``in_flight_max``
+    calls are sent without waiting, and then sending waits, which the figures show as
+    lateness.
     ``snapshot_s`` is the time between snapshots. Raises ValueError for numbers out of range.
     """
 
@@ -47,12 +50,20 @@ class DriveSettings:
     closed: int = 0
     deadline_s: float = 5.0
     in_flight_max: int = 20_000
+    workers: int = 48
     snapshot_s: float = 1.0
     seed: int = 1
     run_id: uuid.UUID = field(default_factory=uuid.uuid4)
 
     def __post_init__(self) -> None:
-        for name in ("rate_per_s", "seconds", "deadline_s", "in_flight_max", "snapshot_s"):
+        for name in (
+            "rate_per_s",
+            "seconds",
+            "deadline_s",
+            "in_flight_max",
+            "workers",
+            "snapshot_s",
+        ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0")
         if self.closed < 0 or self.warmup_s < 0:
@@ -91,6 +102,13 @@ def patch(body: bytes, run: str, number: int, time_ms: int) -> bytes:
 class Driver:
     """One run against open channels; ``run`` may be called once.
 
+    Workers take turns: one waits for the next due time while the others wait for answers or for
+    their turn, and sends by itself, so that nothing is handed over between due time and call.
+    When every other worker waits for an answer, calls are sent without waiting (``future``), so
+    that a server that stalls does not slow the sending. ``future`` for every call would start a
+    thread whenever a connection has been idle: at 1,000 calls/s on two busy cores that made the
+    median 48 ms where this makes it 0.8 ms.
+
     >>> with connect("127.0.0.1:50051", 4, 5.0) as channels:        # doctest: +SKIP
     ...     for snapshot in Driver(channels, requests, settings).run():
     ...         print(snapshot.rate_per_s, snapshot.latency_us)
@@ -108,85 +126,139 @@ class Driver:
         self._requests = requests
         self._settings = settings
         self._tally = Tally()
-        self._slots = threading.Semaphore(settings.closed or settings.in_flight_max)
         self._stop = threading.Event()
         self._finished = threading.Event()
-        self._counted_from_ns = 0
+        self._turn = threading.Lock()
+        self._lock = threading.Lock()
+        self._idle = settings.closed or settings.workers
+        # Workers and calls sent without waiting; the run is over when none is left.
+        self._active = self._idle
+        self._slots = threading.Semaphore(settings.in_flight_max)
+        self._begin_ns = self._counted_from_ns = 0
+        self._due: Iterator[tuple[int, int]] = iter(())
 
     def run(self) -> Iterator[Snapshot]:
         """Yield a snapshot each ``snapshot_s`` and a last one when every call has ended."""
         settings = self._settings
-        begin_ns = time.perf_counter_ns()
-        self._counted_from_ns = begin_ns + int(settings.warmup_s * NS)
-        send = self._send_closed if settings.closed else self._send_open
-        sender = threading.Thread(target=self._send, args=(send, begin_ns), name="loadgen-sender")
-        sender.start()
+        due = [] if settings.closed else self._due_times()
+        self._begin_ns = time.perf_counter_ns() + NS // 50
+        self._counted_from_ns = self._begin_ns + int(settings.warmup_s * NS)
+        self._due = self._closed_times() if settings.closed else self._open_times(due)
+        workers = [threading.Thread(target=self._work) for _ in range(self._idle)]
+        for worker in workers:
+            worker.start()
         try:
             while not self._finished.wait(settings.snapshot_s):
                 if time.perf_counter_ns() > self._counted_from_ns:
                     yield self._tally.snapshot(self._elapsed_s())
         finally:
             self._stop.set()
-            sender.join()
+            self._finished.wait()
+            for worker in workers:
+                worker.join()
         yield self._tally.snapshot(self._elapsed_s())
 
     def _elapsed_s(self) -> float:
         return (time.perf_counter_ns() - self._counted_from_ns) / NS
 
-    def _send(self, send: Callable[[int], None], begin_ns: int) -> None:
-        try:
-            send(begin_ns)
-            # Every call has a deadline, so every slot comes back.
-            for _ in range(self._settings.closed or self._settings.in_flight_max):
-                self._slots.acquire()
-        finally:
-            self._finished.set()
-
-    def _send_open(self, begin_ns: int) -> None:
+    def _due_times(self) -> list[int]:
         settings = self._settings
         seconds = settings.warmup_s + settings.seconds
-        due = due_times_ns(settings.rate_per_s, seconds, settings.arrivals, settings.seed)
-        for number, offset_ns in enumerate(due.tolist()):
-            wait_until(begin_ns + offset_ns, self._stop)
-            self._slots.acquire()
-            if self._stop.is_set():
-                self._slots.release()
-                return
-            self._call(number, begin_ns + offset_ns)
+        offsets = due_times_ns(settings.rate_per_s, seconds, settings.arrivals, settings.seed)
+        return offsets.tolist()
 
-    def _send_closed(self, begin_ns: int) -> None:
+    def _open_times(self, offsets_ns: Sequence[int]) -> Iterator[tuple[int, int]]:
+        return ((number, self._begin_ns + offset) for number, offset in enumerate(offsets_ns))
+
+    def _closed_times(self) -> Iterator[tuple[int, int]]:
+        """Yield calls that are due when they are asked for, until the time is up."""
         seconds = self._settings.warmup_s + self._settings.seconds
-        end_ns = begin_ns + int(seconds * NS)
-        number = 0
-        while not self._stop.is_set():
-            self._slots.acquire()
-            now_ns = time.perf_counter_ns()
+        end_ns = self._begin_ns + int(seconds * NS)
+        for number in itertools.count():
+            now_ns = max(time.perf_counter_ns(), self._begin_ns)
             if now_ns >= end_ns:
-                self._slots.release()
                 return
-            self._call(number, now_ns)
-            number += 1
+            yield number, now_ns
+
+    def _work(self) -> None:
+        try:
+            while (taken := self._take()) is not None:
+                number, due_ns, alone = taken
+                if alone and not self._settings.closed:
+                    self._cast(number, due_ns)
+                else:
+                    self._call(number, due_ns)
+                with self._lock:
+                    self._idle += 1
+        finally:
+            self._leave()
+
+    def _take(self) -> tuple[int, int, bool] | None:
+        """Wait for the turn and the due time; tell whether all other workers are busy."""
+        with self._turn:
+            taken = next(self._due, None)
+            if taken is None or self._stop.is_set():
+                return None
+            wait_until(taken[1], self._stop)
+            with self._lock:
+                self._idle -= 1
+                return *taken, self._idle == 0
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._active -= 1
+            if self._active == 0:
+                self._finished.set()
+
+    def _request(self, number: int) -> tuple[bytes, bool | None]:
+        body, is_fraud = self._requests[number % len(self._requests)]
+        now_ms = time.time_ns() // 1_000_000
+        return patch(body, self._settings.run_id.hex, number, now_ms), is_fraud
+
+    def _sent(self, due_ns: int) -> None:
+        if due_ns >= self._counted_from_ns:
+            self._tally.sent((time.perf_counter_ns() - due_ns) // 1000)
 
     def _call(self, number: int, due_ns: int) -> None:
-        prepared = self._requests[number % len(self._requests)]
-        body = patch(prepared.body, self._settings.run_id.hex, number, time.time_ns() // 1_000_000)
-        counted = due_ns >= self._counted_from_ns
-        sent_ns = time.perf_counter_ns()
-        call = self._methods[number % len(self._methods)].future(
-            body, timeout=self._settings.deadline_s
-        )
-        if counted:
-            self._tally.sent((sent_ns - due_ns) // 1000)
-        call.add_done_callback(partial(self._done, due_ns, counted, prepared.is_fraud))
-
-    def _done(self, due_ns: int, counted: bool, is_fraud: bool | None, call: Any) -> None:
-        latency_us = (time.perf_counter_ns() - due_ns) // 1000
+        """Send a call and wait for its answer."""
+        body, is_fraud = self._request(number)
+        method = self._methods[number % len(self._methods)]
+        self._sent(due_ns)
         try:
-            if not counted:
-                return
+            response = method(body, timeout=self._settings.deadline_s)
+        except grpc.RpcError as error:
+            self._failed(due_ns, error.code())
+        else:
+            self._scored(due_ns, response, is_fraud)
+
+    def _cast(self, number: int, due_ns: int) -> None:
+        """Send a call without waiting for its answer."""
+        self._slots.acquire()  # every call has a deadline, so a slot comes back
+        with self._lock:
+            self._active += 1
+        body, is_fraud = self._request(number)
+        method = self._methods[number % len(self._methods)]
+        self._sent(due_ns)
+        call = method.future(body, timeout=self._settings.deadline_s)
+        call.add_done_callback(partial(self._landed, due_ns, is_fraud))
+
+    def _landed(self, due_ns: int, is_fraud: bool | None, call: Any) -> None:
+        try:
             if call.code() is grpc.StatusCode.OK:
-                self._tally.scored(latency_us, call.result().assessment, is_fraud)
+                self._scored(due_ns, call.result(), is_fraud)
             else:
-                self._tally.failed(latency_us, call.code())
+                self._failed(due_ns, call.code())
         finally:
             self._slots.release()
+            self._leave()
+
+    def _scored(
+        self, due_ns: int, response: fraud_service_pb2.ScoreResponse, is_fraud: bool | None
+    ) -> None:
+        if due_ns >= self._counted_from_ns:
+            latency_us = (time.perf_counter_ns() - due_ns) // 1000
+            self._tally.scored(latency_us, response.assessment, is_fraud)
+
+    def _failed(self, due_ns: int, status: grpc.StatusCode) -> None:
+        if due_ns >= self._counted_from_ns:
+            self._tally.failed((time.perf_counter_ns() - due_ns) // 1000, status)

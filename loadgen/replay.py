@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import grpc
@@ -19,7 +20,7 @@ from fraud.v1 import decision_pb2, fraud_service_pb2, label_pb2, transaction_pb2
 
 from loadgen.client import TargetUnreachableError, report_labels_method, score_method
 from loadgen.rows import BadRow, HistoryRow, request_id, timestamp, to_label
-from loadgen.tally import Snapshot, Tally
+from loadgen.tally import Money, Snapshot, Tally
 
 LABELS_MAX: Final = 1_024
 # A repeat is safe, because a row's request_id is always the same. A shed call is only early.
@@ -40,14 +41,15 @@ class ReplaySettings:
     ``from_ms`` (inclusive) and ``until_ms`` (exclusive) choose rows by their own time; ``speed``
     is a multiple of the stream's own, None as fast as possible; ``shift_ms`` is added to all
     times that are sent. With ``labels``, verdicts are reported; at most ``pending_labels_max``
-    wait. Raises ValueError for numbers out of range.
+    wait. With ``earlier_labels``, so are those of rows before ``from_ms`` that become known after
+    it, for a server that was given those rows in another way. Raises ValueError for numbers out of
+    range.
     """
 
-    from_ms: int | None = None
-    until_ms: int | None = None
     speed: float | None = None
     shift_ms: int = 0
     labels: bool = False
+    earlier_labels: bool = False
     in_flight: int = 1
     deadline_s: float = 5.0
     tries: int = 6
@@ -86,6 +88,7 @@ class _Flight:
     first_sent_ns: int
     tries: int = 0
     call: Any = None
+    ended_ns: int = 0
 
 
 def entities_of(transaction: transaction_pb2.Transaction) -> frozenset[tuple[str, str]]:
@@ -152,8 +155,11 @@ class Replayer:
         for row in rows:
             if isinstance(row, BadRow):
                 self._problem(row.line, row.reason)
-            elif self._is_chosen(row):
-                first_ms = row.event_ms if first_ms is None else first_ms
+            elif self._is_earlier(row):
+                self._remember_earlier_label(row)
+            else:
+                if first_ms is None:  # the rows passed over took time that is not the stream's
+                    first_ms, begin = row.event_ms, time.perf_counter()
                 self._report_until(row.event_ms)
                 self._pace(begin, row.event_ms - first_ms)
                 self._send(row)
@@ -163,12 +169,6 @@ class Replayer:
                 yield self._tally.snapshot(now - begin)
         self._land_all()
         yield self._tally.snapshot(time.perf_counter() - begin)
-
-    def _is_chosen(self, row: HistoryRow) -> bool:
-        settings = self._settings
-        early = settings.from_ms is not None and row.event_ms < settings.from_ms
-        late = settings.until_ms is not None and row.event_ms >= settings.until_ms
-        return not (early or late)
 
     def _pace(self, begin: float, stream_ms: int) -> None:
         if self._settings.speed is not None:
@@ -201,7 +201,11 @@ class Replayer:
     def _start(self, flight: _Flight) -> None:
         flight.tries += 1
         flight.call = self._score.future(flight.body, timeout=self._settings.deadline_s)
-        flight.call.add_done_callback(lambda _: self._landed.put(flight))
+        flight.call.add_done_callback(partial(self._ended, flight))
+
+    def _ended(self, flight: _Flight, _: object) -> None:
+        flight.ended_ns = time.perf_counter_ns()
+        self._landed.put(flight)
 
     def _land_all(self) -> None:
         while self._flying:
@@ -217,10 +221,12 @@ class Replayer:
             return
         self._flying -= 1
         self._busy -= flight.entities
-        latency_us = (time.perf_counter_ns() - flight.first_sent_ns) // 1000
+        latency_us = (flight.ended_ns - flight.first_sent_ns) // 1000
         if status is grpc.StatusCode.OK:
             assessment = flight.call.result().assessment
-            self._tally.scored(latency_us, assessment, flight.row.is_fraud)
+            transaction = flight.row.transaction
+            money = Money(transaction.currency_code, transaction.amount_minor)
+            self._tally.scored(latency_us, assessment, flight.row.is_fraud, money)
             if self._on_answer is not None:
                 self._on_answer(Answer(flight.row, assessment, latency_us))
             return
@@ -238,6 +244,11 @@ class Replayer:
             raise ValueError(f"more than {self._settings.pending_labels_max} labels wait")
         label = to_label(row, self._settings.shift_ms)
         heapq.heappush(self._pending, (row.label_ms, row.line, label))
+
+    def _remember_earlier_label(self, row: HistoryRow) -> None:
+        known_before = (self._settings.from_ms or 0) > (row.label_ms or 0)
+        if self._settings.earlier_labels and not known_before:
+            self._remember_label(row)
 
     def _report_until(self, time_ms: int) -> None:
         """Report every label known at ``time_ms``, after all transactions sent before."""

@@ -18,7 +18,7 @@ import pyarrow as pa
 from fraud.v1 import label_pb2, transaction_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from loadgen.columns import NUMBERS, REQUIRED, SCHEMA
+from loadgen.columns import NUMBERS, REQUIRED, SCHEMA, TIME
 from loadgen.history import column_names, read_batches
 
 DAY_MS: Final = 86_400_000
@@ -45,6 +45,23 @@ class HistoryRow:
     label_ms: int | None = None
     source: str = ""
     campaign: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Times of rows that are wanted: from the first (inclusive) until the last (exclusive), ms."""
+
+    from_ms: int | None = None
+    until_ms: int | None = None
+
+    def holds(self, time_ms: int) -> bool:
+        """Return whether the time lies in the span."""
+        early = self.from_ms is not None and time_ms < self.from_ms
+        late = self.until_ms is not None and time_ms >= self.until_ms
+        return not (early or late)
+
+
+ALWAYS: Final = Span()
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,11 +248,15 @@ _TRUTH: Final[dict[str, Callable[[Any], Any]]] = {
 
 
 def read_rows(
-    path: Path, renamed: Mapping[str, str], label_delay_ms: int | None = None
+    path: Path,
+    renamed: Mapping[str, str],
+    label_delay_ms: int | None = None,
+    span: Span = ALWAYS,
 ) -> Iterator[HistoryRow | BadRow]:
-    """Yield every row of a history file in its order; ``renamed`` maps documented names to its own.
+    """Yield a history file's rows of the span in its order.
 
-    Raises ValueError for an unknown documented name or a required column the file lacks.
+    ``renamed`` maps documented names to the file's own. Raises ValueError for an unknown
+    documented name or a required column the file lacks.
     """
     unknown = set(renamed) - set(SCHEMA.names)
     if unknown:
@@ -245,33 +266,30 @@ def read_rows(
     missing = [columns[name] for name in REQUIRED if columns[name] not in held]
     if missing:
         raise ValueError(f"{path} has no column {', '.join(missing)}; --map new=old renames")
-    return _rows_of(read_batches(path, columns), label_delay_ms)
+    return _rows_of(read_batches(path, columns), label_delay_ms, span)
 
 
 def table_rows(table: pa.Table) -> Iterator[HistoryRow | BadRow]:
     """Yield the rows of a table of SCHEMA, such as a day of the world."""
-    times = [
-        name for name in SCHEMA.names if SCHEMA.field(name).type == SCHEMA.field("event_time").type
-    ]
-    for name in times:
-        at = table.schema.get_field_index(name)
-        table = table.set_column(at, name, table[name].cast(pa.int64()))
-    return _rows_of(iter([(1, table.to_pydict())]), None)
+    for at, field in enumerate(SCHEMA):
+        if field.type == TIME:
+            table = table.set_column(at, field.name, table[field.name].cast(pa.int64()))
+    return _rows_of(iter([(1, table.to_pydict())]), None, ALWAYS)
 
 
 def _rows_of(
-    batches: Iterator[tuple[int, dict[str, list[Any]]]], label_delay_ms: int | None
+    batches: Iterator[tuple[int, dict[str, list[Any]]]], label_delay_ms: int | None, span: Span
 ) -> Iterator[HistoryRow | BadRow]:
     for first_line, columns in batches:
         names = tuple(columns)
         for line, values in enumerate(zip(*columns.values(), strict=True), first_line):
+            row = dict(zip(names, values, strict=True))
             try:
-                row: HistoryRow | BadRow = to_row(
-                    line, dict(zip(names, values, strict=True)), label_delay_ms
-                )
+                # The time alone first: converting a whole row that nobody wants costs ten times it.
+                if span is ALWAYS or span.holds(_convert("event_time", to_ms, row["event_time"])):
+                    yield to_row(line, row, label_delay_ms)
             except ValueError as error:
-                row = BadRow(line, str(error))
-            yield row
+                yield BadRow(line, str(error))
 
 
 def request_id(transaction_id: str) -> str:

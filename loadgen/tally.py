@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import grpc
 from fraud.v1 import decision_pb2
@@ -34,7 +34,8 @@ class Snapshot:
     a call was due. ``rate_per_s`` is of answers since the snapshot before. ``within_budget`` is
     the share of all calls that were answered with OK inside BUDGET_US, ``within_budget_accepted``
     of those not shed; both are 1.0 without calls. A fraud is caught when its outcome is REVIEW or
-    DECLINE; a false alarm is the same of an honest payment.
+    DECLINE; a false alarm is the same of an honest payment, a false decline DECLINE alone. The
+    minor units of frauds are summed by currency, where the caller gave them.
     """
 
     elapsed_s: float
@@ -54,11 +55,21 @@ class Snapshot:
     fraud_caught: int
     fraud_missed: int
     false_alarms: int
+    false_declines: int
     honest_approved: int
+    fraud_caught_minor: dict[str, int]
+    fraud_missed_minor: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as a dictionary of plain values."""
         return asdict(self)
+
+
+class Money(NamedTuple):
+    """An amount in minor units of a currency (ISO 4217 code)."""
+
+    currency: str
+    minor: int
 
 
 def _histogram() -> HdrHistogram:
@@ -86,7 +97,9 @@ class Tally:
         self._rungs: Counter[int] = Counter()
         # (is fraud, was stopped) -> count.
         self._verdicts: Counter[tuple[bool, bool]] = Counter()
-        self._sent = self._answered = self._late = self._in_budget = 0
+        # was stopped -> currency -> minor units of fraud.
+        self._fraud_minor: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+        self._sent = self._answered = self._late = self._in_budget = self._false_declines = 0
         self._last = (0.0, 0)
 
     def sent(self, lateness_us: int) -> None:
@@ -103,7 +116,11 @@ class Tally:
             self._count(latency_us, status, self._shed if shed else self._latency)
 
     def scored(
-        self, latency_us: int, assessment: decision_pb2.Assessment, is_fraud: bool | None
+        self,
+        latency_us: int,
+        assessment: decision_pb2.Assessment,
+        is_fraud: bool | None,
+        money: Money | None = None,
     ) -> None:
         """Count an answer; ``is_fraud`` is the truth, None where it is unknown."""
         with self._lock:
@@ -114,6 +131,10 @@ class Tally:
             if is_fraud is not None:
                 stopped = assessment.outcome != decision_pb2.OUTCOME_APPROVE
                 self._verdicts[is_fraud, stopped] += 1
+                declined = assessment.outcome == decision_pb2.OUTCOME_DECLINE
+                self._false_declines += declined and not is_fraud
+                if is_fraud and money is not None:
+                    self._fraud_minor[stopped][money.currency] += money.minor
 
     def _count(self, latency_us: int, status: grpc.StatusCode, histogram: HdrHistogram) -> None:
         self._answered += 1
@@ -145,5 +166,8 @@ class Tally:
                 fraud_caught=self._verdicts[True, True],
                 fraud_missed=self._verdicts[True, False],
                 false_alarms=self._verdicts[False, True],
+                false_declines=self._false_declines,
                 honest_approved=self._verdicts[False, False],
+                fraud_caught_minor=dict(self._fraud_minor[True]),
+                fraud_missed_minor=dict(self._fraud_minor[False]),
             )
