@@ -388,9 +388,9 @@ def convert(columns: dict[str, pa.Array], lines: NDArray[np.int64], hasher: IdHa
         fill(rows, records)
     _fill_ids(rows, records, hasher)
     is_fraud, label_times, sources = _labels(rows, records)
-    good = ~rows.bad
+    good = ~rows.bad if rows.bad.any() else slice(None)  # copying costs as much as hashing
     ids, customers = (
-        pc.cast(columns[name].filter(pa.array(good)), pa.large_string())
+        pc.cast(columns[name].filter(pa.array(~rows.bad)), pa.large_string())
         for name in ("transaction_id", "customer_id")
     )
     return History(
