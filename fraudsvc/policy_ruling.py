@@ -1,0 +1,202 @@
+"""The ruling: who has the last word on a payment, given a policy that was read.
+
+Owns the order in which lists, overrides, rules, the model and the fallback have their say. Must
+not know where a policy is written (``policy_file``), how a rule is compiled (``policy_cel``) nor
+where a score is from. Pure: the same arguments give the same ruling.
+
+Who wins, first to last; what a person listed by name goes before what the model says:
+1. a deny list: DECLINE
+2. an override with an action: that action
+3. a decline rule: DECLINE
+4. an allow list: APPROVE
+5. a review list or a review rule: REVIEW, or DECLINE where step 7 says so
+6. an approve rule: APPROVE
+7. the score against the thresholds (an override's, the file's or the model's), or the amount
+   bands where there is no score
+Everything that matched is a reason, whether it decided or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
+from typing import NamedTuple
+
+import numpy as np
+from fraud.v1 import decision_pb2, transaction_pb2
+from numpy.typing import NDArray
+
+from featurizer.currencies import to_reference
+from fraudsvc.policy_cel import Expressions
+
+APPROVE, REVIEW, DECLINE = (
+    decision_pb2.OUTCOME_APPROVE,
+    decision_pb2.OUTCOME_REVIEW,
+    decision_pb2.OUTCOME_DECLINE,
+)
+FALLBACK_CODE = "FALLBACK_AMOUNT"
+
+Message = transaction_pb2.Transaction
+LISTABLE: dict[str, Callable[[Message], str]] = {
+    "customer_id": lambda t: t.customer_id,
+    "card.token": lambda t: t.card.token,
+    "card.bin": lambda t: t.card.bin,
+    "merchant.merchant_id": lambda t: t.merchant.merchant_id,
+    "terminal_id": lambda t: t.terminal_id,
+    "device_id": lambda t: t.device_id,
+    "ip_address": lambda t: t.ip_address,
+    "email.address_hash": lambda t: t.email.address_hash,
+    "email.domain": lambda t: t.email.domain,
+}
+
+
+class Ruling(NamedTuple):
+    """What the policy says: an Outcome, and everything that matched, the deciding first."""
+
+    outcome: decision_pb2.Outcome
+    reasons: tuple[decision_pb2.Reason, ...]
+
+
+class Step(NamedTuple):
+    """Something that matched: its place in the order above, its outcome (None: only a flag)."""
+
+    rank: int
+    outcome: decision_pb2.Outcome | None
+    reason: decision_pb2.Reason
+
+
+class Listed(NamedTuple):
+    """One value of a list, or one override, for one field; ``step`` None sets thresholds only."""
+
+    expires_ms: int
+    step: Step | None
+    review: float | None = None
+    decline: float | None = None
+
+
+class Thresholds(NamedTuple):
+    """Probabilities from which a payment is reviewed or declined; None: the model's own."""
+
+    review: float | None
+    decline: float | None
+
+
+class Band(NamedTuple):
+    """Outcome without a score for amounts up to ``up_to`` (cents of the reference currency)."""
+
+    up_to: int
+    outcome: decision_pb2.Outcome
+
+
+# (source, action) -> (rank, outcome); see the order above.
+_FLAG_RANK = 9
+RANKS: dict[tuple[str, str], tuple[int, decision_pb2.Outcome | None]] = {
+    ("list", "deny"): (1, DECLINE),
+    ("override", "approve"): (2, APPROVE),
+    ("override", "review"): (2, REVIEW),
+    ("override", "decline"): (2, DECLINE),
+    ("rule", "decline"): (3, DECLINE),
+    ("list", "allow"): (4, APPROVE),
+    ("list", "review"): (5, REVIEW),
+    ("rule", "review"): (5, REVIEW),
+    ("rule", "approve"): (6, APPROVE),
+    ("rule", "flag"): (_FLAG_RANK, None),
+}
+_AT_LEAST_RANK = 5  # raises what step 7 says, does not replace it
+_FALLBACK = decision_pb2.Reason(
+    code=FALLBACK_CODE,
+    source=decision_pb2.REASON_SOURCE_FALLBACK,
+    text="no score could be made; decided by amount",
+)
+
+
+class Policy:
+    """A loaded policy; never changed. Threads may share it."""
+
+    def __init__(
+        self,
+        version: str,
+        thresholds: Thresholds,
+        bands: Sequence[Band],
+        rules: Sequence[Step],
+        expressions: Expressions,
+        listed: Mapping[str, Mapping[str, Sequence[Listed]]],
+    ) -> None:
+        self.version = version
+        self._thresholds = thresholds
+        self._bands = tuple(bands)
+        self._rules = tuple(rules)
+        self._expressions = expressions
+        self._listed = [(LISTABLE[field], values) for field, values in listed.items()]
+
+    @property
+    def rule_errors(self) -> dict[str, int]:
+        """How often each rule failed when run, by code; such a rule counts as not fired."""
+        counts = zip(self._rules, self._expressions.errors, strict=True)
+        return {rule.reason.code: count for rule, count in counts}
+
+    def rule(
+        self,
+        transaction: Message,
+        features: NDArray[np.float32] | None,
+        score: float | None,
+        thresholds_from_model: tuple[float, float],
+        now_ms: int,
+    ) -> Ruling:
+        """Return the outcome and its reasons, from the arguments alone.
+
+        ``features`` float32 in the schema's order, ``score`` a probability, both None on
+        RULES_ONLY; ``thresholds_from_model`` are (review, decline); ``now_ms`` ends lists.
+        """
+        steps = [self._rules[i] for i in self._expressions.fired(transaction, features, score)]
+        thresholds = self._thresholds
+        for found in self._found(transaction, now_ms):
+            if found.step is not None:
+                steps.append(found.step)
+            else:
+                thresholds = _replaced(thresholds, found)
+        steps.sort(key=attrgetter("rank"))
+        model = self._without_person(transaction, score, thresholds, thresholds_from_model)
+        outcome = _outcome(steps, model)
+        reasons = tuple(step.reason for step in steps)
+        return Ruling(outcome, reasons if score is not None else (*reasons, _FALLBACK))
+
+    def _found(self, transaction: Message, now_ms: int) -> Iterator[Listed]:
+        for read, values in self._listed:
+            for listed in values.get(read(transaction), ()):
+                if now_ms < listed.expires_ms:
+                    yield listed
+
+    def _without_person(
+        self,
+        transaction: Message,
+        score: float | None,
+        thresholds: Thresholds,
+        from_model: tuple[float, float],
+    ) -> decision_pb2.Outcome:
+        if score is None:
+            amount = to_reference(transaction.amount_minor, transaction.currency_code)
+            return next(band.outcome for band in self._bands if amount <= band.up_to)
+        if score >= (from_model[1] if thresholds.decline is None else thresholds.decline):
+            return DECLINE
+        if score >= (from_model[0] if thresholds.review is None else thresholds.review):
+            return REVIEW
+        return APPROVE
+
+
+def _replaced(thresholds: Thresholds, own: Listed) -> Thresholds:
+    """Return the thresholds with those that an override has of its own."""
+    return Thresholds(
+        thresholds.review if own.review is None else own.review,
+        thresholds.decline if own.decline is None else own.decline,
+    )
+
+
+def _outcome(steps: Sequence[Step], model: decision_pb2.Outcome) -> decision_pb2.Outcome:
+    """Return the first step's outcome; ``steps`` are sorted by rank."""
+    if not steps or steps[0].outcome is None:
+        return model
+    first = steps[0]
+    if first.rank == _AT_LEAST_RANK and model == DECLINE:
+        return DECLINE
+    return first.outcome or model
