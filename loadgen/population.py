@@ -113,8 +113,9 @@ class Customers:
 class Population:
     """Everyone; ``card_issuer`` int64[cards] indexes the issuers.
 
-    ``victims`` draws real customers by their activity; ``by_city`` int64[real] is them in the
-    order of their cities, whose first places are ``city_start`` int64[cities + 1].
+    ``victims`` draws real customers whose account is open at the start, by their activity;
+    ``by_city`` int64[n] is them in the order of their cities, whose first places are
+    ``city_start`` int64[cities + 1].
     """
 
     seed: int
@@ -213,6 +214,15 @@ def _issuers_of(rng: np.random.Generator, region: NDArray[np.int64]) -> NDArray[
     return held_in * _ISSUERS_PER_REGION + bank
 
 
+def _known_from_the_start(payers: Customers, customers: int, start_ms: int) -> NDArray[np.int64]:
+    """Return the real customers whose account is open at the start, or all where none is.
+
+    Only they fall victim: a campaign does not ask when an account was opened.
+    """
+    known = np.flatnonzero(payers.created_ms[:customers] <= start_ms)
+    return known if len(known) else np.arange(customers)
+
+
 def build_population(
     seed: int, customers: int, synthetic: int, merchants: int, start_ms: int
 ) -> Population:
@@ -222,14 +232,15 @@ def build_population(
     sellers = _build_merchants(rng, merchants)
     payers = _build_customers(rng, customers, synthetic, start_ms)
     owner = np.repeat(np.arange(len(payers.city)), payers.card_count)
-    by_city = np.argsort(payers.city[:customers], kind="stable")
+    known = _known_from_the_start(payers, customers, start_ms)
+    by_city = known[np.argsort(payers.city[known], kind="stable")]
     return Population(
         seed=seed,
         issuers=issuers,
         merchants=sellers,
         customers=payers,
         card_issuer=_issuers_of(rng, payers.region[owner]),
-        victims=Roulette.of_rows([payers.rate[:customers]]),
+        victims=Roulette.of_rows([np.bincount(known, payers.rate[known], customers)]),
         by_city=by_city,
         city_start=np.searchsorted(payers.city[by_city], np.arange(len(CITIES) + 1)),
     )
