@@ -167,8 +167,11 @@ def _run_replay(args: argparse.Namespace, console: Console) -> int:
     renamed = _renamed(args.map)
     delay = None if args.label_delay_days is None else round(args.label_delay_days * DAY_MS)
     span = Span(args.from_, args.until)
-    rows = read_rows(args.history, renamed, delay, span)
+    # The labels of earlier rows can only be known by reading those rows.
+    read = Span(None, args.until) if args.earlier_labels else span
+    rows = read_rows(args.history, renamed, delay, read)
     settings = ReplaySettings(
+        from_ms=args.from_,
         speed=args.speed,
         shift_ms=_shift_ms(args, renamed, span),
         labels=args.labels or args.earlier_labels,

@@ -165,7 +165,8 @@ class Driver:
         settings = self._settings
         seconds = settings.warmup_s + settings.seconds
         offsets = due_times_ns(settings.rate_per_s, seconds, settings.arrivals, settings.seed)
-        return offsets.tolist()
+        times: list[int] = offsets.tolist()
+        return times
 
     def _open_times(self, offsets_ns: Sequence[int]) -> Iterator[tuple[int, int]]:
         return ((number, self._begin_ns + offset) for number, offset in enumerate(offsets_ns))

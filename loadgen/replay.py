@@ -38,14 +38,14 @@ _LABEL_STATUSES = {
 class ReplaySettings:
     """How to replay.
 
-    ``from_ms`` (inclusive) and ``until_ms`` (exclusive) choose rows by their own time; ``speed``
-    is a multiple of the stream's own, None as fast as possible; ``shift_ms`` is added to all
-    times that are sent. With ``labels``, verdicts are reported; at most ``pending_labels_max``
-    wait. With ``earlier_labels``, so are those of rows before ``from_ms`` that become known after
-    it, for a server that was given those rows in another way. Raises ValueError for numbers out of
-    range.
+    Rows before ``from_ms`` are not sent. ``speed`` is a multiple of the stream's own, None as
+    fast as possible; ``shift_ms`` is added to all times that are sent. With ``labels``, verdicts
+    are reported; at most ``pending_labels_max`` wait. With ``earlier_labels``, so are those of
+    rows before ``from_ms`` that become known after it, for a server that was given those rows in
+    another way. Raises ValueError for numbers out of range.
     """
 
+    from_ms: int | None = None
     speed: float | None = None
     shift_ms: int = 0
     labels: bool = False
@@ -169,6 +169,9 @@ class Replayer:
                 yield self._tally.snapshot(now - begin)
         self._land_all()
         yield self._tally.snapshot(time.perf_counter() - begin)
+
+    def _is_earlier(self, row: HistoryRow) -> bool:
+        return self._settings.from_ms is not None and row.event_ms < self._settings.from_ms
 
     def _pace(self, begin: float, stream_ms: int) -> None:
         if self._settings.speed is not None:
