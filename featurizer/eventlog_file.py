@@ -244,7 +244,7 @@ class _Reader:
             if len(self._open) == MAX_OPEN_SEGMENTS:
                 oldest = next(key for key in self._open if key != self._current.first)
                 os.close(self._open.pop(oldest).descriptor)
-            self._open[first] = _Segment(first, descriptor, -1)
+            self._open[first] = _Segment(first, descriptor, known=first)
         return self._open[first]
 
     def _is_followed(self, segment: _Segment) -> bool:
@@ -394,9 +394,10 @@ class _Writer:
             return
 
     def _advance(self) -> None:
+        """Go on to the newest segment, which need not be the next where others were faster."""
         seal = _find_seal(self._descriptor, self._format.segment_bytes, self._format.salt)
         if seal is not None:
-            self._go_to(self._first + seal)
+            self._go_to(max(self._first + seal, *_list_segments(self._directory)))
 
     def _go_to(self, first: int) -> None:
         """Open the segment that begins at ``first``, created by whoever comes first."""

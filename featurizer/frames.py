@@ -324,6 +324,7 @@ class FrameScanner:
         self._salt = salt
         self._rows = np.empty((6, 1), np.int64)
         self._damage = np.empty((2, 3), np.int64)
+        self.scan(b"", True, 0)  # compiles the kernel now, not at the first read
 
     def scan(self, data: bytes, final: bool, origin: int) -> Scanned:
         """Read the block ``data`` at position ``origin``; ``batch`` then gives its entries.

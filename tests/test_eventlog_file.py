@@ -332,7 +332,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
             pytest.fail("a tmpfs must be mountable in CI")
         pytest.skip("mounting a tmpfs needs root")
     yield directory
-    subprocess.run([unmount, str(directory)], timeout=10, check=True)
+    subprocess.run([unmount, "-l", str(directory)], timeout=10, check=True)
 
 
 @pytest.mark.parametrize("frames_per_call", [1, 3])
