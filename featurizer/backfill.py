@@ -327,7 +327,7 @@ class _Vectors:
         trace: TracebackType | None,
     ) -> None:
         try:
-            if kind is None:
+            if kind is None and self._waiting:
                 self._flush()
             self._writer.close()
             if kind is None:
