@@ -125,12 +125,40 @@ def _add_up(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.set_defaults(run=_up)
 
 
+def _demo(args: argparse.Namespace) -> int:
+    # Here, because a scorer has no use for what the demo imports.
+    from fraudsvc.demo import DemoOptions, demo  # noqa: PLC0415 - as said
+
+    given = {name: value for name, value in vars(args).items() if name != "run"}
+    return demo(DemoOptions(**given))
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("demo", help="make a world, train, start every role, score")
+    parser.add_argument("--keep", action="store_true", help="leave every role up until ^C")
+    values = (
+        ("--data", Path, "a new directory to keep; without it, a temporary one"),
+        ("--json", Path, "write the summary there"),
+        ("--seconds", float, "within which the live part is sent"),
+        ("--days", int, "of the world"),
+        ("--live-hours", float, "the world's last hours, which are the live part"),
+        ("--customers", int, "of the world"),
+        ("--payments-per-day", float, "of the world"),
+        ("--seed", int, "of the world"),
+        ("--trees", int, "of the model"),
+    )
+    for flag, kind, meaning in values:
+        parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=meaning)
+    parser.set_defaults(run=_demo)
+
+
 def main() -> int:
     """Run one command; the exit status is 2 where its options cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m fraudsvc", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands)
     _add_up(commands)
+    _add_demo(commands)
     args = parser.parse_args()
     try:
         return int(args.run(args))
