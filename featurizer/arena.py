@@ -287,9 +287,7 @@ class Arena:
         """Fold ``records`` (RECORD[n]) into those of their states that are here, and no others."""
         done = 0
         while True:
-            done = _absorb(
-                self._words, self._index, self._counters, records, positions, done
-            )
+            done = _absorb(self._words, self._index, self._counters, records, positions, done)
             if done == len(records):
                 return
             self._grow()
