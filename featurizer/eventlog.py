@@ -48,8 +48,9 @@ class Batch:
     """What one read returned, as columns over ``data``; n entries in log order.
 
     ``topics`` uint8[n], ``keys`` int64[n], ``starts`` and ``lengths`` int64[n] (bytes into
-    ``data``), ``positions`` int64[n] (unique and increasing, one per entry), ``frames`` int64[n]
-    (position of the frame that holds the entry). ``next_position`` is where to read on.
+    ``data``), ``positions`` int64[n] (unique and increasing: the frame's position, plus 1, plus the
+    entry's place in the frame), ``frames`` int64[n] (position of the frame that holds the entry).
+    ``next_position`` is where to read on.
     """
 
     data: bytes
@@ -79,9 +80,9 @@ class EventLog(Protocol):
     """
 
     def append(self, frames: Sequence[Sequence[Entry]]) -> list[int]:
-        """Append the frames in one write and return each one's position.
+        """Append the frames in one write; return each one's position, then that after them all.
 
-        When it returns, a crash of this process loses nothing; a power cut may lose the last
+        For no frames it returns nothing. When it returns, a crash of this process loses nothing; a power cut may lose the last
         sync interval. Raises LogError when it cannot: then no frame of this call will be read.
         """
         ...

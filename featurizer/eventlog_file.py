@@ -150,6 +150,12 @@ class _Reader:
             self._refresh()
             return self._firsts
 
+    def extend(self, first: int, end: int) -> None:
+        """Take in that this process has written the segment from ``first`` on up to ``end``."""
+        with self._lock:
+            if self._current.first == first and self._current.known >= 0:
+                self._current.known = max(self._current.known, end)
+
     def close(self) -> None:
         with self._lock:
             for segment in self._open.values():
@@ -316,7 +322,7 @@ class _Writer:
         self._directory = directory
         self._format = _read_format(directory)
         self._syncer = syncer
-        self._first = first
+        self.first = first
         self._lock = threading.Lock()
         self._descriptor = -1
         self.rolls = 0  # segments that this writer created
@@ -331,7 +337,7 @@ class _Writer:
                 position = self._place(data, enough)
             except OSError as error:
                 raise LogError(f"cannot append: {error}") from error
-        return [position + offset for offset in offsets]
+        return [position + offset for offset in (*offsets, len(data))]
 
     def close(self) -> None:
         """Refuse every later append; the syncer still has the descriptor."""
@@ -345,8 +351,8 @@ class _Writer:
             if start & 7:
                 start = self._realign(data, enough)
             if start < self._format.segment_bytes:
-                return self._first + start
-            position = self._first + start
+                return self.first + start
+            position = self.first + start
             if self._is_before_seal(start):
                 self._roll()
                 return position
@@ -397,7 +403,7 @@ class _Writer:
         """Go on to the newest segment, which need not be the next where others were faster."""
         seal = _find_seal(self._descriptor, self._format.segment_bytes, self._format.salt)
         if seal is not None:
-            self._go_to(max(self._first + seal, *_list_segments(self._directory)))
+            self._go_to(max(self.first + seal, *_list_segments(self._directory)))
 
     def _go_to(self, first: int) -> None:
         """Open the segment that begins at ``first``, created by whoever comes first."""
@@ -408,7 +414,7 @@ class _Writer:
             self.rolls += 1
         except FileExistsError:
             self._descriptor = os.open(path, flags, 0o644)
-        self._first = first
+        self.first = first
         self._syncer.follow(self._descriptor)
 
 
@@ -521,7 +527,7 @@ class FileEventLog:
         self._lock_descriptor = lock
 
     def append(self, frames: Sequence[Sequence[Entry]]) -> list[int]:
-        """Append the frames in one write and return each one's position."""
+        """Append the frames in one write; return their positions, then that after them all."""
         writer = self._writer
         if writer is None:
             raise LogError("the log is closed or open for reading only")
@@ -531,6 +537,8 @@ class FileEventLog:
         positions = writer.append(frames)
         if writer.rolls != rolls:
             self.drop_oldest()
+        else:
+            self._reader.extend(writer.first, positions[-1])
         return positions
 
     def read(self, position: int, max_bytes: int) -> Batch:

@@ -205,7 +205,7 @@ def _take_entries(words, at, count, origin, rows, entries):  # type: ignore[no-u
         rows[1, k] = np.int64(words[i + 1])
         rows[2, k] = (i + 2) * 8
         rows[3, k] = length
-        rows[4, k] = origin + i * 8
+        rows[4, k] = origin + at * 8 + 1 + k - entries
         rows[5, k] = origin + at * 8
         i += 2 + (length + 7) // 8
 

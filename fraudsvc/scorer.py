@@ -10,9 +10,9 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from fraud.v1 import decision_pb2, fraud_service_pb2, label_pb2, transaction_pb2
@@ -39,16 +39,12 @@ from fraudsvc.decide import (
 )
 from fraudsvc.errors import ServiceError, item_error, refusal
 from fraudsvc.policy import Policy
-from fraudsvc.tail import Tail
+from fraudsvc.tail import ENTITIES_WORD, REQUEST_WORD, Tail
 from trainer.bundle import Bundle
 
 FRAME_READ_BYTES = 1 << 16
 MS = 1_000_000
-_OFFSETS: Mapping[str, tuple[Any, ...]] = RECORD.fields or {}
 _CAUSE = decision_pb2.RungCause
-# Words of a record: a field of a structured array costs ten times as much to read.
-_REQUEST = _OFFSETS["request"][1] // 8
-_CUSTOMER = _OFFSETS["entities"][1] // 8 + Entity.CUSTOMER
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +196,7 @@ class Scorer:
         ids = record.view(np.int64)
         payload = payload_hash(transaction)
         return _Checked(
-            transaction, record, int(ids[_CUSTOMER]), int(ids[_REQUEST]), payload, now_ms
+            transaction, record, int(ids[ENTITIES_WORD]), int(ids[REQUEST_WORD]), payload, now_ms
         )
 
     def _refreshed(self) -> Snapshot:
@@ -293,7 +289,9 @@ class Scorer:
             Entry(Topic.TRANSACTIONS, customer, checked.record.tobytes()),
             Entry(Topic.DECISIONS, customer, decision.SerializeToString()),
         ]
-        own = self._append([entries])[0]
+        own, end = self._append([entries])
+        if self._tail.note(checked.record, own, end):
+            return decision
         try:
             self._tail.follow()
         except LogError:

@@ -12,6 +12,8 @@ pending records.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -20,12 +22,17 @@ from numpy.typing import NDArray
 from featurizer.arena import Arena
 from featurizer.eventlog import Batch, EventLog
 from featurizer.fold import fold
-from featurizer.records import RECORD, Kind
+from featurizer.records import RECORD, Entity, Kind
 from featurizer.state import META, length
 from featurizer.store import Snapshot, Store
 from featurizer.worker import records_of
 
 READ_BYTES = 1 << 20
+_OFFSETS: Mapping[str, tuple[Any, ...]] = RECORD.fields or {}
+# Words of a record: a field of a structured array costs ten times as much to read.
+REQUEST_WORD = _OFFSETS["request"][1] // 8
+TRANSACTION_WORD = _OFFSETS["transaction"][1] // 8
+ENTITIES_WORD = _OFFSETS["entities"][1] // 8
 CATCH_UP_READS_MAX = 8  # at most so many reads a call; further behind is stale
 
 
@@ -84,6 +91,23 @@ class Tail:
             self.position = batch.next_position
         self.stale = True
 
+    def note(self, record: NDArray[np.void], frame: int, end: int) -> bool:
+        """Take in the transaction ``record`` (RECORD[1]) that this process appended.
+
+        Its frame is from ``frame`` to ``end`` and has it first. Does nothing and returns False
+        where others appended in between: then ``follow`` reads what they wrote, and this.
+        """
+        if frame != self.position:
+            return False
+        words = record.view(np.int64)
+        request, transaction = int(words[REQUEST_WORD]), int(words[TRANSACTION_WORD])
+        self._frames[request] = frame
+        self._frames.setdefault(transaction, frame)
+        self._ids.append((frame + 1, request, transaction))
+        self._fold(record, np.array([frame + 1]))
+        self.position = end
+        return True
+
     def find(self, identity: int, snapshot: Snapshot) -> int | None:
         """Return the position of the first frame with a request or transaction id, or None."""
         pending = self._frames.get(identity)
@@ -101,7 +125,7 @@ class Tail:
         missing = self._arena.lend(record, rows)
         if not missing:
             return True
-        keys = record[0]["entities"].tolist()
+        keys = record.view(np.int64)[ENTITIES_WORD : ENTITIES_WORD + len(Entity)].tolist()
         wanted = [e for e in range(len(keys)) if missing >> e & 1]
         blobs = snapshot.get_many([keys[e] for e in wanted])
         for entity, blob in zip(wanted, blobs, strict=True):
@@ -138,6 +162,9 @@ class Tail:
             self._ids.append((int(positions[i]), request, transactions[i]))
         if not keep.all():
             records, positions = records[keep], positions[keep]
+        self._fold(records, positions)
+
+    def _fold(self, records: NDArray[np.void], positions: NDArray[np.int64]) -> None:
         try:
             self._arena.absorb(records, positions)
         except MemoryError:

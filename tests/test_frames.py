@@ -216,4 +216,4 @@ def test_columns_have_the_stated_types() -> None:
     assert batch.topics.dtype == np.uint8
     columns = (batch.keys, batch.starts, batch.lengths, batch.positions, batch.frames)
     assert {column.dtype for column in columns} == {np.dtype(np.int64)}
-    assert batch.positions.tolist() == [ORIGIN + 16]
+    assert batch.positions.tolist() == [ORIGIN + 1]

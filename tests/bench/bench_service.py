@@ -1,0 +1,100 @@
+"""The scorer over gRPC: its share of a bare echo, latency at half of capacity, and overload.
+
+A call's cost is the server's CPU time over the calls answered, so that a slow client or a busy
+machine bends both sides alike; echo and scorer take turns.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from tests.bench.serving import SERVER_CPU, Running, drive, make_bundle, roles, started
+
+ROUNDS = 3
+CLOSED = ["--closed", "16", "--connections", "4", "--seconds", "4", "--warmup", "1"]
+
+
+def _cost_us(where: Path, server: Running) -> float:
+    """Return the CPU time of one call, µs, the warm-up's calls included on both sides."""
+    before = server.cpu_s()
+    figures = drive(where, server.port, *CLOSED[:-2], "--warmup", "0")
+    return 1e6 * (server.cpu_s() - before) / float(figures["answered"])
+
+
+def rows() -> list[dict[str, object]]:
+    """Return one row per claim."""
+    with tempfile.TemporaryDirectory() as directory:
+        where = Path(directory)
+        make_bundle(where)
+        with (
+            roles(where) as (_, scorer),
+            started("echo", ["tests.bench.echo"], where, SERVER_CPU) as echo,
+        ):
+            drive(where, scorer.port, *CLOSED)
+            pairs = [(_cost_us(where, echo), _cost_us(where, scorer)) for _ in range(ROUNDS)]
+            bare_us, full_us = (median(side) for side in zip(*pairs, strict=True))
+            share = median(bare / full for bare, full in pairs)
+            capacity = 1e6 / full_us
+            calm = _open(where, scorer.port, 0.5 * capacity)
+            over = _open(where, scorer.port, 2.0 * capacity)
+    return [
+        _row("CPU of one Score call on one core, against a bare echo", full_us, "µs", bare_us,
+             share, ">= 0.6 of the echo's rate", share >= 0.6),
+        _row("capacity of one core, from that", capacity, "calls/s", 1e6 / bare_us, share, None, None),
+        *_latency_rows(calm, 0.5 * capacity),
+        *_overload_rows(over, 2.0 * capacity),
+    ]  # fmt: skip
+
+
+def _open(where: Path, port: int, rate: float) -> dict[str, object]:
+    return drive(
+        where, port, "--rate", str(round(rate)), "--seconds", "8", "--warmup", "2",
+        "--connections", "4",
+    )  # fmt: skip
+
+
+def _latency_rows(figures: dict[str, object], rate: float) -> list[dict[str, object]]:
+    latency = figures["latency_us"]
+    assert isinstance(latency, dict)
+    within, p99 = float(str(figures["within_budget"])), float(latency["p99"])
+    name = f"open loop at half of capacity ({rate:,.0f}/s)"
+    return [
+        _row(f"{name}: p99 from the client", p99, "µs", latency["p50"], None, "<= 1000", p99 <= 1e3),
+        _row(f"{name}: p99.9", float(latency["p99.9"]), "µs", None, None, None, None),
+        _row(f"{name}: answered within 50 ms", within, "share", None, None, ">= 0.9999",
+             within >= 0.9999),
+    ]  # fmt: skip
+
+
+def _overload_rows(figures: dict[str, object], rate: float) -> list[dict[str, object]]:
+    statuses, shed = figures["statuses"], figures["shed_latency_us"]
+    assert isinstance(statuses, dict)
+    assert isinstance(shed, dict)
+    within = float(str(figures["within_budget_accepted"]))
+    refused = statuses.get("RESOURCE_EXHAUSTED", 0) / sum(statuses.values())
+    name = (
+        f"open loop at twice the capacity ({rate:,.0f}/s due, {figures['rate_per_s']:,.0f}/s sent)"
+    )
+    return [
+        _row(f"{name}: accepted calls within 50 ms", within, "share", None, None, ">= 0.9995",
+             within >= 0.9995),
+        _row(f"{name}: shed", refused, "share", None, None, None, None),
+        _row(f"{name}: p99 of a shed call", shed.get("p99"), "µs", None, None, None, None),
+    ]  # fmt: skip
+
+
+def _row(
+    name: str, value: object, unit: str, baseline: object, ratio: float | None,
+    target: str | None, met: bool | None,
+) -> dict[str, object]:  # fmt: skip
+    return {
+        "name": name, "value": value, "unit": unit, "baseline": baseline, "ratio": ratio,
+        "target": target, "met": met,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    for row in rows():
+        print(row)
