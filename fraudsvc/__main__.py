@@ -144,6 +144,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         ("--live-hours", float, "the world's last hours, which are the live part"),
         ("--customers", int, "of the world"),
         ("--payments-per-day", float, "of the world"),
+        ("--fraud-rate", float, "share of the world's payments"),
         ("--seed", int, "of the world"),
         ("--trees", int, "of the model"),
     )

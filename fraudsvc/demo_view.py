@@ -60,22 +60,36 @@ def _fraud(count: int, minor: Mapping[str, int]) -> str:
 def live_table(live: Mapping[str, Any]) -> Table:
     """Return loadgen's figures of the live traffic as a table of two columns."""
     points = live["latency_us"]
-    stopped_share = live["false_alarms"] / max(live["false_alarms"] + live["honest_approved"], 1)
-    declined_share = live["false_declines"] / max(live["false_alarms"] + live["honest_approved"], 1)
+    honest = max(live["false_alarms"] + live["honest_approved"], 1)
+    rate_per_s = live["answered"] / max(live["elapsed_s"], 1e-9)
     rows = {
-        "decisions": f"{live['answered']:,} of {live['sent']:,} sent, {live['rate_per_s']:,.0f}/s",
+        "decisions": f"{live['answered']:,} of {live['sent']:,} sent, {rate_per_s:,.0f}/s",
         "outcome": _counts(live["outcomes"]),
         "rung": _counts(live["rungs"]),
         "latency, ms": "   ".join(f"{name} {points[name] / 1000:.2f}" for name in _POINTS),
         "within 50 ms": f"{live['within_budget']:.3%}",
         "fraud caught": _fraud(live["fraud_caught"], live["fraud_caught_minor"]),
         "fraud missed": _fraud(live["fraud_missed"], live["fraud_missed_minor"]),
-        "false declines": f"{live['false_declines']:,} ({declined_share:.2%} of honest payments)",
-        "false alarms": f"{live['false_alarms']:,} ({stopped_share:.2%}), reviews included",
+        "false declines": f"{live['false_declines']:,} ({live['false_declines'] / honest:.2%})",
+        "false alarms": f"{live['false_alarms']:,} ({live['false_alarms'] / honest:.2%}), with"
+        " the false declines",
     }
+    if "labels" in live:
+        rows["labels reported"] = _counts(live["labels"]["statuses"])
     table = Table(title="live traffic", title_justify="left", show_header=False)
     for name, text in rows.items():
         table.add_row(name, text)
+    return table
+
+
+def campaigns_table(campaigns: Mapping[str, Mapping[str, int]]) -> Table:
+    """Return how many frauds of each kind of campaign were caught."""
+    table = Table("campaign", "frauds", "caught", title="campaigns", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for kind, counts in campaigns.items():
+        name = kind.lower().replace("_", " ")
+        table.add_row(name, f"{counts['frauds']:,}", f"{counts['caught']:,}")
     return table
 
 
@@ -83,15 +97,15 @@ def live_line(live: Mapping[str, Any]) -> str:
     """Return the figures in one line, for an output that is no terminal."""
     p50, p99 = (live["latency_us"][name] / 1000 for name in ("p50", "p99"))
     return (
-        f"{live['answered']:,} decisions, {live['rate_per_s']:,.0f}/s, p50 {p50:.2f} p99 {p99:.2f} ms,"
-        f" fraud {live['fraud_caught']} caught {live['fraud_missed']} missed,"
+        f"  {live['answered']:,} decisions, {live['rate_per_s']:,.0f}/s, p50 {p50:.2f} ms,"
+        f" p99 {p99:.2f} ms, fraud {live['fraud_caught']} caught {live['fraud_missed']} missed,"
         f" {live['false_declines']} false declines"
     )
 
 
 def live_view(live: Mapping[str, Any], bar: Progress) -> RenderableType:
     """Return the table with the progress bar under it."""
-    return Group(live_table(live), bar) if live else bar
+    return Group(live_table(live), bar)
 
 
 def model_line(metrics: Mapping[str, Any]) -> str:
@@ -104,10 +118,12 @@ def model_line(metrics: Mapping[str, Any]) -> str:
 
 def ranking_line(ranking: Mapping[str, Any]) -> str:
     """Return how live scores ranked the frauds, and whether they are those of the batch."""
+    same = f"{ranking['differing']} of {ranking['compared']:,} live scores differ from the batch's"
+    if ranking["auc"] is None:
+        return same
     return (
-        f"live ranking: ROC AUC {ranking['auc']:.3f}, average precision"
-        f" {ranking['average_precision']:.3f} (chance {ranking['prevalence']:.3f});"
-        f" {ranking['differing']} of {ranking['compared']:,} live scores differ from the backfill's"
+        f"ranking: ROC AUC {ranking['auc']:.3f}, average precision"
+        f" {ranking['average_precision']:.3f} (by chance {ranking['prevalence']:.3f}); {same}"
     )
 
 
@@ -132,11 +148,7 @@ def python_snippet(target: str, example: Mapping[str, Any]) -> str:
     return _SNIPPET.format(target=target, **example)
 
 
-def steps_table(seconds: Mapping[str, float]) -> Table:
+def steps_line(seconds: Mapping[str, float]) -> str:
     """Return how long each step took."""
-    table = Table("step", "seconds", title="the demo", title_justify="left")
-    table.columns[1].justify = "right"
-    for name, took in seconds.items():
-        table.add_row(name, f"{took:.1f}")
-    table.add_row("in all", f"{sum(seconds.values()):.1f}")
-    return table
+    each = ", ".join(f"{name} {took:.1f}" for name, took in seconds.items())
+    return f"{sum(seconds.values()):.0f} s in all: {each}"
