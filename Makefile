@@ -25,7 +25,9 @@ $(SETUP_STAMP): requirements.txt pyproject.toml
 	    "on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@echo "installing $$(grep -c '==' requirements.txt) pinned packages into .venv"
 	@$(PIP) install --require-hashes -r requirements.txt
-	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@# setuptools warns at length of what an editable install may do; only a failure is news.
+	@said=$$($(PIP) install --no-deps --no-build-isolation --editable . 2>&1) || \
+	    { echo "$$said" >&2; exit 1; }
 	@touch $@
 
 check: setup lint ## lint, format, strict types, the contract's stubs, the layout
