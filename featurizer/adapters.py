@@ -11,16 +11,11 @@ from featurizer.store import Store
 from featurizer.store_lmdb import LmdbStore
 
 
-def local_directory(url: str) -> Path:
-    """Return the directory of a ``file://`` or ``lmdb://`` URL; a relative one is allowed."""
-    parts = urlsplit(url)
-    return Path(parts.netloc + parts.path)
-
-
 def _directory(url: str, scheme: str, what: str) -> Path:
     if urlsplit(url).scheme != scheme or url == f"{scheme}://":
         raise ValueError(f"{what} wants a URL such as {scheme}://DIR, not {url!r}")
-    return local_directory(url)
+    parts = urlsplit(url)
+    return Path(parts.netloc + parts.path)  # a relative directory stands where a host would
 
 
 def open_log(
@@ -47,3 +42,8 @@ def open_store(url: str, *, schema: str, read_only: bool = False) -> Store:
     Raises ValueError for a URL of no known adapter, StoreError where it cannot be opened.
     """
     return LmdbStore(_directory(url, "lmdb", "the store"), schema=schema, read_only=read_only)
+
+
+def discard_store(url: str) -> None:
+    """Delete a store that is stale, so that it can be made anew from the log."""
+    LmdbStore.discard(_directory(url, "lmdb", "the store"))

@@ -82,8 +82,9 @@ class EventLog(Protocol):
     def append(self, frames: Sequence[Sequence[Entry]]) -> list[int]:
         """Append the frames in one write; return each one's position, then that after them all.
 
-        For no frames it returns nothing. When it returns, a crash of this process loses nothing; a power cut may lose the last
-        sync interval. Raises LogError when it cannot: then no frame of this call will be read.
+        For no frames it returns nothing. When it returns, a crash of this process loses nothing;
+        a power cut may lose the last sync interval. Raises LogError when it cannot: then no frame
+        of this call will be read.
         """
         ...
 

@@ -17,257 +17,32 @@ Writers hold a shared lock on ``LOCK``; one that is alone cuts a torn tail when 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import secrets
 import threading
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from featurizer.eventlog import Batch, Damage, Entry, LogError
-from featurizer.frames import (
-    TORN_FILLER,
-    FrameScanner,
-    Scanned,
-    encode_append,
-    encode_seal,
-    find_seal,
-    no_entries,
+from featurizer.frames import TORN_FILLER, encode_append, encode_seal
+from featurizer.segments import (
+    Format,
+    SegmentReader,
+    list_segments,
+    read_format,
+    seal_of,
+    segment_path,
+    sync_directory,
+    write_format,
 )
 
-FORMAT_VERSION = 1
 DEFAULT_SEGMENT_BYTES = 256 << 20
 MIN_SEGMENT_BYTES = 4096
-MIN_READ_BYTES = 4096
-MAX_OPEN_SEGMENTS = 8
 LOCK_TIMEOUT_MS = 10_000
 APPEND_ATTEMPTS = 64
 
-_GROWING = 1 << 62
-_SUFFIX = ".seg"
-_MISSING = "bytes or segment missing"
 _WALK_BYTES = 4 << 20
-
-
-class _Format(NamedTuple):
-    salt: int
-    segment_bytes: int
-
-
-def _read_format(directory: Path) -> _Format:
-    try:
-        fields = json.loads((directory / "FORMAT").read_bytes())
-        version = fields["version"]
-        if version != FORMAT_VERSION:
-            raise LogError(f"{directory} has log format {version}, this is {FORMAT_VERSION}")
-        return _Format(int(fields["salt"]), int(fields["segment_bytes"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LogError(f"{directory} is not an event log: {error!r}") from error
-
-
-def _write_format(directory: Path, content: _Format) -> None:
-    fields = {"version": FORMAT_VERSION, **content._asdict()}
-    draft = directory / "FORMAT.new"
-    with draft.open("w") as file:
-        json.dump(fields, file)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(directory / "FORMAT")
-    _sync_directory(directory)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _segment_path(directory: Path, first: int) -> str:
-    return f"{directory}/{first:020d}{_SUFFIX}"
-
-
-def _list_segments(directory: Path) -> list[int]:
-    """Return the first positions of the segment files, ascending."""
-    stems = (path.stem for path in directory.iterdir() if path.suffix == _SUFFIX)
-    return sorted(int(stem) for stem in stems if len(stem) == 20 and stem.isdigit())
-
-
-def _find_seal(descriptor: int, segment_bytes: int, salt: int) -> int | None:
-    """Return the offset after a segment's first seal, which never begins before segment_bytes."""
-    start = segment_bytes & ~7
-    size = os.fstat(descriptor).st_size - start
-    found = find_seal(os.pread(descriptor, size, start), salt) if size > 0 else None
-    return None if found is None else start + found
-
-
-@dataclass(slots=True)
-class _Segment:
-    """An open segment. Positions up to ``known`` are surely before its seal."""
-
-    first: int
-    descriptor: int
-    known: int
-    stop: int = _GROWING  # after the last byte that counts, once there can be no more
-    next: int = _GROWING  # where to read on from ``stop``
-
-
-class _Reader:
-    """Reads frames at any position of a directory that others append to."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._salt = _read_format(directory).salt
-        self._scanner = FrameScanner(self._salt)
-        self._lock = threading.Lock()
-        self._firsts: list[int] = []  # the last one's file may be still to be created
-        self._open: dict[int, _Segment] = {}
-        self._current = _Segment(0, -1, -1)
-        self._nothing = no_entries(-1)
-        self._closed = False
-
-    def read(self, position: int, max_bytes: int) -> Batch:
-        with self._lock:
-            segment = self._current
-            if not segment.first <= position <= segment.known:
-                found = self._seek(position)
-                if found is None:
-                    return self._at_end(position)
-                segment = self._current = found
-            if position >= segment.stop:
-                missing = Damage(position, segment.next - position, _MISSING)
-                return no_entries(segment.next, missing)
-            return self._read_block(segment, position, max(max_bytes, MIN_READ_BYTES))
-
-    def firsts(self) -> list[int]:
-        """Return where each segment begins; the last one's file may be still to be created."""
-        with self._lock:
-            self._refresh()
-            return self._firsts
-
-    def extend(self, first: int, end: int) -> None:
-        """Take in that this process has written the segment from ``first`` on up to ``end``."""
-        with self._lock:
-            if self._current.first == first and self._current.known >= 0:
-                self._current.known = max(self._current.known, end)
-
-    def close(self) -> None:
-        with self._lock:
-            for segment in self._open.values():
-                os.close(segment.descriptor)
-            self._open.clear()
-            self._firsts = []
-            self._current = _Segment(0, -1, -1)
-            self._closed = True
-
-    def _at_end(self, position: int) -> Batch:
-        if self._nothing.next_position != position:
-            self._nothing = no_entries(position)
-        return self._nothing
-
-    def _read_block(self, segment: _Segment, position: int, size: int) -> Batch:
-        while True:
-            size = min(size, segment.stop - position)
-            data = os.pread(segment.descriptor, size, position - segment.first)
-            if not data and segment.stop == _GROWING:
-                return self._at_end(position)
-            final = len(data) < size or position + size == segment.stop
-            found = self._scanner.scan(data, final, position)
-            if final or found.next_position > position:
-                break
-            size = max(2 * size, found.needed_bytes)
-        if found.sealed >= 0:
-            segment.stop = found.sealed
-            segment.next = min(segment.next, found.sealed)
-        if segment.stop < _GROWING:
-            return self._closed_batch(segment, position, data, final, found)
-        if final and found.next_position == position and self._is_followed(segment):
-            return self._read_block(segment, position, size)
-        segment.known = max(segment.known, found.next_position)
-        return self._scanner.batch(data, found, position, found.next_position, ())
-
-    def _closed_batch(
-        self, segment: _Segment, position: int, data: bytes, final: bool, found: Scanned
-    ) -> Batch:
-        """Return what was found in a segment that does not grow: its end is no "not yet"."""
-        segment.known = segment.stop - 1
-        at = found.next_position
-        if at < segment.stop and not final:
-            return self._scanner.batch(data, found, position, at, ())
-        rest = (Damage(at, segment.next - at, _MISSING),) if at < segment.next else ()
-        return self._scanner.batch(data, found, position, segment.next, rest)
-
-    def _seek(self, position: int) -> _Segment | None:
-        """Return the segment that holds ``position``, None where it is still to be created."""
-        if position < 0 or position & 7:
-            raise LogError(f"{position} is not a position of a log")
-        index = bisect_right(self._firsts, position) - 1
-        segment = self._open.get(self._firsts[index]) if index >= 0 else None
-        if segment is not None and position <= segment.known:
-            return segment
-        self._refresh()
-        index = bisect_right(self._firsts, position) - 1
-        if index < 0:
-            raise LogError(f"position {position} is too old: the log begins at {self._firsts[0]}")
-        segment = self._opened(self._firsts[index])
-        if index + 1 < len(self._firsts) and segment is not None:
-            self._close_off(segment, self._firsts[index + 1])
-        elif position > (self._firsts[index] if segment is None else segment.known):
-            raise LogError(f"position {position} is beyond the end of the log")
-        return segment
-
-    def _refresh(self) -> None:
-        """List the segments anew, and find out up to where the newest is not sealed."""
-        if self._closed:
-            raise LogError("the log is closed")
-        while True:
-            self._firsts = _list_segments(self._directory)
-            newest = self._opened(self._firsts[-1]) if self._firsts else None
-            if newest is None:
-                raise LogError(f"{self._directory} has no segments")
-            size = os.fstat(newest.descriptor).st_size
-            segment_bytes = _read_format(self._directory).segment_bytes
-            seal = _find_seal(newest.descriptor, segment_bytes, self._salt)
-            if seal is None:
-                newest.known = max(newest.known, newest.first + size)
-                return
-            self._firsts.append(newest.first + seal)
-            if self._opened(self._firsts[-1]) is None:
-                return
-
-    def _opened(self, first: int) -> _Segment | None:
-        """Return the segment that begins at ``first``, None where there is no such file."""
-        if first not in self._open:
-            try:
-                descriptor = os.open(_segment_path(self._directory, first), os.O_RDONLY)
-            except FileNotFoundError:
-                return None
-            if len(self._open) == MAX_OPEN_SEGMENTS:
-                oldest = next(key for key in self._open if key != self._current.first)
-                os.close(self._open.pop(oldest).descriptor)
-            self._open[first] = _Segment(first, descriptor, known=first)
-        return self._open[first]
-
-    def _is_followed(self, segment: _Segment) -> bool:
-        later = [first for first in _list_segments(self._directory) if first > segment.first]
-        if later:
-            self._close_off(segment, later[0])
-        return bool(later)
-
-    def _close_off(self, segment: _Segment, end: int) -> None:
-        """Note that the segment cannot grow, as another begins at ``end``."""
-        segment.next = end
-        segment.stop = min(end, segment.first + os.fstat(segment.descriptor).st_size)
-        if segment.stop < end:
-            segment_bytes = _read_format(self._directory).segment_bytes
-            seal = _find_seal(segment.descriptor, segment_bytes, self._salt)
-            segment.stop = segment.stop if seal is None else segment.first + seal
-        segment.known = segment.stop - 1
 
 
 class _Syncer(threading.Thread):
@@ -293,7 +68,7 @@ class _Syncer(threading.Thread):
                 self.dirty = False  # before the sync: what comes during it counts for the next
                 os.fdatasync(self.descriptor)
             if self._retired:
-                _sync_directory(self._directory)
+                sync_directory(self._directory)
             while self._retired:
                 os.fdatasync(self._retired[0])
                 os.close(self._retired.pop(0))
@@ -320,7 +95,7 @@ class _Writer:
 
     def __init__(self, directory: Path, first: int, syncer: _Syncer) -> None:
         self._directory = directory
-        self._format = _read_format(directory)
+        self._format = read_format(directory)
         self._syncer = syncer
         self.first = first
         self._lock = threading.Lock()
@@ -385,7 +160,7 @@ class _Writer:
         raise LogError(f"writes were torn {APPEND_ATTEMPTS} times")
 
     def _is_before_seal(self, start: int) -> bool:
-        seal = _find_seal(self._descriptor, self._format.segment_bytes, self._format.salt)
+        seal = seal_of(self._descriptor, self._format.segment_bytes, self._format.salt)
         return seal is None or seal > start
 
     def _roll(self) -> None:
@@ -401,13 +176,13 @@ class _Writer:
 
     def _advance(self) -> None:
         """Go on to the newest segment, which need not be the next where others were faster."""
-        seal = _find_seal(self._descriptor, self._format.segment_bytes, self._format.salt)
+        seal = seal_of(self._descriptor, self._format.segment_bytes, self._format.salt)
         if seal is not None:
-            self._go_to(max(self.first + seal, *_list_segments(self._directory)))
+            self._go_to(max(self.first + seal, *list_segments(self._directory)))
 
     def _go_to(self, first: int) -> None:
         """Open the segment that begins at ``first``, created by whoever comes first."""
-        path = _segment_path(self._directory, first)
+        path = segment_path(self._directory, first)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
         try:
             self._descriptor = os.open(path, flags | os.O_EXCL, 0o644)
@@ -438,25 +213,25 @@ def _try_lock(descriptor: int, mode: int) -> bool:
 def _repair(directory: Path, segment_bytes: int) -> tuple[Damage, ...]:
     """Make a directory ready that nobody else writes: create it, or cut its torn tail."""
     if not (directory / "FORMAT").exists():
-        if _list_segments(directory):
+        if list_segments(directory):
             raise LogError(f"{directory} has segments and no FORMAT")
-        _write_format(directory, _Format(secrets.randbits(32), segment_bytes))
-        Path(_segment_path(directory, 0)).touch()
+        write_format(directory, Format(secrets.randbits(32), segment_bytes))
+        Path(segment_path(directory, 0)).touch()
         return ()
-    content = _read_format(directory)
-    reader = _Reader(directory)
+    content = read_format(directory)
+    reader = SegmentReader(directory)
     try:
         damage = _cut_tail(directory, reader)
     finally:
         reader.close()
-    _write_format(directory, content._replace(segment_bytes=segment_bytes))
+    write_format(directory, content._replace(segment_bytes=segment_bytes))
     return damage
 
 
-def _cut_tail(directory: Path, reader: _Reader) -> tuple[Damage, ...]:
+def _cut_tail(directory: Path, reader: SegmentReader) -> tuple[Damage, ...]:
     first = reader.firsts()[-1]
     end = _last_position(reader, first)
-    path = Path(_segment_path(directory, reader.firsts()[-1]))
+    path = Path(segment_path(directory, reader.firsts()[-1]))
     path.touch()
     torn = path.stat().st_size - (end - reader.firsts()[-1])
     if torn <= 0:
@@ -465,7 +240,7 @@ def _cut_tail(directory: Path, reader: _Reader) -> tuple[Damage, ...]:
     return (Damage(end, torn, "torn tail cut"),)
 
 
-def _last_position(reader: _Reader, position: int) -> int:
+def _last_position(reader: SegmentReader, position: int) -> int:
     while (after := reader.read(position, _WALK_BYTES).next_position) > position:
         position = after
     return position
@@ -506,7 +281,7 @@ class FileEventLog:
         self._writer: _Writer | None = None
         if not read_only:
             self._join(segment_bytes)
-        self._reader = _Reader(self._directory)
+        self._reader = SegmentReader(self._directory)
         self._end = self._reader.firsts()[-1]
         if not read_only:
             self._syncer = _Syncer(self._directory, sync_interval_ms)
@@ -557,7 +332,7 @@ class FileEventLog:
         A reader that is inside one may read it to its end; then LogError tells it that it fell
         behind.
         """
-        paths = [Path(_segment_path(self._directory, f)) for f in _list_segments(self._directory)]
+        paths = [Path(segment_path(self._directory, f)) for f in list_segments(self._directory)]
         facts = [path.stat() for path in paths]
         kept_bytes = sum(fact.st_size for fact in facts)
         dropped = 0

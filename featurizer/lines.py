@@ -55,7 +55,7 @@ def _read_gaps(words, ring_at, newest, line):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _read_session(words, ring_at, newest, time, line):  # type: ignore[no-untyped-def]
-    """The run of events up to ``time`` with no pause longer than SESSION_GAP_MS."""
+    """Measure the run of events up to ``time`` with no pause longer than SESSION_GAP_MS."""
     count = 0
     total = 0
     start = time

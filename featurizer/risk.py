@@ -42,38 +42,33 @@ def _read_rates(words, days, time, line):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _read_runs(words, at, end, time, line):  # type: ignore[no-untyped-def]
-    """Runs in the order of the transactions, from the newest labelled one back."""
-    good_since = 0
-    run = 0
-    plain = 0
-    fraud_at = -1
-    good_at = -1
+def _newest(words, at, end, bad):  # type: ignore[no-untyped-def]
+    """Return where the newest label is that is bad (or good), ``at - 1`` where there is none."""
     for i in range(end - 1, at - 1, -1):
-        if words[i] & LABEL_BAD:
-            if fraud_at < 0:
-                fraud_at = i
-            if good_at < 0:
-                run += 1
-                plain += 0 if words[i] & LABEL_UNUSUAL else 1
-        else:
-            if good_at < 0:
-                good_at = i
-            if fraud_at < 0:
-                good_since += 1
-        if fraud_at >= 0 and good_at >= 0:
-            break
-    line[Slot.BAD_RUN] = run
+        if (words[i] & LABEL_BAD != 0) == bad:
+            return i
+    return at - 1
+
+
+@njit(cache=True, nogil=True)
+def _read_runs(words, at, end, time, line):  # type: ignore[no-untyped-def]
+    """Measure runs in the order of the transactions, from the newest labelled one back."""
+    fraud = _newest(words, at, end, True)
+    good = _newest(words, at, end, False)
+    line[Slot.GOOD_SINCE_FRAUD] = end - 1 - fraud
+    line[Slot.BAD_RUN] = end - 1 - good
+    plain = 0
+    for i in range(good + 1, end):
+        plain += 0 if words[i] & LABEL_UNUSUAL else 1
     line[Slot.PLAIN_BAD_RUN] = plain
-    line[Slot.GOOD_SINCE_FRAUD] = good_since
     line[Slot.SINCE_GOOD] = np.nan
     line[Slot.SINCE_FRAUD] = np.nan
     line[Slot.LAST_BAD_UNUSUAL] = np.nan
-    if good_at >= 0:
-        line[Slot.SINCE_GOOD] = (time - (words[good_at] >> 20)) / 86_400_000.0
-    if fraud_at >= 0:
-        line[Slot.SINCE_FRAUD] = (time - (words[fraud_at] >> 20)) / 86_400_000.0
-        line[Slot.LAST_BAD_UNUSUAL] = 1.0 if words[fraud_at] & LABEL_UNUSUAL else 0.0
+    if good >= at:
+        line[Slot.SINCE_GOOD] = (time - (words[good] >> 20)) / 86_400_000.0
+    if fraud >= at:
+        line[Slot.SINCE_FRAUD] = (time - (words[fraud] >> 20)) / 86_400_000.0
+        line[Slot.LAST_BAD_UNUSUAL] = 1.0 if words[fraud] & LABEL_UNUSUAL else 0.0
     elif end - at == LABELS_MAX and words[LAST_FRAUD_TIME] > 0:
         # Every label kept is good; the last fraud is older than all of them.
         line[Slot.SINCE_FRAUD] = (time - words[LAST_FRAUD_TIME]) / 86_400_000.0

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import signal
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from featurizer.adapters import local_directory, open_log, open_store
+from featurizer.adapters import discard_store, open_log, open_store
 from featurizer.eventlog import Damage
 from featurizer.features import SCHEMA_VERSION
 from featurizer.store import Store, StoreStale
@@ -36,7 +35,7 @@ def open_or_rebuild(url: str) -> Store:
         return open_store(url, schema=SCHEMA_VERSION)
     except StoreStale as error:
         _log.warning("the store is rebuilt from the log: %s", error)
-        shutil.rmtree(local_directory(url))
+        discard_store(url)
         return open_store(url, schema=SCHEMA_VERSION)
 
 

@@ -66,7 +66,7 @@ class Slot(IntEnum):
     DEVIATION = auto()  # median absolute deviation
     NORM_COUNT = auto()
     DECAYED = auto()  # count and amount for each half-life
-    DECAYED_END = DECAYED + 2 * len(HALF_LIVES) - 1
+    DECAYED_END = DECAYED + 2 * len(HALF_LIVES) - 1  # type: ignore[operator]  # numbers in here
     AGE = auto()
     LIFETIME = auto()
     LARGEST = auto()
@@ -94,7 +94,7 @@ class Slot(IntEnum):
     LAST_BAD_UNUSUAL = auto()
     SINCE_GOOD = auto()
     RISK = auto()  # bad, labelled and unusual bad for each risk window
-    RISK_END = RISK + 3 * len(RISK_WINDOWS) - 1
+    RISK_END = RISK + 3 * len(RISK_WINDOWS) - 1  # type: ignore[operator]
 
 
 SLOTS = Slot.RISK_END + 1 + ACCUMULATORS  # the last ones are the running sums

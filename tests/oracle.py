@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -89,9 +90,9 @@ def learn(memory: Memory, entity: int, record: Any) -> None:
         time, amount, identity, first, second, region,
         bool(flags & Flag.FAILED), bool(flags & Flag.UNUSUAL), place,
     )  # fmt: skip
-    place = bisect_right(memory.times, time)
-    memory.events.insert(place, event)
-    memory.times.insert(place, time)
+    index = bisect_right(memory.times, time)
+    memory.events.insert(index, event)
+    memory.times.insert(index, time)
     memory.last_time = memory.times[-1]
 
 
@@ -158,7 +159,7 @@ def _rhythm(line: dict[int, float], ring: list[Event], time: int) -> None:
     if past:
         line[Slot.SINCE_LAST] = (time - past[-1].time) / 1000
         line[Slot.LAST_AMOUNT] = past[-1].amount
-    gaps = [(b.time - a.time) / 1000 for a, b in zip(past, past[1:], strict=False)][::-1][:16]
+    gaps = [(b.time - a.time) / 1000 for a, b in pairwise(past)][::-1][:16]
     if gaps:
         line[Slot.LAST_GAP] = gaps[0]
         total = squares = 0.0
@@ -309,6 +310,10 @@ def line_of(memory: Memory, entity: int, record: Any) -> dict[int, float]:
     return line
 
 
+def _differs(record: Any, a: str, b: str) -> float:
+    return float(record[a] != record[b]) if record[a] and record[b] else NAN
+
+
 def own_line(record: Any) -> dict[int, float]:
     """The record's own slots."""
     time, minor = int(record["event_time_ms"]), int(record["amount_minor"])
@@ -316,7 +321,6 @@ def own_line(record: Any) -> dict[int, float]:
     moment = np.datetime64(time, "ms").astype(object)
     text = str(minor)
     bare = text.rstrip("0")
-    differs = lambda a, b: NAN if not (record[a] and record[b]) else float(record[a] != record[b])  # noqa: E731
     line: dict[int, float] = {
         Own.AMOUNT: min(max(int(record["amount_ref"]), 0), 2**31 - 1),
         Own.CENTS: minor % 100,
@@ -329,9 +333,9 @@ def own_line(record: Any) -> dict[int, float]:
         Own.CARD_PRESENT: float(bool(flags & Flag.CARD_PRESENT)),
         Own.RECURRING: float(bool(flags & Flag.RECURRING)),
         Own.FAILED: float(bool(flags & Flag.FAILED)),
-        Own.FOREIGN_ISSUER: differs("issuer_region", "merchant_region"),
-        Own.FOREIGN_BILLING: differs("billing_region", "issuer_region"),
-        Own.SHIPS_ELSEWHERE: differs("shipping_region", "billing_region"),
+        Own.FOREIGN_ISSUER: _differs(record, "issuer_region", "merchant_region"),
+        Own.FOREIGN_BILLING: _differs(record, "billing_region", "issuer_region"),
+        Own.SHIPS_ELSEWHERE: _differs(record, "shipping_region", "billing_region"),
         Own.ENTITIES: sum(int(k) != 0 for k in record["entities"]),
     }
     for slot in ("CHANNEL", "POS_ENTRY_MODE", "THREE_DS", "AVS", "CVV", "AUTHORIZATION", "MCC",

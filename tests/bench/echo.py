@@ -12,6 +12,7 @@ import signal
 import threading
 from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import grpc
 from fraud.v1 import decision_pb2
@@ -44,7 +45,7 @@ def main() -> None:
     if args.cpus:
         os.sched_setaffinity(0, {int(c) for c in args.cpus.split(",")})
     answer, settings = _answer(), ServerSettings()
-    handler = grpc.unary_unary_rpc_method_handler(
+    handler: Any = grpc.unary_unary_rpc_method_handler(
         lambda request, context: answer,
         request_deserializer=pb.ScoreRequest.FromString,
         response_serializer=lambda response: response.SerializeToString(),
