@@ -1,0 +1,192 @@
+"""Reads a transaction's bytes into slots and looks at its texts, all in doubt or none.
+
+Owns the walk over the wire and the shapes of texts. Must not know times, money, ids or a record.
+Every read is bounds-checked, whatever the bytes say.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from fraudsvc.cardnumbers import DIGITS_MIN
+from fraudsvc.wire_fields import (
+    BYTES,
+    FIXED64,
+    NUMBERS,
+    PLAN,
+    REQUEST,
+    REQUIRED,
+    SHAPES,
+    SLOTS,
+    TEXTS,
+    Shape,
+)
+
+_ITEM_TAG = 1 << 3 | BYTES
+
+
+@njit(cache=True)
+def _varint(data, at, stop):  # type: ignore[no-untyped-def]
+    """Return a number and where it ends; -1 for a negative, cut or needlessly long one."""
+    value = np.int64(0)
+    for i in range(min(9, stop - at)):
+        byte = np.int64(data[at + i])
+        value |= (byte & 127) << (7 * i)
+        if byte < 128:
+            if byte == 0 and i > 0:
+                break
+            return value, at + i + 1
+    return np.int64(-1), stop
+
+
+@njit(cache=True)
+def _fixed64(data, at, stop):  # type: ignore[no-untyped-def]
+    """Return eight bytes as a number and where they end; 0 where they are cut."""
+    bits = np.uint64(0)
+    if stop - at < 8:
+        return np.int64(0), stop
+    for i in range(8):
+        bits |= np.uint64(data[at + i]) << np.uint64(8 * i)
+    return np.int64(bits), at + 8
+
+
+@njit(cache=True)
+def _scan_part(data, start, stop, message, slots):  # type: ignore[no-untyped-def]
+    """Fill the slots of one message's own fields; return whether all are as planned."""
+    at, last = start, 0
+    while at < stop:
+        tag, at = _varint(data, at, stop)
+        number = tag >> 3
+        if not last < number < NUMBERS:
+            return False
+        last = number
+        plan = PLAN[message - REQUEST, number]
+        slot, wire = plan[0], plan[1]
+        if wire != tag & 7:
+            return False
+        value, at = _fixed64(data, at, stop) if wire == FIXED64 else _varint(data, at, stop)
+        size = value if wire == BYTES else 0
+        absent = value == 0 and wire == FIXED64
+        if absent or not plan[2] <= value <= plan[3] or stop - at < size:
+            return False
+        slots[slot, 0] = at if wire == BYTES else value
+        slots[slot, 1] = at + size
+        at += size
+    return True
+
+
+@njit(cache=True)
+def scan(data, start, stop, message, slots):  # type: ignore[no-untyped-def]
+    """Fill the slots of a message and of those inside it; a part's number is above its parent's."""
+    slots[:] = 0
+    if not _scan_part(data, start, stop, message, slots):
+        return False
+    for part in range(message + 1, SLOTS):
+        if slots[part, 0] > 0 and not _scan_part(data, slots[part, 0], slots[part, 1], part, slots):
+            return False
+    for slot in REQUIRED:  # noqa: SIM110 - numba compiles no all()
+        if slots[slot, 0] == 0:
+            return False
+    return True
+
+
+@njit(cache=True)
+def _all_within(data, start, stop, low, high):  # type: ignore[no-untyped-def]
+    for i in range(start, stop):  # noqa: SIM110 - numba compiles no all()
+        if not low <= data[i] <= high:
+            return False
+    return True
+
+
+@njit(cache=True)
+def _digit_run(data, start, stop):  # type: ignore[no-untyped-def]
+    """Return the length of the longest run of digits, spaces and dashes between them ignored."""
+    longest = run = 0
+    for i in range(start, stop):
+        byte = data[i]
+        if ord("0") <= byte <= ord("9"):
+            run += 1
+            longest = max(longest, run)
+        elif byte != ord(" ") and byte != ord("-"):
+            run = 0
+    return longest
+
+
+@njit(cache=True)
+def _is_uuid(data, start):  # type: ignore[no-untyped-def]
+    for i in range(36):
+        byte = data[start + i]
+        if i in {8, 13, 18, 23}:
+            if byte != ord("-"):
+                return False
+        elif not (ord("0") <= byte <= ord("9") or ord("a") <= byte <= ord("f")):
+            return False
+    return True
+
+
+@njit(cache=True)
+def _is_ipv4(data, start, stop):  # type: ignore[no-untyped-def]
+    """Return whether the text is four decimal octets without leading zeros, as inet_pton's."""
+    octets, octet, digits = 1, np.int64(0), 0
+    for i in range(start, stop):
+        byte = np.int64(data[i])
+        if byte == ord("."):
+            if digits == 0:
+                return False
+            octets, octet, digits = octets + 1, np.int64(0), 0
+        else:
+            if not ord("0") <= byte <= ord("9") or (digits > 0 and octet == 0):
+                return False
+            octet, digits = octet * 10 + byte - ord("0"), digits + 1
+            if octet > 255:
+                return False
+    return octets == 4 and digits > 0
+
+
+@njit(cache=True)
+def _has_shape(data, start, stop, shape):  # type: ignore[no-untyped-def]
+    if shape == Shape.PRINTABLE:
+        return _all_within(data, start, stop, 0x20, 0x7E)
+    if shape == Shape.DIGITS:
+        return _all_within(data, start, stop, 0x30, 0x39)
+    if shape == Shape.CAPITALS:
+        return _all_within(data, start, stop, 0x41, 0x5A)
+    if shape == Shape.UUID:
+        return _is_uuid(data, start)
+    return _is_ipv4(data, start, stop)
+
+
+@njit(cache=True)
+def texts_fit(data, slots, exempt):  # type: ignore[no-untyped-def]
+    """Return whether all texts have their shape and no free one may hold a card number."""
+    for slot in range(TEXTS):
+        start, stop = slots[slot, 0], slots[slot, 1]
+        if stop == start:
+            continue
+        shape = SHAPES[slot]
+        if not _has_shape(data, start, stop, shape):
+            return False
+        watched = shape == Shape.PRINTABLE and not (exempt >> slot) & 1
+        if watched and _digit_run(data, start, stop) >= DIGITS_MIN:
+            return False
+    return True
+
+
+@njit(cache=True)
+def split_batch(data, count):  # type: ignore[no-untyped-def]
+    """Return int64[count, 2]: where a ScoreBatchRequest's items start and stop; -1 for doubt."""
+    parts = np.full((count, 2), -1, np.int64)
+    at = 0
+    for i in range(count):
+        tag, at = _varint(data, at, len(data))
+        size, at = _varint(data, at, len(data))
+        if tag != _ITEM_TAG or not 0 <= size <= len(data) - at:
+            parts[:] = -1
+            return parts
+        parts[i, 0], parts[i, 1] = at, at + size
+        at += size
+    # validate_only is not the record's, but nothing else may stand behind the items.
+    if not (at == len(data) or (len(data) - at == 2 and data[at] == 16 and data[at + 1] == 1)):
+        parts[:] = -1
+    return parts
