@@ -41,12 +41,8 @@ def blocks(path: Path, language: str) -> list[str]:
     return [text for found, text in _FENCE.findall(path.read_text()) if found == language]
 
 
-def python_blocks() -> list[pytest.param]:  # type: ignore[valid-type]
-    return [
-        pytest.param(path, text, id=f"{path.relative_to(ROOT)}-{number}")
-        for path in DOCUMENTS
-        for number, text in enumerate(blocks(path, "python"))
-    ]
+def python_blocks() -> list[tuple[Path, str]]:
+    return [(path, text) for path in DOCUMENTS for text in blocks(path, "python")]
 
 
 def between(name: str) -> str:

@@ -74,7 +74,9 @@ def run_apart(module: str) -> list[Row]:
             return checked(json.loads(out.read_bytes()))
         except subprocess.TimeoutExpired as error:
             raise BenchError(f"took longer than {MODULE_TIMEOUT_S} s") from error
-        except (subprocess.CalledProcessError, OSError, ValueError) as error:
+        except subprocess.CalledProcessError as error:
+            raise BenchError(f"ended with status {error.returncode}, see above") from error
+        except (OSError, ValueError) as error:
             raise BenchError(str(error)) from error
 
 
