@@ -129,7 +129,7 @@ def _network(data, start, stop):  # type: ignore[no-untyped-def]
     text = np.empty(6, np.uint8)
     at, octet = 0, np.int64(0)
     for i in range(start, stop):
-        if data[i] != ord("."):
+        if data[i] != 0x2E:
             octet = octet * 10 + data[i] - 0x30
         elif at < 6:
             for shift in (4, 0):
