@@ -179,9 +179,9 @@ def _lend(words, index, records, rows):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _absorb(words, index, counters, records, positions, at):  # type: ignore[no-untyped-def]
-    """Fold records from ``at`` on into the states that are here; return where it ended."""
-    for i in range(at, len(records)):
+def _absorb(words, index, counters, records, positions, first, stop):  # type: ignore[no-untyped-def]
+    """Fold the records from ``first`` on into the states that are here; return where it ended."""
+    for i in range(first, stop):
         rec = records[i]
         for entity in range(len(rec.entities)):
             key = rec.entities[entity]
@@ -194,7 +194,7 @@ def _absorb(words, index, counters, records, positions, at):  # type: ignore[no-
                 return i
             place = index[row, _PLACE]
             fold(words[place : place + SIZES_WORDS[index[row, _SIZE]]], entity, rec, positions[i])
-    return len(records)
+    return stop
 
 
 @njit(cache=True, nogil=True)
@@ -283,14 +283,16 @@ class Arena:
         missing: int = _lend(self._words, self._index, record, rows)
         return missing
 
-    def absorb(self, records: NDArray[np.void], positions: NDArray[np.int64]) -> None:
-        """Fold ``records`` (RECORD[n]) into those of their states that are here, and no others."""
-        done = 0
-        while True:
-            done = _absorb(self._words, self._index, self._counters, records, positions, done)
-            if done == len(records):
-                return
-            self._grow()
+    def absorb(
+        self, records: NDArray[np.void], positions: NDArray[np.int64], first: int, stop: int
+    ) -> None:
+        """Fold ``records[first:stop]`` (RECORD) into those of their states that are here."""
+        while first < stop:
+            first = _absorb(
+                self._words, self._index, self._counters, records, positions, first, stop
+            )
+            if first < stop:
+                self._grow()
 
     def __contains__(self, key: int) -> bool:
         row = self._index[_find(self._index, key)]

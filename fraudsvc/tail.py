@@ -33,6 +33,7 @@ _OFFSETS: Mapping[str, tuple[Any, ...]] = RECORD.fields or {}
 REQUEST_WORD = _OFFSETS["request"][1] // 8
 TRANSACTION_WORD = _OFFSETS["transaction"][1] // 8
 ENTITIES_WORD = _OFFSETS["entities"][1] // 8
+_RECORD_BYTES = RECORD.itemsize
 CATCH_UP_READS_MAX = 8  # at most so many reads a call; further behind is stale
 
 
@@ -58,6 +59,7 @@ class Tail:
         self._arena = arena
         self._capacity = capacity
         self._records = np.zeros(2 * capacity, RECORD)
+        self._bytes = self._records.view(np.uint8).reshape(-1).data
         self._positions = np.zeros(2 * capacity, np.int64)
         self._first = 0
         self._stop = 0
@@ -104,7 +106,10 @@ class Tail:
         self._frames[request] = frame
         self._frames.setdefault(transaction, frame)
         self._ids.append((frame + 1, request, transaction))
-        self._fold(record, np.array([frame + 1]))
+        stop = self._make_room(1)
+        self._bytes[stop * _RECORD_BYTES : (stop + 1) * _RECORD_BYTES] = record.tobytes()
+        self._positions[stop] = frame + 1
+        self._take_in(stop + 1)
         self.position = end
         return True
 
@@ -162,28 +167,30 @@ class Tail:
             self._ids.append((int(positions[i]), request, transactions[i]))
         if not keep.all():
             records, positions = records[keep], positions[keep]
-        self._fold(records, positions)
-
-    def _fold(self, records: NDArray[np.void], positions: NDArray[np.int64]) -> None:
-        try:
-            self._arena.absorb(records, positions)
-        except MemoryError:
-            self._arena.clear()
-        self._append(records, positions)
-
-    def _append(self, records: NDArray[np.void], positions: NDArray[np.int64]) -> None:
-        """Add to the pending records; the oldest go where there are more than ``capacity``."""
         if len(records) > self._capacity:
             records, positions = records[-self._capacity :], positions[-self._capacity :]
+            self._arena.clear()  # its states would lack what is left out
             self.stale = True
-        if self._stop + len(records) > len(self._records):
-            count = self._stop - self._first
-            self._records[:count] = self._records[self._first : self._stop]
-            self._positions[:count] = self._positions[self._first : self._stop]
-            self._first, self._stop = 0, count
-        stop = self._stop + len(records)
-        self._records[self._stop : stop] = records
-        self._positions[self._stop : stop] = positions
+        stop = self._make_room(len(records))
+        self._records[stop : stop + len(records)] = records
+        self._positions[stop : stop + len(records)] = positions
+        self._take_in(stop + len(records))
+
+    def _make_room(self, count: int) -> int:
+        """Return where ``count`` more pending records go."""
+        if self._stop + count > len(self._records):
+            kept = self._stop - self._first
+            self._records[:kept] = self._records[self._first : self._stop]
+            self._positions[:kept] = self._positions[self._first : self._stop]
+            self._first, self._stop = 0, kept
+        return self._stop
+
+    def _take_in(self, stop: int) -> None:
+        """Count the records up to ``stop`` as pending; the oldest go where there are too many."""
+        try:
+            self._arena.absorb(self._records, self._positions, self._stop, stop)
+        except MemoryError:
+            self._arena.clear()  # full: start anew from the store
         self._stop = stop
         if stop - self._first > self._capacity:
             self._first = stop - self._capacity
