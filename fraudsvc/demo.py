@@ -47,6 +47,7 @@ LINE_EVERY_S = 5.0
 POLL_S = 0.05
 STOP_S = 15.0
 INTERRUPTED = 130
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 __all__ = ["DemoError", "DemoOptions", "demo"]
 
@@ -303,7 +304,8 @@ def demo(options: DemoOptions) -> int:
     Raises ValueError for a directory that is in use, OSError for one that cannot be written.
     """
     console = Console()
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    # Both said: a job in a shell's background is started with SIGINT ignored.
+    before = {number: signal.signal(number, _interrupt) for number in _STOPPING}
     end_ms = time.time_ns() // 1_000_000 // DAY_MS * DAY_MS
     try:
         with _directory(options.data) as directory:
@@ -316,8 +318,9 @@ def demo(options: DemoOptions) -> int:
         console.print("stopped")
         return INTERRUPTED
     finally:
-        signal.signal(signal.SIGTERM, before)
-    if options.keep is False:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if not options.keep:
         console.print("Leave every role up and call it yourself: make demo KEEP=1")
     if options.data is not None:
         console.print(

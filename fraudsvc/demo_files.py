@@ -48,7 +48,7 @@ class DemoOptions:
     payments_per_day: float = 4_000
     fraud_rate: float = 0.01
     seed: int = 1
-    trees: int = 150
+    trees: int = 100
     step_timeout_s: float = 170.0
 
     def __post_init__(self) -> None:
@@ -128,11 +128,11 @@ def count_live(plan: Plan) -> int:
 
 
 def example(plan: Plan) -> dict[str, Any]:
-    """Return payer, payee and amount of the world's last honest payment."""
+    """Return the ids of the world's last honest payment, at 20 times its amount."""
     names = ["customer_id", "card_id", "merchant_id", "amount_minor", "currency"]
     rows = pq.read_table(plan.world, columns=names, filters=[("is_fraud", "=", False)])
     last: dict[str, Any] = rows.slice(len(rows) - 1).to_pylist()[0]
-    return last
+    return {**last, "amount_minor": 20 * last["amount_minor"]}
 
 
 def _offline(plan: Plan) -> dict[str, float]:
@@ -175,8 +175,8 @@ def judge(plan: Plan) -> dict[str, Any]:
     is_fraud = np.array(answers["is_fraud"], bool)[scored]
     both = 0 < is_fraud.sum() < len(is_fraud)
     return {
-        "compared": len(scores),
-        "differing": int((scores != expected).sum()),
+        "compared": int(scored.sum()),
+        "differing": int((scores != expected)[scored].sum()),
         "prevalence": float(is_fraud.mean()),
         "auc": roc_auc(scores[scored], is_fraud) if both else None,
         "average_precision": average_precision(scores[scored], is_fraud) if both else None,
