@@ -128,27 +128,41 @@ class Expressions:
         One that reads a value that is not known (no vector, NaN, no score) does not hold, and
         neither does one that fails, which ``errors`` counts.
         """
-        context, unknown = self._fill(transaction, features, score)
+        local = self._own()
+        unknown, changed = self._fill(local, transaction, features, score)
+        held: list[bool | None] = local.held
         fired = []
         for place, execute, reads in self._rules:
             if unknown and not unknown.isdisjoint(reads):
                 continue
-            try:
-                if execute(context) is True:
-                    fired.append(place)
-            except _RUN_ERRORS:
-                self.errors[place] += 1
+            # An expression has no other input than what it reads.
+            if held[place] is None or not changed.isdisjoint(reads):
+                held[place] = None
+                try:
+                    held[place] = execute(local.context) is True
+                except _RUN_ERRORS:
+                    self.errors[place] += 1
+            if held[place]:
+                fired.append(place)
         return fired
 
-    def _fill(
-        self, transaction: pb.Transaction, features: NDArray[np.float32] | None, score: float | None
-    ) -> tuple[cel.Context, set[str]]:
-        """Set what changed since this thread's last call; return the context and the unknown."""
+    def _own(self) -> threading.local:
+        """Return this thread's context, the values set in it, and which expressions held."""
         local = self._local
         if not hasattr(local, "context"):
-            local.context, local.last = cel.Context(), {}
+            local.context, local.last, local.held = cel.Context(), {}, [None] * len(self.errors)
+        return local
+
+    def _fill(
+        self,
+        local: threading.local,
+        transaction: pb.Transaction,
+        features: NDArray[np.float32] | None,
+        score: float | None,
+    ) -> tuple[set[str], set[str]]:
+        """Set what changed since this thread's last call; return the unknown and the changed."""
         context, last = local.context, local.last
-        unknown = set()
+        unknown, changed = set(), set()
         for name, read in self._variables:
             value = read(transaction)
             if value is None:
@@ -156,6 +170,7 @@ class Expressions:
             elif last.get(name) != value:
                 context.add_variable(name, value)
                 last[name] = value
+                changed.add(name)
         for name, place in self._numbers:
             number = score if place is None else None if features is None else features.item(place)
             if number is None or isnan(number):
@@ -163,7 +178,8 @@ class Expressions:
             elif last.get(name) != number:
                 context.add_variable(name, number)
                 last[name] = number
-        return context, unknown
+                changed.add(name)
+        return unknown, changed
 
 
 _OWN = frozenset(VARIABLES) | {SCORE}
