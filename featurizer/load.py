@@ -46,7 +46,8 @@ class LoggedArena(Arena):
         super().run(records, positions, out, marks_of)
         frames = [[_entry(record)] for record in self._chosen(records)]
         for start in range(0, len(frames), APPEND_FRAMES):
-            self.appended += len(self._log.append(frames[start : start + APPEND_FRAMES]))
+            self._log.append(frames[start : start + APPEND_FRAMES])
+        self.appended += len(frames)
 
     def _chosen(self, records: NDArray[np.void]) -> NDArray[np.void]:
         if self._until_ms is None:
