@@ -127,6 +127,8 @@ class Scorer:
         with self._lock:
             decision = self._decide_in_order(checked, call, validate_only)
         assessment = decision.assessment
+        if validate_only:
+            assessment.ClearField("decision_id")  # a repeat's first answer has one
         _set_time_used(assessment, self._clocks.monotonic_ns() - call.arrival_ns)
         return assessment
 
@@ -137,12 +139,16 @@ class Scorer:
         *,
         validate_only: bool = False,
     ) -> list[fraud_service_pb2.ScoreResult]:
-        """Decide transactions in order, each seeing those before it; a bad one fails alone."""
+        """Decide transactions in order, each seeing those before it; a bad one fails alone.
+
+        Each has the time budget of a call of its own, and all have the caller's deadline.
+        """
         self._bound(len(transactions))
         results = []
         for transaction in transactions:
+            own = call._replace(arrival_ns=self._clocks.monotonic_ns())
             try:
-                answer = self.score(transaction, call, validate_only=validate_only)
+                answer = self.score(transaction, own, validate_only=validate_only)
                 results.append(fraud_service_pb2.ScoreResult(assessment=answer))
             except ServiceError as error:
                 results.append(fraud_service_pb2.ScoreResult(error=item_error(error)))
@@ -292,14 +298,23 @@ class Scorer:
         own, end = self._append([entries])
         if self._tail.note(checked.record, own, end):
             return decision
-        try:
-            self._tail.follow()
-        except LogError:
-            return decision
-        first = self._tail.first_frame(checked.request)
+        first = self._first_frame(checked.request)
         if first is not None and first != own:
             return self._repeated(first, checked)
         return decision
+
+    def _first_frame(self, request: int) -> int | None:
+        """Return where a request first stands, now that others' appends are to be looked at."""
+        try:
+            snapshot = self._tail.refresh()
+        except StoreError:
+            return self._tail.first_frame(request)
+        except LogError:
+            return None
+        try:
+            return self._tail.find(request, snapshot)
+        finally:
+            snapshot.close()
 
     def _append(self, frames: Sequence[Sequence[Entry]]) -> list[int]:
         try:

@@ -24,7 +24,7 @@ from featurizer.eventlog import Batch, EventLog
 from featurizer.fold import fold
 from featurizer.records import RECORD, Entity, Kind
 from featurizer.state import META, length
-from featurizer.store import Snapshot, Store
+from featurizer.store import Snapshot, Store, StoreError
 from featurizer.worker import records_of
 
 READ_BYTES = 1 << 20
@@ -35,6 +35,7 @@ TRANSACTION_WORD = _OFFSETS["transaction"][1] // 8
 ENTITIES_WORD = _OFFSETS["entities"][1] // 8
 _RECORD_BYTES = RECORD.itemsize
 CATCH_UP_READS_MAX = 8  # at most so many reads a call; further behind is stale
+IDS_MAX = 1 << 20  # pending; with a featurizer so far behind the oldest repeats go unnoticed
 
 
 @njit(cache=True)
@@ -48,9 +49,9 @@ def _catch_up(rows, entity, key, pending, positions, first, stop):  # type: igno
 class Tail:
     """Follows the log past the store.
 
-    At most ``capacity`` records are pending; when there are more, or the log is too far ahead to
-    be read in one call, ``stale`` is true until the store has caught up: a state read from the
-    store may then lack events. ``arena`` bounds the memory of the states kept.
+    At most ``capacity`` records are pending. When there were more, ``stale`` is true until the
+    store has those that had to go: a state read from it may lack events. ``behind`` is true while
+    the log is too far ahead to be read in one call. ``arena`` bounds the memory of the states.
     """
 
     def __init__(self, log: EventLog, store: Store, arena: Arena, capacity: int = 4_096) -> None:
@@ -63,35 +64,48 @@ class Tail:
         self._positions = np.zeros(2 * capacity, np.int64)
         self._first = 0
         self._stop = 0
+        self._dropped = -1  # position of the last record that is pending no more
         self.position = 0
         self.stale = False
+        self.behind = False
         self._frames: dict[int, int] = {}  # request or transaction id: its first frame pending
         self._ids: deque[tuple[int, int, int]] = deque()  # position and both ids of each
 
     def refresh(self) -> Snapshot:
         """Read the log to its end and return a snapshot, which the caller closes.
 
-        Raises StoreError or LogError; the pending records are then as they were.
+        Raises LogError; the pending records are then as they were. Raises StoreError, with the
+        log read all the same.
         """
-        snapshot = self._store.snapshot()
         try:
-            self._forget(snapshot.position)
+            snapshot = self._store.snapshot()
+        except StoreError:
+            self._forget_ids(-1)
             self.follow()
+            raise
+        try:
+            applied = snapshot.position
+            self._forget(applied)
+            self.follow(snapshot)
+            self.stale = applied <= self._dropped
         except BaseException:
             snapshot.close()
             raise
         return snapshot
 
-    def follow(self) -> None:
-        """Read what the log has got since the last call."""
+    def follow(self, snapshot: Snapshot | None = None) -> None:
+        """Read what the log has got since the last call.
+
+        A request that ``snapshot`` knows is a repeat, though its first append is pending no more.
+        """
         for _ in range(CATCH_UP_READS_MAX):
             batch = self._log.read(self.position, READ_BYTES)
-            if batch.next_position == self.position:
+            self.behind = batch.next_position != self.position
+            if not self.behind:
                 return
             if len(batch.topics):
-                self._take(batch)
+                self._take(batch, snapshot)
             self.position = batch.next_position
-        self.stale = True
 
     def note(self, record: NDArray[np.void], frame: int, end: int) -> bool:
         """Take in the transaction ``record`` (RECORD[1]) that this process appended.
@@ -115,8 +129,9 @@ class Tail:
 
     def find(self, identity: int, snapshot: Snapshot) -> int | None:
         """Return the position of the first frame with a request or transaction id, or None."""
-        pending = self._frames.get(identity)
-        return snapshot.find_many((identity,))[0] if pending is None else pending
+        # The store first: what it knows came before whatever is pending.
+        found = snapshot.find_many((identity,))[0]
+        return self._frames.get(identity) if found is None else found
 
     def first_frame(self, identity: int) -> int | None:
         """Return the first pending frame with an id, or None."""
@@ -129,7 +144,7 @@ class Tail:
         """
         missing = self._arena.lend(record, rows)
         if not missing:
-            return True
+            return not self.behind
         keys = record.view(np.int64)[ENTITIES_WORD : ENTITIES_WORD + len(Entity)].tolist()
         wanted = [e for e in range(len(keys)) if missing >> e & 1]
         blobs = snapshot.get_many([keys[e] for e in wanted])
@@ -142,7 +157,7 @@ class Tail:
             )
             if row[META] != 0 and not self.stale:
                 self._keep(keys[entity], row)
-        return not self.stale
+        return not self.stale and not self.behind
 
     def _keep(self, key: int, row: NDArray[np.int64]) -> None:
         try:
@@ -150,27 +165,29 @@ class Tail:
         except MemoryError:
             self._arena.clear()  # full: start anew from the store
 
-    def _take(self, batch: Batch) -> None:
+    def _take(self, batch: Batch, snapshot: Snapshot | None) -> None:
         records, positions, frames = records_of(batch)
         keep = np.ones(len(records), bool)
         requests, transactions = records["request"].tolist(), records["transaction"].tolist()
+        folded = snapshot.find_many(requests) if snapshot else [None] * len(requests)
         kinds = records["kind"].tolist()
         for i, request in enumerate(requests):
             if kinds[i] != Kind.TRANSACTION or not request:
                 continue
-            if request in self._frames:
+            frame = int(frames[i])
+            if request in self._frames or folded[i] not in (None, frame):
                 keep[i] = False  # a second append of the same request: the first one counts
                 continue
-            frame = int(frames[i])
             self._frames[request] = frame
             self._frames.setdefault(transactions[i], frame)
             self._ids.append((int(positions[i]), request, transactions[i]))
         if not keep.all():
             records, positions = records[keep], positions[keep]
         if len(records) > self._capacity:
+            self._dropped = int(positions[-self._capacity - 1])
             records, positions = records[-self._capacity :], positions[-self._capacity :]
+            self._first = self._stop
             self._arena.clear()  # its states would lack what is left out
-            self.stale = True
         stop = self._make_room(len(records))
         self._records[stop : stop + len(records)] = records
         self._positions[stop : stop + len(records)] = positions
@@ -194,14 +211,14 @@ class Tail:
         self._stop = stop
         if stop - self._first > self._capacity:
             self._first = stop - self._capacity
-            self.stale = True
+            self._dropped = int(self._positions[self._first - 1])
 
     def _forget(self, applied: int) -> None:
         """Drop what a snapshot at log position ``applied`` holds."""
         if applied > self.position:  # far behind: nothing between here and there is needed
             self.position = applied
             self._first = self._stop = 0
-            self.stale = False
+            self._dropped = applied - 1
             self._arena.clear()  # its states lack what was skipped
             self._frames.clear()
             self._ids.clear()
@@ -210,8 +227,11 @@ class Tail:
         if count and self._positions[self._first] < applied:
             pending = self._positions[self._first : self._stop]
             self._first += int(np.searchsorted(pending, applied))
-            self.stale = False
-        while self._ids and self._ids[0][0] < applied:
+            self._dropped = int(self._positions[self._first - 1])
+        self._forget_ids(applied)
+
+    def _forget_ids(self, applied: int) -> None:
+        while self._ids and (self._ids[0][0] < applied or len(self._ids) > IDS_MAX):
             _, request, transaction = self._ids.popleft()
             self._frames.pop(request, None)
             self._frames.pop(transaction, None)
