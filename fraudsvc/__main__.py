@@ -94,7 +94,7 @@ def _up(args: argparse.Namespace) -> int:
     )  # fmt: skip
 
 
-def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("serve", help="run the scorer")
     for flag, variable, default, meaning in PLACES:
         parser.add_argument(
@@ -114,7 +114,7 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(run=_serve)
 
 
-def _add_up(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_up(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("up", help="run every role on this machine")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("FRAUD_DATA", "data")))
     parser.add_argument("--address", default=os.environ.get("FRAUD_ADDRESS", "127.0.0.1:50051"))

@@ -38,6 +38,7 @@ from fraudsvc.demo_files import (
     count_live,
     example,
     judge,
+    write_live,
     write_settled,
 )
 from trainer.bundle import MANIFEST
@@ -86,9 +87,10 @@ def _train_argv(plan: Plan) -> list[str]:
 
 
 def _replay_argv(plan: Plan, target: str) -> list[str]:
+    write_live(plan)
     speed = plan.options.live_hours * 3600 / plan.options.seconds
     return [
-        "loadgen", "replay", str(plan.world), "--target", target, "--from", _iso(plan.cut_ms),
+        "loadgen", "replay", str(plan.live), "--target", target, "--from", _iso(plan.cut_ms),
         "--speed", str(speed), "--earlier-labels", "--progress-json",
         "--json", str(plan.figures), "--out", str(plan.answers),
     ]  # fmt: skip

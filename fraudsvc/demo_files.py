@@ -7,6 +7,7 @@ not start a process nor show anything.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,11 @@ class Plan:
         return self.directory / "settled.parquet"
 
     @property
+    def live(self) -> Path:
+        """The rows of the world that the live part needs."""
+        return self.directory / "live.parquet"
+
+    @property
     def answers(self) -> Path:
         """What the scorer answered to the live part."""
         return self.directory / "answers.parquet"
@@ -119,6 +125,14 @@ def write_settled(plan: Plan) -> None:
     until_ms = plan.cut_ms - round(plan.options.settle_days * DAY_MS)
     known = [("event_time_ms", "<", until_ms), ("label_time_ms", "<", plan.cut_ms)]
     pq.write_table(pq.read_table(plan.vectors, filters=known), plan.settled, compression="lz4")
+
+
+def write_live(plan: Plan) -> None:
+    """Write the rows that the live part sends, and those whose labels become known during it."""
+    cut, end = (datetime.fromtimestamp(ms / 1000, UTC) for ms in (plan.cut_ms, plan.end_ms))
+    sent = [("event_time", ">=", cut)]
+    reported = [("label_time", ">=", cut), ("label_time", "<", end)]
+    pq.write_table(pq.read_table(plan.world, filters=[sent, reported]), plan.live)
 
 
 def count_live(plan: Plan) -> int:
