@@ -3,8 +3,8 @@
 Owns what counts as beyond doubt and how slots become a record. Must not know a violation or gRPC:
 it accepts or leaves the message to ``contract.Checker``, the one judge of what is valid, whose
 record it equals in every byte. Left to the judge are fields that are unknown, repeated, out of
-order or not in their shortest form, text beyond ASCII, runs of 13 digits, IPv6 and negative
-numbers. So accepted bytes are also what serialising the parsed message gives again.
+order or not in their shortest form, text beyond ASCII, runs of 13 digits and negative numbers.
+So accepted bytes are also what serialising the parsed message gives again.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from fraudsvc.contract import (
     DAY_MS,
     ContractSettings,
 )
+from fraudsvc.wire_addresses import NETWORK_TEXT_MAX, write_network
 from fraudsvc.wire_fields import FIELDS, REQUEST, SLOTS, TRANSACTION, Slot
 from fraudsvc.wire_scan import scan, split_batch, texts_fit
 
@@ -125,23 +126,13 @@ def _flags(slots):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _network(data, start, stop):  # type: ignore[no-untyped-def]
-    """Return uint8[6]: the first three octets in hexadecimal, as records.network_of."""
-    text = np.empty(6, np.uint8)
-    at, octet = 0, np.int64(0)
-    for i in range(start, stop):
-        if data[i] != 0x2E:
-            octet = octet * 10 + data[i] - 0x30
-        elif at < 6:
-            for shift in (4, 0):
-                digit = (octet >> shift) & 15
-                text[at] = digit + (0x30 if digit < 10 else 0x57)
-                at += 1
-            octet = np.int64(0)
-    return text
+    """Return the network's text as uint8[n], empty where there is none or doubt."""
+    text = np.empty(NETWORK_TEXT_MAX, np.uint8)
+    return text[: write_network(data, start, stop, text) if stop > start else 0]
 
 
 @njit(cache=True)
-def _fill_ids(data, slots, key, rec):  # type: ignore[no-untyped-def]
+def _fill_ids(data, slots, network, key, rec):  # type: ignore[no-untyped-def]
     """Fill the ids as IdHasher.row does."""
     ids = np.zeros(_IDS + 1, np.int64)
     for i in range(_IDS):
@@ -150,7 +141,7 @@ def _fill_ids(data, slots, key, rec):  # type: ignore[no-untyped-def]
             continue
         k1 = key[1] ^ np.uint64(ROW_SPACES[i])
         if i == Slot.IP_ADDRESS:
-            value = np.int64(siphash(_network(data, start, stop), 0, 6, key[0], k1))
+            value = np.int64(siphash(network, 0, len(network), key[0], k1))
         else:
             value = np.int64(siphash(data, start, stop, key[0], k1))
         ids[i] = value if value != 0 else 1
@@ -192,7 +183,9 @@ def _accept(data, start, stop, message, now_ms, key, limits, currencies, slots, 
     placed, latitude, longitude = _place(slots)
     amount = slots[Slot.AMOUNT, 0]
     currency = currencies[_letters(data, slots[Slot.CURRENCY, 0], slots[Slot.CURRENCY, 1], 26)]
-    if not (timely and placed and amount <= limits[_AMOUNT] and currency[0] > 0):
+    network = _network(data, slots[Slot.IP_ADDRESS, 0], slots[Slot.IP_ADDRESS, 1])
+    known = len(network) > 0 or slots[Slot.IP_ADDRESS, 0] == 0
+    if not (timely and placed and known and amount <= limits[_AMOUNT] and currency[0] > 0):
         return False
     rec.version, rec.kind, rec.flags = RECORD_VERSION, _KIND, _flags(slots)
     rec.event_time_ms, rec.known_time_ms = event_ms, NO_TIME_MS
@@ -201,7 +194,7 @@ def _accept(data, start, stop, message, now_ms, key, limits, currencies, slots, 
     rec.currency = currency[0]
     rec.latitude_e6, rec.longitude_e6 = latitude, longitude
     _fill_codes(data, slots, rec)
-    _fill_ids(data, slots, key, rec)
+    _fill_ids(data, slots, network, key, rec)
     return True
 
 

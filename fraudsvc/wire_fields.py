@@ -75,14 +75,13 @@ class Slot(IntEnum):
 
 
 class Shape(IntEnum):
-    """What the characters of a text must be."""
+    """What the characters of a text must be; an address has a form of its own."""
 
     NONE = 0
     PRINTABLE = 1
     DIGITS = 2
     CAPITALS = 3
     UUID = 4
-    IPV4 = 5
 
 
 class Field(NamedTuple):
@@ -143,7 +142,7 @@ FIELDS: Mapping[str, Field] = {
     "transaction.merchant.region_code": _code(3, Slot.MERCHANT_REGION, 2, 2, Shape.CAPITALS),
     "transaction.terminal_id": _text(8, Slot.TERMINAL_ID, 64),
     "transaction.device_id": _text(9, Slot.DEVICE_ID, 128),
-    "transaction.ip_address": _code(10, Slot.IP_ADDRESS, 7, 15, Shape.IPV4),
+    "transaction.ip_address": _code(10, Slot.IP_ADDRESS, 2, 39, Shape.NONE),
     "transaction.email": _part(11, Slot.EMAIL),
     "transaction.email.address_hash": _text(1, Slot.ADDRESS_HASH, 128),
     "transaction.email.domain": _text(2, Slot.DOMAIN, 253),

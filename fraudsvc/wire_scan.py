@@ -25,7 +25,7 @@ from fraudsvc.wire_fields import (
 
 _ITEM_TAG = 1 << 3 | BYTES
 # Characters as bytes; numba compiles ord() to a call that costs more than the look itself.
-_SPACE, _DASH, _DOT, _ZERO, _NINE, _CAPITAL_A, _CAPITAL_Z, _A, _F, _TILDE = b" -.09AZaf~"
+_SPACE, _DASH, _ZERO, _NINE, _CAPITAL_A, _CAPITAL_Z, _A, _F, _TILDE = b" -09AZaf~"
 
 
 @njit(cache=True)
@@ -126,23 +126,6 @@ def _is_uuid(data, start):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _is_ipv4(data, start, stop):  # type: ignore[no-untyped-def]
-    """Return whether the text is four decimal octets without leading zeros, as inet_pton's."""
-    octets, octet, digits = 1, np.int64(0), 0
-    for i in range(start, stop):
-        byte = np.int64(data[i])
-        if byte == _DOT and digits > 0:
-            octets, octet, digits = octets + 1, np.int64(0), 0
-        elif _ZERO <= byte <= _NINE and (digits == 0 or octet > 0):
-            octet, digits = octet * 10 + byte - _ZERO, digits + 1
-        else:
-            return False
-        if octet > 255:
-            return False
-    return octets == 4 and digits > 0
-
-
-@njit(cache=True)
 def _has_shape(data, start, stop, shape):  # type: ignore[no-untyped-def]
     if shape == Shape.PRINTABLE:
         return _all_within(data, start, stop, _SPACE, _TILDE)
@@ -150,9 +133,7 @@ def _has_shape(data, start, stop, shape):  # type: ignore[no-untyped-def]
         return _all_within(data, start, stop, _ZERO, _NINE)
     if shape == Shape.CAPITALS:
         return _all_within(data, start, stop, _CAPITAL_A, _CAPITAL_Z)
-    if shape == Shape.UUID:
-        return _is_uuid(data, start)
-    return _is_ipv4(data, start, stop)
+    return shape != Shape.UUID or _is_uuid(data, start)
 
 
 @njit(cache=True)
