@@ -1,0 +1,295 @@
+"""Owns the CPU that an answer costs beside gRPC, one by one, step by step and in batches.
+
+Run with ``python -m tests.bench score``. The server's own handlers are called in this process with
+fresh bytes of a world, from the bytes of the request to those of the answer, while a featurizer
+folds on the other core. CPU is that of the process, its log's syncing thread included.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import grpc
+import pyarrow.parquet as pq
+from fraud.v1 import decision_pb2
+from fraud.v1 import fraud_service_pb2 as pb
+
+from featurizer.adapters import open_log, open_store
+from featurizer.features import INDEX, SCHEMA_VERSION
+from featurizer.hashing import IdHasher
+from fraudsvc import decide, server
+from fraudsvc.contract import ContractSettings
+from fraudsvc.policy import DEFAULT_POLICY, Policy, load_policy
+from fraudsvc.scorer import Scorer, ScorerSettings
+from fraudsvc.tail import Tail
+from loadgen.rows import HistoryRow, Span, read_rows, request_id
+from tests.bench.claims import SEED, claim, make_world, pin, spent
+from tests.bench.serving import CLIENT_CPU, SERVER_CPU, Running, started
+from trainer.bundle import load_bundle
+
+HISTORY_DAYS, LIVE_DAYS = 10, 4
+WARM_UP, ROUND, ROUNDS = 2_000, 3_000, 3
+STEPPED = 3_000
+BATCH, BATCHES = 256, 30
+CALL_TIMEOUT_S = 10.0
+SCORE_US_MAX, BATCH_S_MIN = 50.0, 25_000.0
+DAY_MS = 86_400_000
+
+# What is timed in a call, by where it hangs; none of them calls another.
+STEPS: tuple[tuple[str, Any, str], ...] = (
+    ("check and hash", Scorer, "_check"),
+    ("tail and snapshot", Tail, "refresh"),
+    ("look for a repeat", Tail, "find"),
+    ("states", Tail, "load"),
+    ("view, model and contributions", decide, "_assess"),
+    ("policy", Policy, "rule"),
+    ("append", Scorer, "_append"),
+    ("take in the own append", Tail, "note"),
+)
+
+
+class NoTransport:
+    """What a handler asks of its call, without a connection."""
+
+    def time_remaining(self) -> float | None:
+        return None
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
+    def abort_with_status(self, status: grpc.Status) -> NoReturn:
+        raise AssertionError(f"a call failed: {status.code}, {status.details}")
+
+
+def _prepare(where: Path) -> int:
+    """Make a world, a log that holds its history, and a bundle; return when the live part begins.
+
+    The time is in ms since 1970.
+    """
+    world, vectors = where / "world.parquet", where / "vectors.parquet"
+    make_world(world, HISTORY_DAYS + LIVE_DAYS)
+    times = pq.read_table(world, columns=["event_time"])["event_time"].cast("int64").to_numpy()
+    live_ms = int(times[0]) // DAY_MS * DAY_MS + HISTORY_DAYS * DAY_MS
+    text = str(time.strftime("%Y-%m-%d", time.gmtime(live_ms / 1000)))
+    both = f"{SERVER_CPU},{CLIENT_CPU}"
+    log = ("--log", f"file://{where}/log", "--log-until", text)
+    spent(both, "featurizer", "backfill", str(world), str(vectors), *log)
+    bundle, key = str(where / "bundle"), str(where / "key")
+    spent(both, "trainer", "train", str(vectors), "--out", bundle, "--key", key, "--until", text)
+    return live_ms
+
+
+def live_requests(world: Path, live_ms: int) -> list[pb.ScoreRequest]:
+    """Return the live part's payments, each as a request."""
+    requests = []
+    for row in read_rows(world, {}, None, Span(live_ms, None)):
+        assert isinstance(row, HistoryRow), row
+        row.transaction.request_id = request_id(row.transaction.transaction_id)
+        requests.append(pb.ScoreRequest(transaction=row.transaction))
+    return requests
+
+
+def make_handlers(where: Path) -> Callable[[str], Any]:
+    """Return what gives the handler of a method of the service, over a scorer of this process."""
+    public_key = (where / "key.pub").read_bytes()
+    bundle = load_bundle(where / "bundle", schema_version=SCHEMA_VERSION, public_key=public_key)
+    policy = load_policy(DEFAULT_POLICY, INDEX)
+    scorer = Scorer(
+        open_log(f"file://{where}/log"),
+        open_store(f"lmdb://{where}/store", schema=SCHEMA_VERSION, read_only=True),
+        IdHasher(), lambda: bundle, lambda: policy, ContractSettings(max_age_days=None),
+        ScorerSettings(),
+    )  # fmt: skip
+    settings = server.ServerSettings()
+    servicer = server.Servicer(scorer, server._Arrivals(settings.threads), settings)
+    generic = server._handlers(servicer, settings)
+    return lambda method: generic.service(
+        SimpleNamespace(method=f"/{server.SERVICE}/{method}", invocation_metadata=())
+    )
+
+
+def _answer(handler: Any, body: bytes) -> bytes:
+    """Do all that the server does beside gRPC: from bytes to bytes."""
+    answer = handler.unary_unary(handler.request_deserializer(body), NoTransport())
+    answered: bytes = handler.response_serializer(answer)
+    return answered
+
+
+def _cpu_us(handler: Any, bodies: Sequence[bytes]) -> tuple[float, list[bytes]]:
+    """Return the CPU time of this process a body, µs, and the answers."""
+    start_ns = time.process_time_ns()
+    answers = [_answer(handler, body) for body in bodies]
+    return (time.process_time_ns() - start_ns) / 1e3 / len(bodies), answers
+
+
+def _bare_us(bodies: Sequence[bytes], answer: bytes) -> float:
+    """Return the CPU time of reading the same requests and writing a ready answer, µs each."""
+    ready = pb.ScoreResponse.FromString(answer)
+    start_ns = time.process_time_ns()
+    for body in bodies:
+        pb.ScoreRequest.FromString(body)
+        ready.SerializeToString()
+    return (time.process_time_ns() - start_ns) / 1e3 / len(bodies)
+
+
+def _one_by_one(handler: Any, bodies: Iterator[bytes]) -> dict[str, Any]:
+    _cpu_us(handler, _take(bodies, WARM_UP))
+    full, bare, rungs = [], [], []
+    for _ in range(ROUNDS):
+        some = _take(bodies, ROUND)
+        us, answers = _cpu_us(handler, some)
+        full.append(us)
+        bare.append(_bare_us(some, answers[0]))
+        rungs += [pb.ScoreResponse.FromString(answer).assessment.rung for answer in answers]
+    share = rungs.count(decision_pb2.RUNG_FULL) / len(rungs)
+    value, baseline = median(full), median(bare)
+    return claim(
+        f"everything in Score beside gRPC, against parse and serialise alone "
+        f"(rung FULL {share:.2%})",
+        round(value, 1), "µs of CPU", baseline=round(baseline, 2), ratio=round(value / baseline, 1),
+        at_most=SCORE_US_MAX, right=share > 0.99,
+    )  # fmt: skip
+
+
+def _take(bodies: Iterator[bytes], count: int) -> list[bytes]:
+    return [next(bodies) for _ in range(count)]
+
+
+class Stopwatch:
+    """Times the STEPS of calls while its block lasts; ``taken_ns`` holds each call's."""
+
+    def __init__(self) -> None:
+        self.taken_ns: dict[str, list[int]] = defaultdict(list)
+        self._originals = [(owner, name, getattr(owner, name)) for _, owner, name in STEPS]
+
+    def _timed(self, label: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        taken = self.taken_ns[label]
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            start_ns = time.perf_counter_ns()
+            result = work(*args, **kwargs)
+            taken.append(time.perf_counter_ns() - start_ns)
+            return result
+
+        return run
+
+    def __enter__(self) -> Stopwatch:
+        for (label, owner, name), (*_, work) in zip(STEPS, self._originals, strict=True):
+            setattr(owner, name, self._timed(label, work))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for owner, name, work in self._originals:
+            setattr(owner, name, work)
+
+
+def _steps(handler: Any, bodies: Iterator[bytes]) -> list[dict[str, Any]]:
+    """Return a row per step: the median call, by the clock; the stopwatch's own cost included."""
+    whole_ns: list[int] = []
+    with Stopwatch() as watch:
+        for body in _take(bodies, STEPPED):
+            start_ns = time.perf_counter_ns()
+            request = handler.request_deserializer(body)
+            watch.taken_ns["parse"].append(time.perf_counter_ns() - start_ns)
+            answer = handler.unary_unary(request, NoTransport())
+            at_ns = time.perf_counter_ns()
+            handler.response_serializer(answer)
+            end_ns = time.perf_counter_ns()
+            watch.taken_ns["serialise"].append(end_ns - at_ns)
+            whole_ns.append(end_ns - start_ns)
+    steps_us = {label: median(taken) / 1e3 for label, taken in watch.taken_ns.items() if taken}
+    steps_us["the rest: the decision's message"] = median(whole_ns) / 1e3 - sum(steps_us.values())
+    return [
+        claim(f"of that: {label}", round(us, 1), "µs by the clock")
+        for label, us in steps_us.items()
+    ]  # fmt: skip
+
+
+def _batches(requests: Iterator[pb.ScoreRequest], count: int) -> list[bytes]:
+    return [
+        pb.ScoreBatchRequest(
+            transactions=[next(requests).transaction for _ in range(BATCH)]
+        ).SerializeToString()
+        for _ in range(count)
+    ]
+
+
+def _full_share(answers: Sequence[bytes]) -> float:
+    results = [
+        result for answer in answers for result in pb.ScoreBatchResponse.FromString(answer).results
+    ]
+    full = sum(result.assessment.rung == decision_pb2.RUNG_FULL for result in results)
+    return full / len(results)
+
+
+def _batch_row(name: str, us: float, answers: Sequence[bytes], single_us: float) -> dict[str, Any]:
+    share = _full_share(answers)
+    return claim(
+        f"ScoreBatch of {BATCH} on one core, {name}, against Score one by one "
+        f"(rung FULL {share:.2%})",
+        round(1e6 / us), "transactions/s of CPU", baseline=round(1e6 / single_us),
+        ratio=round(single_us / us, 2), at_least=BATCH_S_MIN, right=share > 0.99,
+    )  # fmt: skip
+
+
+def _over_grpc(scorer: Running, bodies: Sequence[bytes]) -> tuple[float, list[bytes]]:
+    """Return the server's CPU time of a transaction, µs, and the answers."""
+    with grpc.insecure_channel(f"127.0.0.1:{scorer.port}") as channel:
+        call: Any = channel.unary_unary(f"/{server.SERVICE}/ScoreBatch")
+        for body in bodies[:3]:
+            call(body, timeout=CALL_TIMEOUT_S)
+        before_s = scorer.cpu_s()
+        answers = [call(body, timeout=CALL_TIMEOUT_S) for body in bodies[3:]]
+        cpu_s = scorer.cpu_s() - before_s
+    return 1e6 * cpu_s / (BATCH * len(answers)), answers
+
+
+def _in_process(
+    where: Path, requests: Iterator[pb.ScoreRequest]
+) -> tuple[list[dict[str, Any]], float]:
+    handlers = make_handlers(where)
+    one, many = handlers("Score"), handlers("ScoreBatch")
+    bodies = (request.SerializeToString() for request in requests)
+    gc.collect()
+    gc.freeze()
+    first = _one_by_one(one, bodies)
+    single_us = float(first["value"])
+    steps = _steps(one, bodies)
+    some = _batches(requests, BATCHES)
+    _cpu_us(many, some[:3])
+    us, answers = _cpu_us(many, some[3:])
+    return [first, *steps, _batch_row("in process", us / BATCH, answers, single_us)], single_us
+
+
+def rows() -> list[dict[str, Any]]:
+    """Return one row per claim: name, value, unit, baseline, ratio, target, met."""
+    with tempfile.TemporaryDirectory() as directory:
+        where = Path(directory)
+        live_ms = _prepare(where)
+        requests = iter(live_requests(where / "world.parquet", live_ms))
+        places = ["--log", f"file://{where}/log", "--store", f"lmdb://{where}/store"]
+        serve = [
+            "fraudsvc", "serve", *places, "--bundle", str(where / "bundle"), "--public-key",
+            str(where / "key.pub"), "--address", "127.0.0.1:0", "--max-age-days", "0",
+        ]  # fmt: skip
+        with started("featurizer", ["featurizer", "run", *places], where, CLIENT_CPU):
+            pin(SERVER_CPU)
+            found, single_us = _in_process(where, requests)
+            pin(CLIENT_CPU)
+            with started("serve", serve, where, SERVER_CPU) as scorer:
+                us, answers = _over_grpc(scorer, _batches(requests, BATCHES))
+        return [*found, _batch_row("over gRPC", us, answers, single_us)]
+
+
+if __name__ == "__main__":
+    print(f"seed {SEED}")
+    for row in rows():
+        print(row)
