@@ -45,7 +45,7 @@ def _hexadecimal(byte):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _read_groups(data, start, stop, groups):  # type: ignore[no-untyped-def]
-    """Fill int64[9]; return the number of groups and of those before "::" (-1 none), 0 for doubt."""
+    """Fill int64[9]; return how many groups, and before "::" (-1 none), there are; 0 for doubt."""
     count, gap, digits = 0, -1, 0
     for i in range(start, stop):
         if data[i] != _COLON:
