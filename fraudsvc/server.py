@@ -35,10 +35,13 @@ class ServerSettings:
 
     ``calls_max`` calls are in the server at once, one more gets RESOURCE_EXHAUSTED at once; a call
     that waited ``wait_ms_max`` for a thread is shed too, with a hint when to come again.
+    ``streams_max`` is a connection's: more wait in the client, so it must be well above
+    ``calls_max`` for a call to be shed and not to be late.
     """
 
     threads: int = 4
     calls_max: int = 128
+    streams_max: int = 2_048
     wait_ms_max: float = 25.0
     message_bytes_max: int = 4 << 20
     score_bytes_max: int = 16 << 10
@@ -64,16 +67,19 @@ class _Arrivals(futures.ThreadPoolExecutor):
         return super().submit(run)
 
 
-def _reader(message: type[_Request], bytes_max: int) -> Callable[[bytes], _Request | None]:
-    """Return a deserialiser that gives None for bytes that are not the message."""
+def _reader(message: type[_Request], bytes_max: int) -> Callable[[bytes], _Request | ServiceError]:
+    """Return a deserialiser that gives an error for bytes that are not the message.
 
-    def read(data: bytes) -> _Request | None:
+    None, or to raise it, would have grpc itself answer INTERNAL.
+    """
+
+    def read(data: bytes) -> _Request | ServiceError:
         if len(data) > bytes_max:
-            return None
+            return ServiceError("MALFORMED_MESSAGE")
         try:
             return message.FromString(data)
         except DecodeError:
-            return None
+            return ServiceError("MALFORMED_MESSAGE")
 
     return read
 
@@ -86,7 +92,7 @@ class Servicer:
         self._arrivals = arrivals
         self._settings = settings
 
-    def score(self, request: pb.ScoreRequest | None, context: grpc.ServicerContext) -> Any:
+    def score(self, request: pb.ScoreRequest | ServiceError, context: grpc.ServicerContext) -> Any:
         """Answer Score."""
         with _errors(context):
             asked = _given(request)
@@ -97,7 +103,7 @@ class Servicer:
             return pb.ScoreResponse(assessment=assessment)
 
     def score_batch(
-        self, request: pb.ScoreBatchRequest | None, context: grpc.ServicerContext
+        self, request: pb.ScoreBatchRequest | ServiceError, context: grpc.ServicerContext
     ) -> Any:
         """Answer ScoreBatch."""
         with _errors(context):
@@ -109,7 +115,7 @@ class Servicer:
             return pb.ScoreBatchResponse(results=results)
 
     def report_labels(
-        self, request: pb.ReportLabelsRequest | None, context: grpc.ServicerContext
+        self, request: pb.ReportLabelsRequest | ServiceError, context: grpc.ServicerContext
     ) -> Any:
         """Answer ReportLabels."""
         with _errors(context):
@@ -117,7 +123,7 @@ class Servicer:
             return pb.ReportLabelsResponse(results=results)
 
     def get_decision(
-        self, request: pb.GetDecisionRequest | None, context: grpc.ServicerContext
+        self, request: pb.GetDecisionRequest | ServiceError, context: grpc.ServicerContext
     ) -> Any:
         """Answer GetDecision."""
         with _errors(context):
@@ -138,9 +144,9 @@ class Servicer:
         return Call(arrival_ns, deadline_ns, traceparent)
 
 
-def _given(request: _Request | None) -> _Request:
-    if request is None:
-        raise ServiceError("MALFORMED_MESSAGE")
+def _given(request: _Request | ServiceError) -> _Request:
+    if isinstance(request, ServiceError):
+        raise request
     return request
 
 
@@ -184,7 +190,7 @@ class Server:
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.message_bytes_max),
             ("grpc.max_metadata_size", settings.metadata_bytes_max),
-            ("grpc.max_concurrent_streams", settings.calls_max),
+            ("grpc.max_concurrent_streams", settings.streams_max),
         ]
         self._server = grpc.server(
             arrivals, options=options, maximum_concurrent_rpcs=settings.calls_max

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,7 @@ from featurizer.records import RECORD, Kind
 from featurizer.store_lmdb import LmdbStore
 from featurizer.worker import Worker, WorkerSettings
 from fraudsvc.contract import ContractSettings
-from fraudsvc.policy import DEFAULT_POLICY, load_policy
+from fraudsvc.policy import DEFAULT_POLICY, Policy, load_policy
 from fraudsvc.scorer import Call, Clocks, Scorer, ScorerSettings
 from fraudsvc.server import Server, ServerSettings
 from loadgen.columns import SCHEMA
@@ -152,8 +153,10 @@ class Host:
     read_bytes: int = 16 << 10
     now_ms: int = START_MS + 400 * 86_400_000
     damage: list[Damage] = field(default_factory=list)
+    gate: threading.Event = field(default_factory=threading.Event)  # closed, decisions wait
 
     def __post_init__(self) -> None:
+        self.gate.set()
         self.policy = load_policy(DEFAULT_POLICY, INDEX)
         self.log = self.open_log()
         self.store = LmdbStore(
@@ -170,9 +173,13 @@ class Host:
         # A busy machine must not decide which rung a test sees.
         bounds = ScorerSettings(**{"budget_ms": 60_000.0, "states_bytes_max": 8 << 20, **settings})
         return Scorer(
-            log or self.log, self.store, IdHasher(), lambda: self.bundle, lambda: self.policy,
+            log or self.log, self.store, IdHasher(), lambda: self.bundle, self._policy_now,
             ContractSettings(max_age_days=None), bounds, Clocks(now_ms=lambda: self.now_ms),
         )  # fmt: skip
+
+    def _policy_now(self) -> Policy:
+        self.gate.wait(WAIT_S)
+        return self.policy
 
     def fold(self, steps: int | None = None) -> None:
         """Let the featurizer take some steps, or all it can."""
@@ -290,7 +297,8 @@ class Connected(NamedTuple):
 def connected(port: int) -> Iterator[Connected]:
     with channel_to(port) as channel:
         grpc.channel_ready_future(channel).result(WAIT_S)
-        yield Connected(port, channel, fraud_service_pb2_grpc.FraudServiceStub(channel))
+        stub = fraud_service_pb2_grpc.FraudServiceStub(channel)  # type: ignore[no-untyped-call]
+        yield Connected(port, channel, stub)
 
 
 @contextlib.contextmanager

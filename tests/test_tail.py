@@ -120,7 +120,7 @@ def test_a_scorer_that_was_away_jumps_to_the_store(host: Host) -> None:
 
 def test_too_many_pending_is_stale_until_the_store_has_caught_up(host: Host) -> None:
     payments, scorer = Payments(), host.scorer(pending_max=16)
-    rungs = []
+    rungs: list[tuple[int, int]] = []
     for _ in range(40):
         answer = scorer.score(payments.one(customer_id=str(len(rungs))), call_now())
         rungs.append((answer.rung, answer.rung_cause))
