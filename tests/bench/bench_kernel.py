@@ -33,7 +33,7 @@ FOLDS = 60_000
 ORACLE_FOLDS = 2_000
 WORLD_DAYS = 10
 SAMPLE = 64  # records whose states are viewed in turn: 4.5 MiB, more than the nearest caches
-BUSY_EVENTS = 600
+BUSY_EVENTS, BUSY_DAYS = 600, 90
 START_MS = 1_700_000_000_000
 VIEW_US_MAX = 15.0
 
@@ -59,25 +59,25 @@ def _view_all(cases, records, ops, lines, out, views):  # type: ignore[no-untype
     return marks
 
 
-def _busy_records() -> NDArray[np.void]:
-    """Return a history in which nine entities meet in every payment, and a label for each."""
+def busy_records(events: int, days: int) -> NDArray[np.void]:
+    """Return RECORD[2 * events]: payments in which the same nine entities meet, each labelled."""
     rng = np.random.default_rng(SEED)
-    records = np.zeros(2 * BUSY_EVENTS, RECORD)
+    records = np.zeros(2 * events, RECORD)
     records["kind"][0::2], records["kind"][1::2] = Kind.TRANSACTION, Kind.FEEDBACK
-    times = START_MS + np.sort(rng.integers(0, 90 * DAY_MS, BUSY_EVENTS))
+    times = START_MS + np.sort(rng.integers(0, days * DAY_MS, events))
     records["event_time_ms"] = np.repeat(times, 2)
     records["known_time_ms"][0::2] = NO_TIME_MS
     records["known_time_ms"][1::2] = times
-    records["verdict"][1::2] = np.where(rng.random(BUSY_EVENTS) < 0.1, 1, 2)
-    records["amount_minor"] = np.repeat(rng.integers(100, 90_000, BUSY_EVENTS), 2)
+    records["verdict"][1::2] = np.where(rng.random(events) < 0.1, 1, 2)
+    records["amount_minor"] = np.repeat(rng.integers(100, 90_000, events), 2)
     records["amount_ref"] = records["amount_minor"]
     records["account_created_ms"] = START_MS - 400 * DAY_MS
-    records["transaction"] = np.repeat(rng.integers(1, 2**62, BUSY_EVENTS), 2)
+    records["transaction"] = np.repeat(rng.integers(1, 2**62, events), 2)
     records["entities"] = np.arange(1, len(Entity) + 1) * 1_000_003
-    records["latitude_e6"] = np.repeat(rng.integers(40_000_000, 60_000_000, BUSY_EVENTS), 2)
-    records["longitude_e6"] = np.repeat(rng.integers(0, 20_000_000, BUSY_EVENTS), 2)
+    records["latitude_e6"] = np.repeat(rng.integers(40_000_000, 60_000_000, events), 2)
+    records["longitude_e6"] = np.repeat(rng.integers(0, 20_000_000, events), 2)
     for name in ("merchant_region", "issuer_region", "billing_region", "shipping_region"):
-        records[name] = np.repeat(rng.integers(1, 6, BUSY_EVENTS), 2)
+        records[name] = np.repeat(rng.integers(1, 6, events), 2)
     return records
 
 
@@ -86,7 +86,7 @@ def full_case() -> Case:
 
     Raises AssertionError where a section is not as full as it should be.
     """
-    records = _busy_records()
+    records = busy_records(BUSY_EVENTS, BUSY_DAYS)
     rows = np.zeros((len(Entity), ROW_WORDS), np.int64)
     memories: dict[int, oracle.Memory] = {}
     for number, record in enumerate(records[:-2], 1):

@@ -10,9 +10,11 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+from tests.bench.claims import claim
 from tests.bench.serving import SERVER_CPU, Running, drive, make_bundle, roles, started
 
 ROUNDS = 3
+ECHO_SHARE_MIN, P99_US_MAX, WITHIN_MIN, ACCEPTED_WITHIN_MIN = 0.6, 1_000.0, 0.9999, 0.9995
 CLOSED = ["--closed", "16", "--connections", "4", "--seconds", "4", "--warmup", "1"]
 
 
@@ -40,9 +42,12 @@ def rows() -> list[dict[str, object]]:
             calm = _open(where, scorer.port, 0.5 * capacity)
             over = _open(where, scorer.port, 2.0 * capacity)
     return [
-        _row("CPU of one Score call on one core, against a bare echo", full_us, "µs", bare_us,
-             share, ">= 0.6 of the echo's rate", share >= 0.6),
-        _row("capacity of one core, from that", capacity, "calls/s", 1e6 / bare_us, share, None, None),
+        claim("CPU of one Score call on one core, against a bare echo", round(full_us, 1), "µs",
+              baseline=round(bare_us, 1), ratio=round(full_us / bare_us, 2)),
+        claim("capacity of one core, as a share of the bare echo's", round(share, 3), "share",
+              baseline=round(1e6 / bare_us), ratio=round(share, 3), at_least=ECHO_SHARE_MIN),
+        claim("capacity of one core, from that", round(capacity), "calls/s",
+              baseline=round(1e6 / bare_us), ratio=round(share, 3)),
         *_latency_rows(calm, 0.5 * capacity),
         *_overload_rows(over, 2.0 * capacity),
     ]  # fmt: skip
@@ -61,10 +66,10 @@ def _latency_rows(figures: dict[str, object], rate: float) -> list[dict[str, obj
     within, p99 = float(str(figures["within_budget"])), float(latency["p99"])
     name = f"open loop at half of capacity ({rate:,.0f}/s)"
     return [
-        _row(f"{name}: p99 from the client", p99, "µs", latency["p50"], None, "<= 1000", p99 <= 1e3),
-        _row(f"{name}: p99.9", float(latency["p99.9"]), "µs", None, None, None, None),
-        _row(f"{name}: answered within 50 ms", within, "share", None, None, ">= 0.9999",
-             within >= 0.9999),
+        claim(f"{name}: p99 from the client, against p50", p99, "µs",
+              baseline=float(latency["p50"]), at_most=P99_US_MAX),
+        claim(f"{name}: p99.9", float(latency["p99.9"]), "µs"),
+        claim(f"{name}: answered within 50 ms", within, "share", at_least=WITHIN_MIN),
     ]  # fmt: skip
 
 
@@ -78,21 +83,11 @@ def _overload_rows(figures: dict[str, object], rate: float) -> list[dict[str, ob
         f"open loop at twice the capacity ({rate:,.0f}/s due, {figures['rate_per_s']:,.0f}/s sent)"
     )
     return [
-        _row(f"{name}: accepted calls within 50 ms", within, "share", None, None, ">= 0.9995",
-             within >= 0.9995),
-        _row(f"{name}: shed", refused, "share", None, None, None, None),
-        _row(f"{name}: p99 of a shed call", shed.get("p99"), "µs", None, None, None, None),
+        claim(f"{name}: accepted calls within 50 ms", within, "share",
+              at_least=ACCEPTED_WITHIN_MIN),
+        claim(f"{name}: shed", round(refused, 4), "share"),
+        claim(f"{name}: p99 of a shed call", shed.get("p99"), "µs"),
     ]  # fmt: skip
-
-
-def _row(
-    name: str, value: object, unit: str, baseline: object, ratio: float | None,
-    target: str | None, met: bool | None,
-) -> dict[str, object]:  # fmt: skip
-    return {
-        "name": name, "value": value, "unit": unit, "baseline": baseline, "ratio": ratio,
-        "target": target, "met": met,
-    }  # fmt: skip
 
 
 if __name__ == "__main__":
