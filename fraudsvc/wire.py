@@ -258,15 +258,17 @@ class Acceptor:
 
         ``now_ms`` is the scorer's clock.
         """
-        return bool(
-            _accept_one(data, TRANSACTION, now_ms, self._key, self._limits, self._currencies, out)
+        accepted: bool = _accept_one(
+            data, TRANSACTION, now_ms, self._key, self._limits, self._currencies, out
         )
+        return accepted
 
     def accept_request(self, data: bytes, now_ms: int, out: NDArray[np.void]) -> bool:
         """Do as ``accept`` with the bytes of a ScoreRequest."""
-        return bool(
-            _accept_one(data, REQUEST, now_ms, self._key, self._limits, self._currencies, out)
+        accepted: bool = _accept_one(
+            data, REQUEST, now_ms, self._key, self._limits, self._currencies, out
         )
+        return accepted
 
     def accept_batch(self, data: bytes, now_ms: int, out: NDArray[np.void]) -> NDArray[np.bool_]:
         """Return bool[n] for the items of a ScoreBatchRequest's bytes; ``out`` is RECORD[n].
