@@ -10,9 +10,10 @@ import queue
 import sys
 from pathlib import Path
 
+from featurizer.eventlog import LogError
 from featurizer.hashing import SECRET_BYTES
 from fraudsvc.contract import ContractSettings
-from fraudsvc.policy import DEFAULT_POLICY
+from fraudsvc.policy import DEFAULT_POLICY, PolicyError
 from fraudsvc.scorer import ScorerSettings
 from fraudsvc.serve import ServeOptions, host_name, serve, serve_workers
 from fraudsvc.server import ServerSettings
@@ -163,7 +164,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         return int(args.run(args))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, LogError, PolicyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

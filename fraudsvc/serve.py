@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,10 @@ from pathlib import Path
 
 from fraud.v1 import transaction_pb2
 
-from featurizer.adapters import open_log, open_store
+from featurizer.adapters import FollowedStore, open_log
 from featurizer.features import INDEX, SCHEMA_VERSION
 from featurizer.hashing import IdHasher
+from featurizer.store import StoreError
 from fraudsvc.contract import ContractSettings
 from fraudsvc.models import BundleFile
 from fraudsvc.policy import PolicyFile
@@ -30,6 +32,8 @@ from fraudsvc.supervisor import Role, Supervisor
 from fraudsvc.topology import plan
 
 POLL_S = 1.0
+STORE_WAIT_S = 10.0  # then calls are answered without states
+STORE_LOOK_S = 0.05
 WARM_UP_CALLS = 200
 _log = logging.getLogger(__name__)
 
@@ -71,6 +75,22 @@ def _warm_up(scorer: Scorer) -> None:
         scorer.score(_sample(clocks.now_ms()), call, validate_only=True)
 
 
+def _wait_for_store(store: FollowedStore, stopping: threading.Event) -> None:
+    """Give the featurizer, which may have started with us, time to make the store."""
+    deadline_s = time.monotonic() + STORE_WAIT_S
+    while not stopping.is_set():
+        try:
+            store.snapshot().close()
+        except StoreError as error:
+            if time.monotonic() > deadline_s:
+                _log.error("serving without a store: %s", error)
+                return
+            stopping.wait(STORE_LOOK_S)
+            store.poll()
+        else:
+            return
+
+
 def _read_key(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -87,7 +107,7 @@ def serve(options: ServeOptions) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     log = open_log(options.log, sync_interval_ms=options.sync_interval_ms)
-    store = open_store(options.store, schema=SCHEMA_VERSION, read_only=True)
+    store = FollowedStore(options.store, schema=SCHEMA_VERSION)
     policy = PolicyFile(options.policy, INDEX, lambda e: _log.error("policy refused: %s", e))
     bundle = BundleFile(
         options.bundle, _read_key(options.public_key), lambda e: _log.error("bundle refused: %s", e)
@@ -96,6 +116,7 @@ def serve(options: ServeOptions) -> int:
         log, store, IdHasher(options.secret), lambda: bundle.current, lambda: policy.current,
         options.contract, options.scorer,
     )  # fmt: skip
+    _wait_for_store(store, stopping)
     _warm_up(scorer)
     server = Server(scorer, options.address, options.server)
     gc.collect()
@@ -107,6 +128,7 @@ def serve(options: ServeOptions) -> int:
     while not stopping.wait(POLL_S):
         policy.poll()
         bundle.poll()
+        store.poll()
     server.stop()
     log.close()
     store.close()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numba import njit
@@ -24,7 +24,7 @@ from featurizer.eventlog import Batch, EventLog
 from featurizer.fold import fold
 from featurizer.records import RECORD, Entity, Kind
 from featurizer.state import META, length
-from featurizer.store import Snapshot, Store, StoreError
+from featurizer.store import Snapshot, StoreError
 from featurizer.worker import records_of
 
 READ_BYTES = 1 << 20
@@ -46,6 +46,14 @@ def _catch_up(rows, entity, key, pending, positions, first, stop):  # type: igno
             fold(rows[entity], entity, pending[i], positions[i])
 
 
+class Snapshots(Protocol):
+    """What a reader needs of a store. Raises StoreError while there is none."""
+
+    def snapshot(self) -> Snapshot:
+        """Return a consistent view of the newest write."""
+        ...
+
+
 class Tail:
     """Follows the log past the store.
 
@@ -54,7 +62,9 @@ class Tail:
     the log is too far ahead to be read in one call. ``arena`` bounds the memory of the states.
     """
 
-    def __init__(self, log: EventLog, store: Store, arena: Arena, capacity: int = 4_096) -> None:
+    def __init__(
+        self, log: EventLog, store: Snapshots, arena: Arena, capacity: int = 4_096
+    ) -> None:
         self._log = log
         self._store = store
         self._arena = arena
