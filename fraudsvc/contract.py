@@ -264,13 +264,12 @@ class Checker:
         )  # fmt: skip
 
 
-def payload_hash(transaction: transaction_pb2.Transaction) -> int:
+def payload_hash(data: bytes) -> int:
     """Return a signed 64-bit digest (BLAKE2b) of the content, which binds request_id to it.
 
-    Made of the deterministic serialisation, so it holds between clients that send the same
-    fields, and fields that this version does not know count too.
+    ``data`` is the transaction's deterministic serialisation, so it holds between clients that
+    send the same fields, and fields that this version does not know count too.
     """
-    data = transaction.SerializeToString(deterministic=True)
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 

@@ -12,12 +12,9 @@ import signal
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from fraud.v1 import transaction_pb2
 
 from featurizer.adapters import FollowedStore, open_log
 from featurizer.features import INDEX, SCHEMA_VERSION
@@ -26,7 +23,8 @@ from featurizer.store import StoreError
 from fraudsvc.contract import ContractSettings
 from fraudsvc.models import BundleFile
 from fraudsvc.policy import PolicyFile
-from fraudsvc.scorer import Call, Clocks, Scorer, ScorerSettings
+from fraudsvc.practice import practise
+from fraudsvc.scorer import Scorer, ScorerSettings
 from fraudsvc.server import Server, ServerSettings
 from fraudsvc.supervisor import Role, Supervisor
 from fraudsvc.topology import plan
@@ -34,7 +32,6 @@ from fraudsvc.topology import plan
 POLL_S = 1.0
 STORE_WAIT_S = 10.0  # then calls are answered without states
 STORE_LOOK_S = 0.05
-WARM_UP_CALLS = 200
 _log = logging.getLogger(__name__)
 
 
@@ -55,24 +52,6 @@ class ServeOptions:
     contract: ContractSettings = field(default_factory=ContractSettings)
     scorer: ScorerSettings = field(default_factory=ScorerSettings)
     server: ServerSettings = field(default_factory=ServerSettings)
-
-
-def _sample(now_ms: int) -> transaction_pb2.Transaction:
-    transaction = transaction_pb2.Transaction(
-        request_id=str(uuid.uuid4()), transaction_id="warm-up", customer_id="warm-up",
-        amount_minor=1, currency_code="USD", device_id="warm-up", terminal_id="warm-up",
-    )  # fmt: skip
-    transaction.event_time.FromMilliseconds(now_ms)
-    return transaction
-
-
-def _warm_up(scorer: Scorer) -> None:
-    """Compile or load every kernel and touch every page before the port opens."""
-    clocks = Clocks()
-    for _ in range(WARM_UP_CALLS):
-        now_ns = clocks.monotonic_ns()
-        call = Call(now_ns, now_ns + 60_000_000_000)
-        scorer.score(_sample(clocks.now_ms()), call, validate_only=True)
 
 
 def _wait_for_store(store: FollowedStore, stopping: threading.Event) -> None:
@@ -116,8 +95,8 @@ def serve(options: ServeOptions) -> int:
         log, store, IdHasher(options.secret), lambda: bundle.current, lambda: policy.current,
         options.contract, options.scorer,
     )  # fmt: skip
+    practise(policy.current)
     _wait_for_store(store, stopping)
-    _warm_up(scorer)
     server = Server(scorer, options.address, options.server)
     gc.collect()
     gc.freeze()

@@ -377,4 +377,6 @@ def test_the_payload_of_accepted_bytes_is_their_own() -> None:
     data = full().SerializeToString()
     assert PAIR.agree(data)
     digest = blake2b(data, digest_size=8).digest()
-    assert payload_hash(full()) == int.from_bytes(digest, "little", signed=True)
+    assert payload_hash(full().SerializeToString(deterministic=True)) == int.from_bytes(
+        digest, "little", signed=True
+    )

@@ -46,7 +46,7 @@ def main() -> None:
         os.sched_setaffinity(0, {int(c) for c in args.cpus.split(",")})
     answer, settings = _answer(), ServerSettings()
     handler: Any = grpc.unary_unary_rpc_method_handler(
-        lambda request, context: answer,
+        lambda request, context: answer,  # noqa: ARG005
         request_deserializer=pb.ScoreRequest.FromString,
         response_serializer=lambda response: response.SerializeToString(),
     )
