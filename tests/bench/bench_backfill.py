@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 from featurizer.backfill import order_events
 from featurizer.features import FEATURES
-from tests.bench.bench_handbook import FILE_ARGUMENTS, HANDBOOK
 from tests.bench.claims import SEED, claim, in_turn, make_world, pin, read_world, spent
 from tests.bench.serving import SERVER_CPU
+from tests.handbook import FILE_ARGUMENTS, HANDBOOK
 
 ROUNDS = 2
 WORLD_DAYS = 20
