@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fraud.v1 import fraud_service_pb2
 from fraud.v1 import transaction_pb2 as pb
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -175,6 +175,7 @@ def test_every_currency_is_exact_at_both_ends() -> None:
             assert PAIR.agree(transaction.SerializeToString()), (code, amount_minor)
 
 
+@settings(deadline=None)  # no test asserts a time
 @given(st.integers(0, 10**15), st.sampled_from(sorted(CURRENCIES)))
 def test_amounts_are_exact(amount_minor: int, code: str) -> None:
     transaction = full()
@@ -182,6 +183,7 @@ def test_amounts_are_exact(amount_minor: int, code: str) -> None:
     assert PAIR.agree(transaction.SerializeToString())
 
 
+@settings(deadline=None)  # no test asserts a time
 @given(st.floats(-90, 90), st.floats(-180, 180))
 def test_positions_are_exact(latitude: float, longitude: float) -> None:
     transaction = full()
@@ -190,6 +192,7 @@ def test_positions_are_exact(latitude: float, longitude: float) -> None:
     assert PAIR.agree(transaction.SerializeToString())
 
 
+@settings(deadline=None)  # no test asserts a time
 @given(st.integers(-180_000_000, 180_000_000))
 def test_positions_half_way_between_two_millionths_are_exact(halves: int) -> None:
     transaction = full()
@@ -200,11 +203,13 @@ def test_positions_half_way_between_two_millionths_are_exact(halves: int) -> Non
 FREE_TEXTS = [path.removeprefix("transaction.") for path in contract._TEXTS]
 
 
+@settings(deadline=None)  # no test asserts a time
 @given(st.sampled_from(FREE_TEXTS), st.text(st.characters(max_codepoint=0x17F), max_size=70))
 def test_texts_agree_with_the_checker(path: str, text: str) -> None:
     PAIR.agree(changed(lambda transaction: put(transaction, path, text)))
 
 
+@settings(deadline=None)  # no test asserts a time
 @given(st.sampled_from(FREE_TEXTS), st.text("0123456789 -x", max_size=40))
 def test_texts_of_digits_agree_with_the_checker(path: str, text: str) -> None:
     PAIR.agree(changed(lambda transaction: put(transaction, path, text)))
