@@ -67,7 +67,8 @@ def _options(args: argparse.Namespace) -> ServeOptions:
         sync_interval_ms=args.sync_interval_ms, contract=_contract(args),
         scorer=ScorerSettings(budget_ms=args.budget_ms, name=host_name()),
         server=ServerSettings(
-            threads=args.threads, calls_max=args.calls_max, reflection=args.reflection
+            threads=args.threads, calls_max=args.calls_max, wait_ms_max=args.wait_ms_max,
+            reflection=args.reflection,
         ),
     )  # fmt: skip
 
@@ -86,7 +87,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _up(args: argparse.Namespace) -> int:
-    extra = ["--max-age-days", str(args.max_age_days)]
+    extra = ["--max-age-days", str(args.max_age_days), "--budget-ms", str(args.budget_ms)]
     return up(
         UpOptions(
             data=args.data, address=args.address, workers=args.workers, pin=args.pin,
@@ -106,6 +107,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--cpus", default="", help="cores for this worker, such as 0,1")
     parser.add_argument("--threads", type=int, default=4, help="threads a worker")
     parser.add_argument("--calls-max", type=int, default=128, help="calls at once; more are shed")
+    parser.add_argument("--wait-ms-max", type=float, default=25.0, help="for a thread; then shed")
     parser.add_argument("--budget-ms", type=float, default=50.0, help="time within which to answer")
     parser.add_argument("--sync-interval-ms", type=int, default=50, help="between syncs to disk")
     parser.add_argument("--max-age-days", type=int, default=90, help="of an event; 0 for any")
@@ -123,6 +125,7 @@ def _add_up(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--pin", action="store_true")
     parser.add_argument("--max-age-days", type=int, default=90)
+    parser.add_argument("--budget-ms", type=float, default=50.0)
     parser.set_defaults(run=_up)
 
 

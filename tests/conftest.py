@@ -304,7 +304,9 @@ def connected(port: int) -> Iterator[Connected]:
 @contextlib.contextmanager
 def serving(scorer: Scorer, **settings: Any) -> Iterator[tuple[Server, Connected]]:
     """Serve in this process."""
-    server = Server(scorer, "127.0.0.1:0", ServerSettings(**settings))
+    # A busy machine must not decide what is shed.
+    bounds = ServerSettings(**{"wait_ms_max": 60_000.0, **settings})
+    server = Server(scorer, "127.0.0.1:0", bounds)
     server.start()
     try:
         with connected(server.port) as client:
