@@ -49,6 +49,7 @@ from trainer.vectors import read_vectors
 SEED = int(os.environ.get("FRAUD_TEST_SEED", "20261127"))
 START_MS = 1_750_000_000_000
 WAIT_S = 30.0
+START_S = 240.0  # the first start after a change compiles every kernel
 MAP_BYTES = 1 << 28
 FAST = Settings(
     trees=40, depth=4, frauds_min=5, borders=64, fine_borders=256, threads=2, check_rows=32
@@ -294,9 +295,11 @@ class Connected(NamedTuple):
 
 
 @contextlib.contextmanager
-def connected(port: int) -> Iterator[Connected]:
+def connected(port: int, wait_s: float = WAIT_S) -> Iterator[Connected]:
+    """Yield a client once the server answers; with no ``wait_s`` at once."""
     with channel_to(port) as channel:
-        grpc.channel_ready_future(channel).result(WAIT_S)
+        if wait_s:
+            grpc.channel_ready_future(channel).result(wait_s)
         stub = fraud_service_pb2_grpc.FraudServiceStub(channel)  # type: ignore[no-untyped-call]
         yield Connected(port, channel, stub)
 
@@ -337,7 +340,7 @@ class Process:
                 raise RuntimeError(f"ended with {self.popen.returncode}: {self.said}")
             return ready.exists() and bool(ready.read_text())
 
-        until(is_ready, f"{ready.name}: {self.said}")
+        until(is_ready, ready.name, START_S)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and return the exit status."""
