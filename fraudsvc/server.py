@@ -36,7 +36,8 @@ class ServerSettings:
     ``calls_max`` calls are in the server at once, one more gets RESOURCE_EXHAUSTED at once; a call
     that waited ``wait_ms_max`` for a thread is shed too, with a hint when to come again.
     ``streams_max`` is a connection's: more wait in the client, so it must be well above
-    ``calls_max`` for a call to be shed and not to be late.
+    ``calls_max`` for a call to be shed and not to be late. On a stop new calls are refused for
+    ``linger_s``, then connections close, and calls in flight have ``drain_s`` more.
     """
 
     threads: int = 4
@@ -46,6 +47,7 @@ class ServerSettings:
     message_bytes_max: int = 4 << 20
     score_bytes_max: int = 16 << 10
     metadata_bytes_max: int = 8 << 10
+    linger_s: float = 0.25
     drain_s: float = 5.0
     reflection: bool = False
 
@@ -91,11 +93,16 @@ class Servicer:
         self._scorer = scorer
         self._arrivals = arrivals
         self._settings = settings
+        self._drain_ns = _NEVER_NS
+
+    def drain(self) -> None:
+        """Refuse every call that arrives from now on; those that wait for a thread had arrived."""
+        self._drain_ns = time.perf_counter_ns()
 
     def score(self, request: pb.ScoreRequest | ServiceError, context: grpc.ServicerContext) -> Any:
         """Answer Score."""
         with _errors(context):
-            asked = _given(request)
+            asked = self._given(request)
             call = self._call(context)
             assessment = self._scorer.score(
                 asked.transaction, call, validate_only=asked.validate_only
@@ -107,7 +114,7 @@ class Servicer:
     ) -> Any:
         """Answer ScoreBatch."""
         with _errors(context):
-            asked = _given(request)
+            asked = self._given(request)
             call = self._call(context)
             results = self._scorer.score_batch(
                 asked.transactions, call, validate_only=asked.validate_only
@@ -119,7 +126,7 @@ class Servicer:
     ) -> Any:
         """Answer ReportLabels."""
         with _errors(context):
-            results = self._scorer.report_labels(_given(request).labels)
+            results = self._scorer.report_labels(self._given(request).labels)
             return pb.ReportLabelsResponse(results=results)
 
     def get_decision(
@@ -127,12 +134,22 @@ class Servicer:
     ) -> Any:
         """Answer GetDecision."""
         with _errors(context):
-            decision = self._scorer.get_decision(_given(request).decision_id)
+            decision = self._scorer.get_decision(self._given(request).decision_id)
             return pb.GetDecisionResponse(decision=decision)
+
+    def _given(self, request: _Request | ServiceError) -> _Request:
+        if self._drain_ns != _NEVER_NS and self._arrival_ns() > self._drain_ns:
+            raise ServiceError("DRAINING")
+        if isinstance(request, ServiceError):
+            raise request
+        return request
+
+    def _arrival_ns(self) -> int:
+        return getattr(self._arrivals.local, "arrival_ns", time.perf_counter_ns())
 
     def _call(self, context: grpc.ServicerContext) -> Call:
         now_ns = time.perf_counter_ns()
-        arrival_ns = getattr(self._arrivals.local, "arrival_ns", now_ns)
+        arrival_ns = self._arrival_ns()
         if now_ns - arrival_ns > self._settings.wait_ms_max * 1e6:
             raise ServiceError("OVERLOADED")
         remaining_s = context.time_remaining()
@@ -142,12 +159,6 @@ class Servicer:
             if name == "traceparent":
                 traceparent = str(value)[:64]
         return Call(arrival_ns, deadline_ns, traceparent)
-
-
-def _given(request: _Request | ServiceError) -> _Request:
-    if isinstance(request, ServiceError):
-        raise request
-    return request
 
 
 @contextlib.contextmanager
@@ -195,7 +206,7 @@ class Server:
         self._server = grpc.server(
             arrivals, options=options, maximum_concurrent_rpcs=settings.calls_max
         )
-        servicer = Servicer(scorer, arrivals, settings)
+        servicer = self._servicer = Servicer(scorer, arrivals, settings)
         self._server.add_generic_rpc_handlers((_handlers(servicer, settings),))
         self._health = health.HealthServicer(experimental_non_blocking=True)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -213,6 +224,9 @@ class Server:
     def stop(self) -> None:
         """Refuse new calls, finish those in flight within the drain time, and close."""
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._servicer.drain()
+        # grpc cancels what arrives just as it closes, so let clients hear it from us first.
+        time.sleep(self._settings.linger_s)
         self._server.stop(self._settings.drain_s).wait()
 
     def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:

@@ -308,7 +308,7 @@ def connected(port: int, wait_s: float = WAIT_S) -> Iterator[Connected]:
 def serving(scorer: Scorer, **settings: Any) -> Iterator[tuple[Server, Connected]]:
     """Serve in this process."""
     # A busy machine must not decide what is shed.
-    bounds = ServerSettings(**{"wait_ms_max": 60_000.0, **settings})
+    bounds = ServerSettings(**{"wait_ms_max": 60_000.0, "linger_s": 0.0, **settings})
     server = Server(scorer, "127.0.0.1:0", bounds)
     server.start()
     try:
