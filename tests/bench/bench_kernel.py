@@ -1,7 +1,7 @@
 """Owns the speed of the feature kernel: ``view`` and ``fold``, against the naive oracle in Python.
 
 Run with ``python -m tests.bench kernel``. Both sides take turns in one process on one core, so
-that a busy machine slows both; times are medians over rounds.
+that a busy machine slows both; times are of CPU, medians over rounds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from featurizer.slots import LINES, SLOTS
 from featurizer.state import DAY_MS, LABELS_MAX, RING_EVENTS, ROW_WORDS, counts
 from featurizer.view import view
 from tests import oracle
-from tests.bench.claims import SEED, claim, in_turn, make_world, pin, read_world, timed_s
+from tests.bench.claims import SEED, busy_s, claim, in_turn, make_world, pin, read_world
 from tests.bench.serving import SERVER_CPU
 
 ROUNDS = 7
@@ -127,7 +127,7 @@ def _learn(memories: dict[int, oracle.Memory], records: NDArray[np.void]) -> Non
 def _view_us(case: Case) -> float:
     lines, out = np.zeros((LINES, SLOTS)), np.zeros(len(FEATURES), np.float32)
     arguments = (case.rows, case.records, OPS, lines, out)
-    return 1e6 * timed_s(lambda: _view_all(*arguments, VIEWS)) / VIEWS
+    return 1e6 * busy_s(lambda: _view_all(*arguments, VIEWS)) / VIEWS
 
 
 def _oracle_view_us(case: Case) -> float:
@@ -136,25 +136,25 @@ def _oracle_view_us(case: Case) -> float:
             record = case.records[number % len(case.records)]
             oracle.vector(oracle.lines_of(case.memories, record))
 
-    return 1e6 * timed_s(work) / ORACLE_VIEWS
+    return 1e6 * busy_s(work) / ORACLE_VIEWS
 
 
 def _views(name: str, case: Case) -> dict[str, Any]:
     ours, theirs = in_turn(ROUNDS, lambda: _view_us(case), lambda: _oracle_view_us(case))
     return claim(
-        name, round(ours, 2), "µs", baseline=round(theirs, 1), ratio=round(theirs / ours, 1),
+        name, round(ours, 2), "µs of CPU", baseline=round(theirs, 1), ratio=round(theirs / ours, 1),
         at_most=VIEW_US_MAX,
     )  # fmt: skip
 
 
 def _fold_us(records: NDArray[np.void]) -> float:
     arena, positions = Arena(states=1 << 16), 8 * np.arange(1, len(records) + 1)
-    return 1e6 * timed_s(lambda: arena.run(records, positions)) / len(records)
+    return 1e6 * busy_s(lambda: arena.run(records, positions)) / len(records)
 
 
 def _both_us(records: NDArray[np.void], out: NDArray[np.float32]) -> float:
     arena, positions = Arena(states=1 << 16), 8 * np.arange(1, len(records) + 1)
-    return 1e6 * timed_s(lambda: arena.run(records, positions, out)) / len(records)
+    return 1e6 * busy_s(lambda: arena.run(records, positions, out)) / len(records)
 
 
 def _folds(records: NDArray[np.void]) -> list[dict[str, Any]]:
@@ -164,14 +164,14 @@ def _folds(records: NDArray[np.void]) -> list[dict[str, Any]]:
         ROUNDS,
         lambda: _fold_us(some.copy()),
         lambda: _both_us(some.copy(), out),
-        lambda: 1e6 * timed_s(lambda: _learn({}, few)) / len(few),
+        lambda: 1e6 * busy_s(lambda: _learn({}, few)) / len(few),
     )
     return [
         claim(
-            "fold of an event into its entities, a world's states", round(fold_us, 2), "µs",
+            "fold of an event into its entities, a world's states", round(fold_us, 2), "µs of CPU",
             baseline=round(naive_us, 1), ratio=round(naive_us / fold_us, 1),
         ),
-        claim("view and fold of an event, a world's states", round(both_us, 2), "µs"),
+        claim("view and fold of an event, a world's states", round(both_us, 2), "µs of CPU"),
     ]  # fmt: skip
 
 

@@ -198,8 +198,8 @@ def _role_rows(where: Path, records: NDArray[np.void]) -> list[dict[str, Any]]:
             caller = Caller(where / "world.parquet", scorer)
             resident = []
             for _ in range(ROUNDS):
-                feed.append(EVENTS)
                 for _ in range(BATCH_ROUNDS):
+                    feed.append(EVENTS // BATCH_ROUNDS)
                     caller.send(feed.later_ms - ROUND_DAYS * DAY_MS)
                 resident.append((featurizer.resident_mib(), scorer.resident_mib()))
     calls = BATCH * BATCHES * BATCH_ROUNDS
