@@ -42,7 +42,8 @@ class Workspace:
     """Memory for one decision at a time, allocated once.
 
     ``rows`` int64[entities, ROW_WORDS] are the states before the record; ``versions``
-    int64[entities] the log position that each had applied.
+    int64[entities] the log position that each had applied; ``logged`` the contributions as they go
+    into the log.
     """
 
     rows: NDArray[np.int64] = field(
@@ -51,6 +52,7 @@ class Workspace:
     lines: NDArray[np.float64] = field(default_factory=lambda: np.zeros((LINES, SLOTS)))
     vector: NDArray[np.float32] = field(default_factory=lambda: np.zeros(len(FEATURES), np.float32))
     contributions: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(FEATURES)))
+    logged: NDArray[np.float32] = field(default_factory=lambda: np.zeros(len(FEATURES), np.float32))
     versions: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(Entity), np.int64))
     strongest: NDArray[np.int64] = field(default_factory=lambda: np.zeros(REASONS_MAX, np.int64))
 
@@ -75,7 +77,7 @@ def _pick(contributions, strongest):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _assess(rows, records, ops, lines, vector, model, contributions, versions, strongest):  # type: ignore[no-untyped-def]
+def _assess(rows, records, ops, lines, vector, model, contributions, logged, versions, strongest):  # type: ignore[no-untyped-def]
     """View, evaluate, pick; set the marks in the record's flags and return the logit.
 
     Holds the GIL, unlike the kernels elsewhere: giving it up for 10 µs invites a switch that
@@ -87,6 +89,7 @@ def _assess(rows, records, ops, lines, vector, model, contributions, versions, s
         versions[entity] = rows[entity, POSITION] if known else 0
     records[0].flags |= view(rows, rec, ops, lines, vector)
     logit = score(model, vector, contributions)
+    logged[:] = contributions
     _pick(contributions, strongest)
     return logit
 
@@ -128,14 +131,14 @@ def decide(
     else:
         logit = _assess(
             space.rows, record, OPS, space.lines, space.vector, bundle.model.array,
-            space.contributions, space.versions, space.strongest,
+            space.contributions, space.logged, space.versions, space.strongest,
         )  # fmt: skip
         probability = bundle.calibrate(logit)
         limits = (bundle.thresholds.review, bundle.thresholds.decline)
         ruling = policy.rule(transaction, space.vector, probability, limits, now_ms)
         decision = decision_pb2.Decision(
             transaction=transaction, features=space.vector.tobytes(),
-            contributions=space.contributions.astype(np.float32).tobytes(),
+            contributions=space.logged.tobytes(),
             entity_versions=space.versions.tolist(), logit=logit,
         )  # fmt: skip
         decision.assessment.score = probability

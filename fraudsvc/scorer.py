@@ -286,7 +286,9 @@ class Scorer:
         checked.record["flags"] = seen["flags"]
         assessment.decision_id = decision_id(checked.request, checked.payload)
         decision.log_position = self._tail.position
-        decision.receive_time.FromMilliseconds(checked.now_ms)
+        received = decision.receive_time  # FromMilliseconds takes a microsecond for this
+        received.seconds, rest_ms = divmod(checked.now_ms, 1_000)
+        received.nanos = rest_ms * MS
         decision.traceparent = call.traceparent
         decision.scorer = self._settings.name
         _set_time_used(assessment, self._clocks.monotonic_ns() - call.arrival_ns)
