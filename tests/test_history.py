@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fraud.v1 import transaction_pb2 as pb
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featurizer import backfill
@@ -163,7 +163,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("histories")
 
 
-@settings(deadline=None)  # the first call compiles
 @given(rows=st.lists(ROWS, min_size=1, max_size=8))
 def test_a_row_is_the_record_that_the_scorer_makes(
     rows: list[dict[str, Any]], folder: Path

@@ -145,7 +145,7 @@ def one_tree(draw: st.DrawFn) -> tuple[list[int], list[float], list[float]]:
 
 
 @given(one_tree())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_contributions_follow_the_definition(
     tree: tuple[list[int], list[float], list[float]],
 ) -> None:

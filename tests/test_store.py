@@ -190,11 +190,7 @@ writes = st.tuples(
 )
 
 
-@settings(
-    max_examples=50,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=st.lists(writes, max_size=6))
 def test_a_store_is_a_dictionary(
     store: Store, batches: list[tuple[list[tuple[int, bytes]], list[tuple[int, int]]]]

@@ -71,9 +71,7 @@ def test_with_the_featurizer_stopped_every_event_is_seen(host: Host) -> None:
     assert assert_log_explains_vectors(host) > 400
 
 
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     script=st.lists(
         st.tuples(st.sampled_from(STEPS), st.integers(0, 99)), min_size=20, max_size=120

@@ -20,7 +20,7 @@ OUTCOMES = st.lists(st.tuples(st.floats(-20.0, 20.0), st.booleans()), min_size=1
 
 
 @given(OUTCOMES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_outcomes_give_an_increasing_map(outcomes: list[tuple[float, bool]]) -> None:
     logits = np.array([logit for logit, _ in outcomes])
     calibration = fit_calibration(logits, np.array([label for _, label in outcomes]))
@@ -38,7 +38,7 @@ def test_any_outcomes_give_an_increasing_map(outcomes: list[tuple[float, bool]])
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5)), min_size=1, max_size=40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_pooling_equals_merging_violators_one_at_a_time(items: list[tuple[int, int]]) -> None:
     blocks = [[index] for index in range(len(items))]
 

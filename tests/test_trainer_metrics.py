@@ -27,7 +27,7 @@ def columns(scored: list[tuple[float, bool]]) -> tuple[NDArray[np.float64], NDAr
 
 
 @given(SCORED)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_auc_counts_pairs(scored: list[tuple[float, bool]]) -> None:
     scores, fraud = columns(scored)
     pairs = [(a > b) + 0.5 * (a == b) for a in scores[fraud] for b in scores[~fraud]]
@@ -35,7 +35,7 @@ def test_auc_counts_pairs(scored: list[tuple[float, bool]]) -> None:
 
 
 @given(SCORED)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_average_precision_sums_steps(scored: list[tuple[float, bool]]) -> None:
     scores, fraud = columns(scored)
     total, recall_before = 0.0, 0.0
@@ -48,7 +48,7 @@ def test_average_precision_sums_steps(scored: list[tuple[float, bool]]) -> None:
 
 
 @given(SCORED, st.sampled_from([0.0, 0.05, 0.3, 1.0]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_recall_is_that_of_the_best_threshold(
     scored: list[tuple[float, bool]], rate: float
 ) -> None:

@@ -39,7 +39,7 @@ def cost_of(payments: list[tuple[float, bool, int]], costs: Costs, limits: Thres
 
 
 @given(PAYMENTS, COSTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_other_pair_costs_less(payments: list[tuple[float, bool, int]], costs: Costs) -> None:
     probabilities, fraud, amount = (np.array(column) for column in zip(*payments, strict=True))
     chosen = choose_thresholds(probabilities, fraud, amount, costs)

@@ -21,7 +21,7 @@ addresses = st.one_of(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(addresses)
 def test_addresses_are_those_of_inet_pton(text: str) -> None:
     transaction = full()
