@@ -148,6 +148,11 @@ class IdHasher:
         # An array, because a numpy scalar costs a microsecond to hand to a kernel.
         self._key = np.frombuffer(secret, "<u8").copy()
 
+    @property
+    def key(self) -> NDArray[np.uint64]:
+        """The secret as uint64[2], for kernels that call siphash themselves; not to be written."""
+        return self._key
+
     def many(self, spaces: NDArray[np.int64], texts: Sequence[bytes]) -> NDArray[np.int64]:
         """Return int64[n]: the id of each text in its space, 0 for an empty text."""
         count = len(texts)

@@ -34,8 +34,8 @@ from fraudsvc.contract import (
     ContractSettings,
 )
 from fraudsvc.wire_addresses import NETWORK_TEXT_MAX, write_network
-from fraudsvc.wire_fields import FIELDS, REQUEST, SLOTS, TRANSACTION, Slot
-from fraudsvc.wire_scan import scan, split_batch, texts_fit
+from fraudsvc.wire_fields import FIELDS, SLOTS, Slot
+from fraudsvc.wire_scan import scan, texts_fit
 
 _MS_MAX = 1 << 60  # settings beyond it bound nothing, and sums with it stay in 64 bits
 _IDS = len(ROW_SPACES)
@@ -173,11 +173,10 @@ def _fill_codes(data, slots, rec):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _accept(data, start, stop, message, now_ms, key, limits, currencies, slots, rec):  # type: ignore[no-untyped-def]
-    """Fill ``rec`` from data[start:stop] and return True, or leave it and return False."""
-    if not scan(data, start, stop, message, slots):
-        return False
-    if not texts_fit(data, slots, limits[_EXEMPT]):
+def _accept(data, now_ms, key, limits, currencies, out):  # type: ignore[no-untyped-def]
+    """Fill ``out[0]`` from the bytes and return True, or leave it and return False."""
+    slots = np.empty((SLOTS, 2), np.int64)
+    if not scan(data, slots) or not texts_fit(data, slots, limits[_EXEMPT]):
         return False
     timely, event_ms, created_ms = _times(slots, now_ms, limits)
     placed, latitude, longitude = _place(slots)
@@ -187,6 +186,7 @@ def _accept(data, start, stop, message, now_ms, key, limits, currencies, slots, 
     known = len(network) > 0 or slots[Slot.IP_ADDRESS, 0] == 0
     if not (timely and placed and known and amount <= limits[_AMOUNT] and currency[0] > 0):
         return False
+    rec = out[0]
     rec.version, rec.kind, rec.flags = RECORD_VERSION, _KIND, _flags(slots)
     rec.event_time_ms, rec.known_time_ms = event_ms, NO_TIME_MS
     rec.account_created_ms = created_ms
@@ -196,27 +196,6 @@ def _accept(data, start, stop, message, now_ms, key, limits, currencies, slots, 
     _fill_codes(data, slots, rec)
     _fill_ids(data, slots, network, key, rec)
     return True
-
-
-@njit(cache=True)
-def _accept_one(data, message, now_ms, key, limits, currencies, out):  # type: ignore[no-untyped-def]
-    slots = np.empty((SLOTS, 2), np.int64)
-    return _accept(data, 0, len(data), message, now_ms, key, limits, currencies, slots, out[0])
-
-
-# Without the GIL: a full batch takes about 2 ms, in which single calls must not wait.
-@njit(cache=True, nogil=True)
-def _accept_many(data, now_ms, key, limits, currencies, out):  # type: ignore[no-untyped-def]
-    accepted = np.zeros(len(out), np.bool_)
-    parts = split_batch(data, len(out))
-    slots = np.empty((SLOTS, 2), np.int64)
-    for i in range(len(out)):
-        if parts[i, 0] >= 0:
-            start, stop = parts[i, 0], parts[i, 1]
-            accepted[i] = _accept(
-                data, start, stop, TRANSACTION, now_ms, key, limits, currencies, slots, out[i]
-            )
-    return accepted
 
 
 def _currency_table() -> NDArray[np.int64]:
@@ -246,36 +225,15 @@ class Acceptor:
     """
 
     def __init__(self, hasher: IdHasher, settings: ContractSettings) -> None:
-        # The key stays the hasher's own: it has no other use that would earn it a public name.
-        self._key = hasher._key
+        self._key = hasher.key
         self._limits = _limits(settings)
         self._currencies = _currency_table()
-        for accept in (self.accept, self.accept_request, self.accept_batch):
-            accept(b"", 0, np.zeros(1, RECORD))
+        self.accept(b"", 0, np.zeros(1, RECORD))
 
     def accept(self, data: bytes, now_ms: int, out: NDArray[np.void]) -> bool:
         """Return whether ``out`` (RECORD, shape (1,)) was filled from a Transaction's bytes.
 
         ``now_ms`` is the scorer's clock.
         """
-        accepted: bool = _accept_one(
-            data, TRANSACTION, now_ms, self._key, self._limits, self._currencies, out
-        )
-        return accepted
-
-    def accept_request(self, data: bytes, now_ms: int, out: NDArray[np.void]) -> bool:
-        """Do as ``accept`` with the bytes of a ScoreRequest."""
-        accepted: bool = _accept_one(
-            data, REQUEST, now_ms, self._key, self._limits, self._currencies, out
-        )
-        return accepted
-
-    def accept_batch(self, data: bytes, now_ms: int, out: NDArray[np.void]) -> NDArray[np.bool_]:
-        """Return bool[n] for the items of a ScoreBatchRequest's bytes; ``out`` is RECORD[n].
-
-        All are False where the bytes do not hold exactly n items.
-        """
-        accepted: NDArray[np.bool_] = _accept_many(
-            data, now_ms, self._key, self._limits, self._currencies, out
-        )
+        accepted: bool = _accept(data, now_ms, self._key, self._limits, self._currencies, out)
         return accepted

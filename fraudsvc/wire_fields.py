@@ -1,4 +1,4 @@
-"""The table of a ScoreRequest's fields on the wire, and the places where their values are kept.
+"""The table of a Transaction's fields on the wire, and the places where their values are kept.
 
 Owns numbers, wire types and what a value may be without doubt; must not know how bytes are read.
 What it states twice, the contract's own numbers and bounds, a test compares.
@@ -63,15 +63,13 @@ class Slot(IntEnum):
     CREATED_NANOS = 32
     LATITUDE = 33
     LONGITUDE = 34
-    VALIDATE_ONLY = 35
-    REQUEST = 36
-    TRANSACTION = 37
-    EVENT_TIME = 38
-    CREATED_TIME = 39
-    CARD = 40
-    MERCHANT = 41
-    EMAIL = 42
-    POSITION = 43
+    TRANSACTION = 35
+    EVENT_TIME = 36
+    CREATED_TIME = 37
+    CARD = 38
+    MERCHANT = 39
+    EMAIL = 40
+    POSITION = 41
 
 
 class Shape(IntEnum):
@@ -116,10 +114,8 @@ def _part(number: int, slot: Slot) -> Field:
     return Field(number, BYTES, slot, 0, PART_BYTES_MAX)
 
 
-# Paths inside a ScoreRequest, as violations name them.
+# Paths as violations name them.
 FIELDS: Mapping[str, Field] = {
-    "transaction": _part(1, Slot.TRANSACTION),
-    "validate_only": _count(2, Slot.VALIDATE_ONLY, 1),
     "transaction.request_id": _code(1, Slot.REQUEST_ID, 36, 36, Shape.UUID),
     "transaction.transaction_id": _text(2, Slot.TRANSACTION_ID, 64),
     "transaction.event_time": _part(3, Slot.EVENT_TIME),
@@ -163,7 +159,7 @@ FIELDS: Mapping[str, Field] = {
     "transaction.position.longitude_degrees": _degrees(2, Slot.LONGITUDE),
 }
 SLOTS = len(Slot)
-REQUEST, TRANSACTION = int(Slot.REQUEST), int(Slot.TRANSACTION)
+TRANSACTION = int(Slot.TRANSACTION)  # it and the slots behind it are of messages
 REQUIRED = tuple(
     int(FIELDS[f"transaction.{name}"].slot)
     for name in ("request_id", "transaction_id", "event_time", "customer_id", "currency_code")
@@ -174,12 +170,12 @@ NUMBERS = 1 + max(field.number for field in FIELDS.values())
 
 def _plan() -> NDArray[np.int64]:
     """Return int64[messages, numbers, 4]: slot (-1 unknown), wire type, least and most."""
-    plan = np.full((SLOTS - REQUEST, NUMBERS, 4), -1, np.int64)
+    plan = np.full((SLOTS - TRANSACTION, NUMBERS, 4), -1, np.int64)
     for path, field in FIELDS.items():
         parent = path.rpartition(".")[0]
-        message = FIELDS[parent].slot if parent else REQUEST
+        message = FIELDS[parent].slot if parent in FIELDS else TRANSACTION
         row = (field.slot, field.wire, field.least, field.most)
-        plan[message - REQUEST, field.number] = row
+        plan[message - TRANSACTION, field.number] = row
     return plan
 
 

@@ -15,15 +15,14 @@ from fraudsvc.wire_fields import (
     FIXED64,
     NUMBERS,
     PLAN,
-    REQUEST,
     REQUIRED,
     SHAPES,
     SLOTS,
     TEXTS,
+    TRANSACTION,
     Shape,
 )
 
-_ITEM_TAG = 1 << 3 | BYTES
 # Characters as bytes; numba compiles ord() to a call that costs more than the look itself.
 _SPACE, _DASH, _ZERO, _NINE, _CAPITAL_A, _CAPITAL_Z, _A, _F, _TILDE = b" -09AZaf~"
 
@@ -63,7 +62,7 @@ def _scan_part(data, start, stop, message, slots):  # type: ignore[no-untyped-de
         if not last < number < NUMBERS:
             return False
         last = number
-        plan = PLAN[message - REQUEST, number]
+        plan = PLAN[message - TRANSACTION, number]
         slot, wire = plan[0], plan[1]
         if wire != tag & 7:
             return False
@@ -79,12 +78,12 @@ def _scan_part(data, start, stop, message, slots):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True)
-def scan(data, start, stop, message, slots):  # type: ignore[no-untyped-def]
-    """Fill the slots of a message and of those inside it; a part's number is above its parent's."""
+def scan(data, slots):  # type: ignore[no-untyped-def]
+    """Fill the slots of a transaction and of the messages inside it; return False for doubt."""
     slots[:] = 0
-    if not _scan_part(data, start, stop, message, slots):
+    if not _scan_part(data, 0, len(data), TRANSACTION, slots):
         return False
-    for part in range(message + 1, SLOTS):
+    for part in range(TRANSACTION + 1, SLOTS):
         if slots[part, 0] > 0 and not _scan_part(data, slots[part, 0], slots[part, 1], part, slots):
             return False
     for slot in REQUIRED:  # noqa: SIM110 - numba compiles no all()
@@ -150,22 +149,3 @@ def texts_fit(data, slots, exempt):  # type: ignore[no-untyped-def]
         if watched and _digit_run(data, start, stop) >= DIGITS_MIN:
             return False
     return True
-
-
-@njit(cache=True)
-def split_batch(data, count):  # type: ignore[no-untyped-def]
-    """Return int64[count, 2]: where a ScoreBatchRequest's items start and stop; -1 for doubt."""
-    parts = np.full((count, 2), -1, np.int64)
-    at = 0
-    for i in range(count):
-        tag, at = _varint(data, at, len(data))
-        size, at = _varint(data, at, len(data))
-        if tag != _ITEM_TAG or not 0 <= size <= len(data) - at:
-            parts[:] = -1
-            return parts
-        parts[i, 0], parts[i, 1] = at, at + size
-        at += size
-    # validate_only is not the record's, but nothing else may stand behind the items.
-    if not (at == len(data) or (len(data) - at == 2 and data[at] == 16 and data[at + 1] == 1)):
-        parts[:] = -1
-    return parts

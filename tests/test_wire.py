@@ -12,9 +12,8 @@ from hashlib import blake2b
 
 import numpy as np
 import pytest
-from fraud.v1 import fraud_service_pb2
 from fraud.v1 import transaction_pb2 as pb
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -56,8 +55,8 @@ class Pair:
         return True
 
 
-def row(count: int = 1) -> NDArray[np.void]:
-    return np.frombuffer(bytes([UNTOUCHED]) * RECORD.itemsize * count, RECORD).copy()
+def row() -> NDArray[np.void]:
+    return np.frombuffer(bytes([UNTOUCHED]) * RECORD.itemsize, RECORD).copy()
 
 
 PAIR = Pair(ContractSettings())
@@ -175,7 +174,6 @@ def test_every_currency_is_exact_at_both_ends() -> None:
             assert PAIR.agree(transaction.SerializeToString()), (code, amount_minor)
 
 
-@settings(deadline=None)  # no test asserts a time
 @given(st.integers(0, 10**15), st.sampled_from(sorted(CURRENCIES)))
 def test_amounts_are_exact(amount_minor: int, code: str) -> None:
     transaction = full()
@@ -183,7 +181,6 @@ def test_amounts_are_exact(amount_minor: int, code: str) -> None:
     assert PAIR.agree(transaction.SerializeToString())
 
 
-@settings(deadline=None)  # no test asserts a time
 @given(st.floats(-90, 90), st.floats(-180, 180))
 def test_positions_are_exact(latitude: float, longitude: float) -> None:
     transaction = full()
@@ -192,7 +189,6 @@ def test_positions_are_exact(latitude: float, longitude: float) -> None:
     assert PAIR.agree(transaction.SerializeToString())
 
 
-@settings(deadline=None)  # no test asserts a time
 @given(st.integers(-180_000_000, 180_000_000))
 def test_positions_half_way_between_two_millionths_are_exact(halves: int) -> None:
     transaction = full()
@@ -203,13 +199,11 @@ def test_positions_half_way_between_two_millionths_are_exact(halves: int) -> Non
 FREE_TEXTS = [path.removeprefix("transaction.") for path in contract._TEXTS]
 
 
-@settings(deadline=None)  # no test asserts a time
 @given(st.sampled_from(FREE_TEXTS), st.text(st.characters(max_codepoint=0x17F), max_size=70))
 def test_texts_agree_with_the_checker(path: str, text: str) -> None:
     PAIR.agree(changed(lambda transaction: put(transaction, path, text)))
 
 
-@settings(deadline=None)  # no test asserts a time
 @given(st.sampled_from(FREE_TEXTS), st.text("0123456789 -x", max_size=40))
 def test_texts_of_digits_agree_with_the_checker(path: str, text: str) -> None:
     PAIR.agree(changed(lambda transaction: put(transaction, path, text)))
@@ -331,51 +325,6 @@ def test_a_worlds_payments_are_taken() -> None:
     print(f"{np.mean(taken):.4%} of {len(taken)} taken")
     assert len(taken) > 2_000
     assert np.mean(taken) > 0.999
-
-
-# Requests and batches
-
-
-def test_a_request_is_taken_as_its_transaction() -> None:
-    one, other = row(), row()
-    assert PAIR.acceptor.accept(full().SerializeToString(), NOW_MS, one)
-    for validate_only in (False, True):
-        asked = fraud_service_pb2.ScoreRequest(transaction=full(), validate_only=validate_only)
-        assert PAIR.acceptor.accept_request(asked.SerializeToString(), NOW_MS, other)
-        assert one.tobytes() == other.tobytes()
-    data = asked.SerializeToString()
-    for bad in (data + data, data + b"\x18\x01", b"\x10\x01", data[:-1], b"\x0a\x00"):
-        assert not PAIR.acceptor.accept_request(bad, NOW_MS, other)
-
-
-def test_a_batch_is_taken_item_by_item() -> None:
-    items = [each for _, each in transactions(SEED + 3, 300, 0.01)]
-    for validate_only in (False, True):
-        asked = fraud_service_pb2.ScoreBatchRequest(transactions=items, validate_only=validate_only)
-        out = row(len(items))
-        accepted = PAIR.acceptor.accept_batch(asked.SerializeToString(), NOW_MS, out)
-        for i, item in enumerate(items):
-            expected = row()
-            assert accepted[i] == PAIR.acceptor.accept(item.SerializeToString(), NOW_MS, expected)
-            assert out[i].tobytes() == expected.tobytes()
-    assert accepted.any()
-    assert not accepted.all()
-
-
-def test_a_batch_of_another_count_or_form_is_left_whole() -> None:
-    data = fraud_service_pb2.ScoreBatchRequest(transactions=[full()] * 3).SerializeToString()
-    assert PAIR.acceptor.accept_batch(data, NOW_MS, row(3)).all()
-    assert PAIR.acceptor.accept_batch(b"", NOW_MS, row(0)).tolist() == []
-    for count in (0, 2, 4):
-        assert not PAIR.acceptor.accept_batch(data, NOW_MS, row(count)).any()
-    for bad in (
-        data[:-1],
-        data + b"\x10",
-        data + b"\x10\x00",
-        data + b"\x18\x01",
-        b"\x10\x01" + data,
-    ):
-        assert not PAIR.acceptor.accept_batch(bad, NOW_MS, row(3)).any()
 
 
 def test_the_payload_of_accepted_bytes_is_their_own() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fraud.v1 import fraud_service_pb2
+from fraud.v1 import transaction_pb2
 from google.protobuf.descriptor import FieldDescriptor
 
 from fraudsvc import contract
@@ -19,7 +19,7 @@ WIRE_TYPES = {
 }  # fmt: skip
 
 
-def fields_of(message: Any, prefix: str = "") -> Iterator[tuple[str, int, int]]:
+def fields_of(message: Any, prefix: str) -> Iterator[tuple[str, int, int]]:
     for field in message.fields:
         yield prefix + field.name, field.number, WIRE_TYPES[field.type]
         if field.message_type is not None:
@@ -28,9 +28,9 @@ def fields_of(message: Any, prefix: str = "") -> Iterator[tuple[str, int, int]]:
 
 def test_the_table_is_the_contracts() -> None:
     table = {(path, field.number, field.wire) for path, field in FIELDS.items()}
-    assert table == set(fields_of(fraud_service_pb2.ScoreRequest.DESCRIPTOR))
+    assert table == set(fields_of(transaction_pb2.Transaction.DESCRIPTOR, "transaction."))
     slots = [field.slot for field in FIELDS.values()]
-    assert sorted([*slots, Slot.REQUEST]) == list(Slot)
+    assert sorted([*slots, Slot.TRANSACTION]) == list(Slot)
 
 
 def test_bounds_of_texts_and_enums_are_the_checkers() -> None:
@@ -41,7 +41,8 @@ def test_bounds_of_texts_and_enums_are_the_checkers() -> None:
 
 def test_a_message_always_has_a_higher_slot_than_the_one_it_is_in() -> None:
     for path, field in FIELDS.items():
-        parent = path.rpartition(".")[0]
-        assert not parent or field.slot != FIELDS[parent].slot
-        if parent and field.slot > Slot.REQUEST:
-            assert field.slot > FIELDS[parent].slot
+        parent = FIELDS.get(path.rpartition(".")[0])
+        above = Slot.TRANSACTION if parent is None else parent.slot
+        assert above >= Slot.TRANSACTION
+        if field.slot > Slot.TRANSACTION:
+            assert field.slot > above

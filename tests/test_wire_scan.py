@@ -55,14 +55,10 @@ def test_changed_bytes_agree_with_the_checker() -> None:
     assert parsed > len(made)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=400))
 def test_any_bytes_are_left_without_a_crash(data: bytes) -> None:
-    out = row(3)
     assert not PAIR.agree(data)
-    assert not PAIR.acceptor.accept_request(data, NOW_MS, out)
-    assert not PAIR.acceptor.accept_batch(data, NOW_MS, out).any()
-    assert out.tobytes() == row(3).tobytes()
 
 
 # Shapes of the wire that no parser gives back
@@ -146,7 +142,6 @@ def walk_interpreted() -> None:
             record = out.view(np.recarray)
             with np.errstate(over="ignore"):
                 accepted = pair.acceptor.accept(Guarded(bad), NOW_MS, record)
-                pair.acceptor.accept_batch(Guarded(b"\x0a" + bad), NOW_MS, record.copy())
                 if accepted:
                     message = pb.Transaction.FromString(bad)
                     assert not pair.checker.check(message, NOW_MS, expected)
