@@ -40,6 +40,7 @@ from fraudsvc.decide import (
 from fraudsvc.errors import ServiceError, item_error, refusal
 from fraudsvc.policy import Policy
 from fraudsvc.tail import ENTITIES_WORD, REQUEST_WORD, Snapshots, Tail
+from fraudsvc.trace_ids import trace_id_of
 from fraudsvc.wire import Acceptor
 from trainer.bundle import Bundle
 
@@ -280,7 +281,7 @@ class Scorer:
             checked.now_ms,
         )  # fmt: skip
         assessment = decision.assessment
-        assessment.trace_id = _trace_id(call.traceparent, self._random)
+        assessment.trace_id = trace_id_of(call.traceparent, self._random)
         if validate_only:
             return decision
         checked.record["flags"] = seen["flags"]
@@ -386,16 +387,3 @@ class Scorer:
 
 def _set_time_used(assessment: decision_pb2.Assessment, elapsed_ns: int) -> None:
     assessment.time_used.seconds, assessment.time_used.nanos = divmod(elapsed_ns, 1_000_000_000)
-
-
-def _trace_id(traceparent: str, source: random.Random) -> str:
-    """Return the trace id of a W3C traceparent, or a new one where there is none."""
-    parts = traceparent.split("-")
-    if len(parts) >= 4 and len(parts[1]) == 32 and parts[1] != "0" * 32:
-        try:
-            int(parts[1], 16)
-        except ValueError:
-            pass
-        else:
-            return parts[1].lower()
-    return f"{source.getrandbits(128) or 1:032x}"
