@@ -106,7 +106,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--pin", action="store_true", help="give each worker a core of its own")
     parser.add_argument("--cpus", default="", help="cores for this worker, such as 0,1")
     parser.add_argument("--threads", type=int, default=4, help="threads a worker")
-    parser.add_argument("--calls-max", type=int, default=128, help="calls at once; more are shed")
+    parser.add_argument("--calls-max", type=int, default=32, help="calls at once; more are shed")
     parser.add_argument("--wait-ms-max", type=float, default=25.0, help="for a thread; then shed")
     parser.add_argument("--budget-ms", type=float, default=50.0, help="time within which to answer")
     parser.add_argument("--sync-interval-ms", type=int, default=50, help="between syncs to disk")
