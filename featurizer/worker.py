@@ -122,10 +122,9 @@ class Worker:
 
     def _load(self, records: NDArray[np.void]) -> None:
         """Bring the states that a batch meets into the arena."""
-        missing = self._arena.missing(records["entities"].reshape(-1))
         if self._arena.used_bytes > self._settings.arena_bytes_max // 2:
             self._arena.clear()  # everything in it is in the store
-            missing = self._arena.missing(records["entities"].reshape(-1))
+        missing = self._arena.missing(records["entities"].reshape(-1))
         snapshot = self._store.snapshot()
         try:
             for key, blob in zip(missing, snapshot.get_many(missing), strict=True):

@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,8 +26,8 @@ from fraudsvc.policy import PolicyFile
 from fraudsvc.practice import practise
 from fraudsvc.scorer import Scorer, ScorerSettings
 from fraudsvc.server import Server, ServerSettings
-from fraudsvc.supervisor import Role, Supervisor
-from fraudsvc.topology import plan
+from fraudsvc.supervisor import Change, Role, Supervisor
+from fraudsvc.topology import cpu_flags
 
 POLL_S = 1.0
 STORE_WAIT_S = 10.0  # then calls are answered without states
@@ -114,18 +114,15 @@ def serve(options: ServeOptions) -> int:
     return 0
 
 
-def serve_workers(argv: Sequence[str], workers: int, pin: bool, on_change: object) -> int:
+def serve_workers(
+    argv: Sequence[str], workers: int, pin: bool, on_change: Callable[[Change], None]
+) -> int:
     """Run ``argv`` as ``workers`` processes on one port, each on its own core with ``pin``."""
-    cores = plan(workers) if pin else [frozenset[int]()] * workers
     roles = [
-        Role(
-            f"serve-{i}",
-            [*argv, "--workers", "1", *(["--cpus", ",".join(map(str, sorted(c)))] if c else [])],
-        )
-        for i, c in enumerate(cores)
+        Role(f"serve-{i}", [*argv, "--workers", "1", *cpus])
+        for i, cpus in enumerate(cpu_flags(workers, pin))
     ]
-    supervisor = Supervisor(roles, on_change)  # type: ignore[arg-type]
-    return 0 if supervisor.run() else 1
+    return 0 if Supervisor(roles, on_change).run() else 1
 
 
 def host_name() -> str:

@@ -89,3 +89,10 @@ def _core(root: Path, number: int) -> tuple[int, int]:
         return package, int((topology / "core_id").read_text(encoding="ascii"))
     except OSError:
         return -1, number
+
+
+def cpu_flags(workers: int, pin: bool) -> list[list[str]]:
+    """Return for each worker the flag that gives it a core of its own; none without ``pin``."""
+    if not pin:
+        return [[] for _ in range(workers)]
+    return [["--cpus", ",".join(map(str, sorted(cpus)))] for cpus in plan(workers)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fraudsvc.supervisor import Change, Role, State, Supervisor
-from fraudsvc.topology import plan
+from fraudsvc.topology import cpu_flags
 
 _STYLES = {State.READY: "green", State.WAITING: "red", State.STOPPED: "dim"}
 
@@ -61,15 +61,13 @@ def roles(options: UpOptions) -> list[Role]:
             ready_file=featurizer_ready,
         )
     ]
-    cores = plan(options.workers) if options.pin else [frozenset[int]()] * options.workers
-    for i, cpus in enumerate(cores):
+    for i, cpus in enumerate(cpu_flags(options.workers, options.pin)):
         ready = data / f"serve-{i}.ready"
-        pinned = ["--cpus", ",".join(map(str, sorted(cpus)))] if cpus else []
         argv = [
             sys.executable, "-m", "fraudsvc", "serve", *places, "--address", options.address,
             "--policy", options.policy, "--bundle", str(data / "bundle"),
             "--public-key", str(data / "key.pub"), "--ready-file", str(ready), "--reflection",
-            *pinned, *options.serve_arguments,
+            *cpus, *options.serve_arguments,
         ]  # fmt: skip
         found.append(Role(f"serve-{i}", argv, ready_file=ready))
     return found

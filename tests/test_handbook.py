@@ -6,7 +6,6 @@ part enters the log as history, the rest goes through gRPC with labels seven day
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -32,6 +31,7 @@ from loadgen.history import HistoryWriter
 from loadgen.rows import request_id
 from loadgen.world import World, WorldSettings
 from tests.conftest import FAST, Connected, connected, decisions, process
+from tests.handbook import COLUMNS, HANDBOOK, LABEL_DELAY_DAYS
 from trainer.bundle import Bundle, load_bundle, write_bundle
 from trainer.metrics import average_precision
 from trainer.signing import create_key, public_path
@@ -39,18 +39,10 @@ from trainer.train import train
 from trainer.vectors import read_vectors
 
 DAY_MS = 86_400_000
-DELAY_MS = 7 * DAY_MS
+DELAY_MS = LABEL_DELAY_DAYS * DAY_MS
 ROWS = 20_000
 ONLINE_ROWS = 4_000
 TERMINALS_ONE_IN = 28  # few terminals over many days, so that late labels meet later payments
-HANDBOOK = Path(
-    os.environ.get("FRAUD_HANDBOOK", Path(__file__).parents[2] / "shared/data/handbook.parquet")
-)
-COLUMNS = {
-    "transaction_id": "TRANSACTION_ID", "event_time": "TX_DATETIME",
-    "customer_id": "CUSTOMER_ID", "terminal_id": "TERMINAL_ID",
-    "amount_minor": "TX_AMOUNT_CENTS", "is_fraud": "TX_FRAUD",
-}  # fmt: skip
 TIMEOUT_S = 20.0
 
 
