@@ -1,7 +1,8 @@
-"""Many states in one block of memory: a hash index and rows of five sizes.
+"""Many states in one block of memory, viewed and folded a whole batch in one kernel call.
 
-Owns the memory; knows of a state only how long it is and how much one fold may add. The featurizer
-keeps its hot states here, backfill all of them, and one kernel call runs a whole batch.
+Owns which states are in memory and which have changed; where each lies is arena_memory's business.
+Knows of a state only how long it is and how much one fold may add. The featurizer and the scorer
+keep their hot states here, backfill all of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,22 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from featurizer.arena_memory import (
+    CHANGED,
+    DIRTY,
+    EMPTY,
+    FREE,
+    KEY,
+    PLACE,
+    SIZE,
+    SIZES_WORDS,
+    STATES,
+    USED_WORDS,
+    find,
+    rehash,
+    reserve,
+    rows_of,
+)
 from featurizer.features import FEATURES, OPS
 from featurizer.fold import fold
 from featurizer.records import RECORD, Entity, Kind
@@ -19,81 +36,7 @@ from featurizer.slots import LINES, SLOTS
 from featurizer.state import HEADER, META, ROW_WORDS, check_blob, length
 from featurizer.view import view
 
-SIZES_WORDS = np.array([64, 128, 256, 512, ROW_WORDS], np.int64)
 GROWTH_WORDS = 16  # more than one fold can add: an event, a bucket, a day and a label
-_EMPTY = 0
-
-# Columns of the index, one row a state.
-_KEY = 0
-_PLACE = 1
-_SIZE = 2
-_DIRTY = 3
-
-# Entries of the counters.
-_STATES = 0
-_USED_WORDS = 1
-_CHANGED = 2  # keys in the list of those that are dirty
-_FREE = 3  # first free row of each size, -1 for none; a free row's first word names the next
-
-
-@njit(cache=True, nogil=True)
-def _find(index, key):  # type: ignore[no-untyped-def]
-    """Return the index row of a key, or of the empty row where it belongs."""
-    mask = index.shape[0] - 1
-    row = (key ^ (key >> 32)) & mask
-    while index[row, _KEY] != key and index[row, _KEY] != _EMPTY:
-        row = (row + 1) & mask
-    return row
-
-
-@njit(cache=True, nogil=True)
-def _allocate(words, counters, size):  # type: ignore[no-untyped-def]
-    """Return the place of an empty row of a size, or -1 where the memory is used up."""
-    place = counters[_FREE + size]
-    if place >= 0:
-        counters[_FREE + size] = words[place]
-    else:
-        place = counters[_USED_WORDS]
-        if place + SIZES_WORDS[size] > len(words):
-            return -1
-        counters[_USED_WORDS] = place + SIZES_WORDS[size]
-    words[place : place + SIZES_WORDS[size]] = 0
-    return place
-
-
-@njit(cache=True, nogil=True)
-def _reserve(words, index, counters, key, needed_words):  # type: ignore[no-untyped-def]
-    """Return the index row of a key with room for ``needed_words``, made or moved where needed.
-
-    Returns -1 where the memory is used up; nothing has changed then.
-    """
-    row = _find(index, key)
-    known = index[row, _KEY] != _EMPTY
-    if known and needed_words <= SIZES_WORDS[index[row, _SIZE]]:
-        return row
-    if not known and 4 * (counters[_STATES] + 1) > 3 * index.shape[0]:
-        return -1
-    size = 0
-    while size < len(SIZES_WORDS) - 1 and SIZES_WORDS[size] < needed_words:
-        size += 1
-    if known and size <= index[row, _SIZE]:
-        return row  # the largest size already
-    place = _allocate(words, counters, size)
-    if place < 0:
-        return -1
-    if known:
-        old = index[row, _PLACE]
-        used = length(words[old:])
-        words[place : place + used] = words[old : old + used]
-        words[old] = counters[_FREE + index[row, _SIZE]]
-        counters[_FREE + index[row, _SIZE]] = old
-    else:
-        counters[_STATES] += 1
-        index[row, _KEY] = key
-        index[row, _DIRTY] = 0
-    index[row, _PLACE] = place
-    index[row, _SIZE] = size
-    return row
 
 
 @njit(cache=True, nogil=True)
@@ -101,11 +44,11 @@ def _reserve_all(words, index, counters, rec):  # type: ignore[no-untyped-def]
     for key in rec.entities:
         if key == 0:
             continue
-        row = _find(index, key)
+        row = find(index, key)
         used = 0
-        if index[row, _KEY] != _EMPTY:
-            used = length(words[index[row, _PLACE] :])
-        if _reserve(words, index, counters, key, used + GROWTH_WORDS) < 0:
+        if index[row, KEY] != EMPTY:
+            used = length(words[index[row, PLACE] :])
+        if reserve(words, index, counters, key, used + GROWTH_WORDS) < 0:
             return False
     return True
 
@@ -118,10 +61,10 @@ def _gather(words, index, rec, rows):  # type: ignore[no-untyped-def]
         key = rec.entities[entity]
         if key == 0:
             continue
-        row = _find(index, key)
+        row = find(index, key)
         used = 0
-        if index[row, _KEY] != _EMPTY:
-            place = index[row, _PLACE]
+        if index[row, KEY] != EMPTY:
+            place = index[row, PLACE]
             used = length(words[place:])
             rows[entity, :used] = words[place : place + used]
         if used == 0:
@@ -133,13 +76,13 @@ def _fold_all(words, index, counters, changed, rec, position):  # type: ignore[n
     for entity in range(len(rec.entities)):
         key = rec.entities[entity]
         if key != 0:
-            row = _find(index, key)
-            place = index[row, _PLACE]
-            fold(words[place : place + SIZES_WORDS[index[row, _SIZE]]], entity, rec, position)
-            if index[row, _DIRTY] == 0:
-                index[row, _DIRTY] = 1
-                changed[counters[_CHANGED]] = key
-                counters[_CHANGED] += 1
+            row = find(index, key)
+            place = index[row, PLACE]
+            fold(words[place : place + SIZES_WORDS[index[row, SIZE]]], entity, rec, position)
+            if index[row, DIRTY] == 0:
+                index[row, DIRTY] = 1
+                changed[counters[CHANGED]] = key
+                counters[CHANGED] += 1
 
 
 @njit(cache=True, nogil=True)
@@ -162,8 +105,8 @@ def _run(words, index, counters, changed, records, positions, marks_of, at, ops,
 def _lend(words, index, records, rows):  # type: ignore[no-untyped-def]
     """Copy the states that ``records[0]`` meets into ``rows``; return bits of those not here.
 
-    Holds the GIL, and so does ``_absorb``: their callers answer calls, and giving the GIL up for
-    a microsecond invites a wait that is a thousand times as long.
+    Holds the GIL, as ``_admit`` and ``_absorb`` do: their callers answer calls, and giving it up
+    for a microsecond invites a wait that is a thousand times as long.
     """
     rec = records[0]
     missing = 0
@@ -172,14 +115,36 @@ def _lend(words, index, records, rows):  # type: ignore[no-untyped-def]
         rows[entity, :HEADER] = 0
         if key == 0:
             continue
-        row = _find(index, key)
-        if index[row, _KEY] == _EMPTY:
+        row = find(index, key)
+        if index[row, KEY] == EMPTY:
             missing |= 1 << entity
             continue
-        place = index[row, _PLACE]
+        place = index[row, PLACE]
         used = length(words[place:])
         rows[entity, :used] = words[place : place + used]
     return missing
+
+
+@njit(cache=True)
+def _admit(words, index, counters, records, rows, missing, pending, positions, first, stop, keep):  # type: ignore[no-untyped-def]
+    """Fold what is pending into the rows of the ``missing`` and keep them; return if all fitted."""
+    rec = records[0]
+    for entity in range(len(rec.entities)):
+        if missing >> entity & 1:
+            for i in range(first, stop):
+                if pending[i].entities[entity] == rec.entities[entity]:
+                    fold(rows[entity], entity, pending[i], positions[i])
+    if not keep:
+        return True
+    for entity in range(len(rec.entities)):
+        if missing >> entity & 1:
+            used = length(rows[entity])
+            row = reserve(words, index, counters, rec.entities[entity], used + GROWTH_WORDS)
+            if row < 0:
+                return False
+            place = index[row, PLACE]
+            words[place : place + used] = rows[entity, :used]
+    return True
 
 
 @njit(cache=True)
@@ -189,32 +154,16 @@ def _absorb(words, index, counters, records, positions, first, stop):  # type: i
         rec = records[i]
         for entity in range(len(rec.entities)):
             key = rec.entities[entity]
-            row = _find(index, key) if key != 0 else 0
-            if key == 0 or index[row, _KEY] == _EMPTY:
+            row = find(index, key) if key != 0 else 0
+            if key == 0 or index[row, KEY] == EMPTY:
                 continue
-            used = length(words[index[row, _PLACE] :])
-            row = _reserve(words, index, counters, key, used + GROWTH_WORDS)
+            used = length(words[index[row, PLACE] :])
+            row = reserve(words, index, counters, key, used + GROWTH_WORDS)
             if row < 0:
                 return i
-            place = index[row, _PLACE]
-            fold(words[place : place + SIZES_WORDS[index[row, _SIZE]]], entity, rec, positions[i])
+            place = index[row, PLACE]
+            fold(words[place : place + SIZES_WORDS[index[row, SIZE]]], entity, rec, positions[i])
     return stop
-
-
-@njit(cache=True, nogil=True)
-def _rows_of(index, keys):  # type: ignore[no-untyped-def]
-    """Return int64[n]: the index row of each key, all of which are here."""
-    rows = np.empty(len(keys), np.int64)
-    for i in range(len(keys)):
-        rows[i] = _find(index, keys[i])
-    return rows
-
-
-@njit(cache=True, nogil=True)
-def _rehash(old, new):  # type: ignore[no-untyped-def]
-    for i in range(old.shape[0]):
-        if old[i, _KEY] != _EMPTY:
-            new[_find(new, old[i, _KEY])] = old[i]
 
 
 class Arena:
@@ -234,19 +183,19 @@ class Arena:
         """Forget every state."""
         self._words = np.zeros(min(self._states_start * 128, self._words_max), np.int64)
         self._index = np.zeros((2 * self._states_start, 4), np.int64)
-        self._counters = np.full(_FREE + len(SIZES_WORDS), -1, np.int64)
-        self._counters[:_FREE] = 0
+        self._counters = np.full(FREE + len(SIZES_WORDS), -1, np.int64)
+        self._counters[:FREE] = 0
         # As long as the index, which is never full. With a million states, looking for the dirty
         # ones in the index took 11 ms a write of the store, however few they were.
         self._changed = np.zeros(len(self._index), np.int64)
 
     def __len__(self) -> int:
-        return int(self._counters[_STATES])
+        return int(self._counters[STATES])
 
     @property
     def used_bytes(self) -> int:
         """Memory given to states so far, freed rows included."""
-        return 8 * int(self._counters[_USED_WORDS])
+        return 8 * int(self._counters[USED_WORDS])
 
     def run(
         self,
@@ -282,17 +231,17 @@ class Arena:
         if why := check_blob(blob):
             raise ValueError(why)
         words = np.frombuffer(blob, np.int64)
-        row = _reserve(self._words, self._index, self._counters, key, len(words) + GROWTH_WORDS)
+        row = reserve(self._words, self._index, self._counters, key, len(words) + GROWTH_WORDS)
         while row < 0:
             self._grow()
-            row = _reserve(self._words, self._index, self._counters, key, len(words) + GROWTH_WORDS)
-        place = self._index[row, _PLACE]
+            row = reserve(self._words, self._index, self._counters, key, len(words) + GROWTH_WORDS)
+        place = self._index[row, PLACE]
         self._words[place : place + len(words)] = words
-        if self._index[row, _DIRTY]:
+        if self._index[row, DIRTY]:
             others = self._dirty_keys()[self._dirty_keys() != key]
             self._changed[: len(others)] = others
-            self._counters[_CHANGED] = len(others)
-        self._index[row, _DIRTY] = 0
+            self._counters[CHANGED] = len(others)
+        self._index[row, DIRTY] = 0
 
     def lend(self, record: NDArray[np.void], rows: NDArray[np.int64]) -> int:
         """Copy the states that ``record`` (RECORD[1]) meets into ``rows``.
@@ -302,6 +251,26 @@ class Arena:
         """
         missing: int = _lend(self._words, self._index, record, rows)
         return missing
+
+    def admit(
+        self,
+        record: NDArray[np.void],
+        rows: NDArray[np.int64],
+        missing: int,
+        pending: tuple[NDArray[np.void], NDArray[np.int64], int, int],
+        *,
+        keep: bool,
+    ) -> None:
+        """Bring the ``missing`` states that ``rows`` has as stored up to date; take them in.
+
+        ``pending``: the RECORDs since, their log positions, and the first and the stop of those
+        that count. A state never seen is taken in empty; without ``keep`` none is.
+        """
+        memory = (self._words, self._index, self._counters)
+        while not _admit(*memory, record, rows, missing, *pending, keep):
+            self._grow()
+            memory = (self._words, self._index, self._counters)
+            pending = (*pending[:2], 0, 0)  # folded already
 
     def absorb(
         self, records: NDArray[np.void], positions: NDArray[np.int64], first: int, stop: int
@@ -315,9 +284,9 @@ class Arena:
                 self._grow()
 
     def __contains__(self, key: int) -> bool:
-        row = self._index[_find(self._index, key)]
+        row = self._index[find(self._index, key)]
         # A batch that ran out of memory may leave room for a state without the state.
-        return bool(row[_KEY] == key and self._words[row[_PLACE] + META] != 0)
+        return bool(row[KEY] == key and self._words[row[PLACE] + META] != 0)
 
     def missing(self, keys: NDArray[np.int64]) -> list[int]:
         """Return the distinct keys (0 excepted) that are not here."""
@@ -327,10 +296,10 @@ class Arena:
     def states(self, *, dirty_only: bool = False) -> list[tuple[int, bytes]]:
         """Return key and blob of each state, sorted by key as unsigned numbers."""
         if dirty_only:
-            rows = self._index[_rows_of(self._index, self._dirty_keys())]
+            rows = self._index[rows_of(self._index, self._dirty_keys())]
         else:
-            rows = self._index[self._index[:, _KEY] != _EMPTY]
-        rows = rows[np.argsort(rows[:, _KEY].view(np.uint64))]
+            rows = self._index[self._index[:, KEY] != EMPTY]
+        rows = rows[np.argsort(rows[:, KEY].view(np.uint64))]
         found = []
         for key, place, size, _ in rows.tolist():
             words = self._words[place : place + int(SIZES_WORDS[size])]
@@ -340,16 +309,16 @@ class Arena:
 
     def clean(self) -> None:
         """Mark every state as written."""
-        self._index[_rows_of(self._index, self._dirty_keys()), _DIRTY] = 0
-        self._counters[_CHANGED] = 0
+        self._index[rows_of(self._index, self._dirty_keys()), DIRTY] = 0
+        self._counters[CHANGED] = 0
 
     def _dirty_keys(self) -> NDArray[np.int64]:
-        return self._changed[: self._counters[_CHANGED]]
+        return self._changed[: self._counters[CHANGED]]
 
     def _grow(self) -> None:
         if 4 * (len(self) + len(Entity)) > 3 * len(self._index):
             larger: NDArray[Any] = np.zeros((2 * len(self._index), 4), np.int64)
-            _rehash(self._index, larger)
+            rehash(self._index, larger)
             self._index = larger
             self._changed = np.concatenate([self._changed, np.zeros_like(self._changed)])
             return

@@ -16,14 +16,11 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from featurizer.arena import Arena
 from featurizer.eventlog import Batch, EventLog
-from featurizer.fold import fold
 from featurizer.records import RECORD, Entity, Kind
-from featurizer.state import META, length
 from featurizer.store import Snapshot, StoreError
 from featurizer.worker import records_of
 
@@ -33,17 +30,9 @@ _OFFSETS: Mapping[str, tuple[Any, ...]] = RECORD.fields or {}
 REQUEST_WORD = _OFFSETS["request"][1] // 8
 TRANSACTION_WORD = _OFFSETS["transaction"][1] // 8
 ENTITIES_WORD = _OFFSETS["entities"][1] // 8
-_RECORD_BYTES = RECORD.itemsize
+_ENTITIES = len(Entity)
 CATCH_UP_READS_MAX = 8  # at most so many reads a call; further behind is stale
 IDS_MAX = 1 << 20  # pending; with a featurizer so far behind the oldest repeats go unnoticed
-
-
-@njit(cache=True)
-def _catch_up(rows, entity, key, pending, positions, first, stop):  # type: ignore[no-untyped-def]
-    """Fold the pending records of one entity into its row."""
-    for i in range(first, stop):
-        if pending[i].entities[entity] == key:
-            fold(rows[entity], entity, pending[i], positions[i])
 
 
 class Snapshots(Protocol):
@@ -70,10 +59,11 @@ class Tail:
         self._arena = arena
         self._capacity = capacity
         self._records = np.zeros(2 * capacity, RECORD)
-        self._bytes = self._records.view(np.uint8).reshape(-1).data
+        self._words = self._records.view(np.int64).reshape(2 * capacity, -1)
         self._positions = np.zeros(2 * capacity, np.int64)
         self._first = 0
         self._stop = 0
+        self._applied = -1  # of the last snapshot
         self._dropped = -1  # position of the last record that is pending no more
         self.position = 0
         self.stale = False
@@ -95,7 +85,9 @@ class Tail:
             raise
         try:
             applied = snapshot.position
-            self._forget(applied)
+            if applied != self._applied:
+                self._forget(applied)
+                self._applied = applied
             self.follow(snapshot)
             self.stale = applied <= self._dropped
         except BaseException:
@@ -126,12 +118,12 @@ class Tail:
         if frame != self.position:
             return False
         words = record.view(np.int64)
-        request, transaction = int(words[REQUEST_WORD]), int(words[TRANSACTION_WORD])
+        request, transaction = words.item(REQUEST_WORD), words.item(TRANSACTION_WORD)
         self._frames[request] = frame
         self._frames.setdefault(transaction, frame)
         self._ids.append((frame + 1, request, transaction))
-        stop = self._make_room(1)
-        self._bytes[stop * _RECORD_BYTES : (stop + 1) * _RECORD_BYTES] = record.tobytes()
+        stop = self._stop if self._stop < len(self._positions) else self._make_room(1)
+        self._words[stop] = words
         self._positions[stop] = frame + 1
         self._take_in(stop + 1)
         self.position = end
@@ -153,25 +145,24 @@ class Tail:
         ``rows`` int64[len(Entity), ROW_WORDS]; the row of an entity never seen is empty.
         """
         missing = self._arena.lend(record, rows)
-        if not missing:
-            return not self.behind
-        keys = record.view(np.int64)[ENTITIES_WORD : ENTITIES_WORD + len(Entity)].tolist()
+        if missing:
+            self._fetch(snapshot, record, rows, missing)
+            return not self.stale and not self.behind
+        return not self.behind
+
+    def _fetch(
+        self, snapshot: Snapshot, record: NDArray[np.void], rows: NDArray[np.int64], missing: int
+    ) -> None:
+        """Read the missing states from the store and catch them up."""
+        keys = record.view(np.int64)[ENTITIES_WORD : ENTITIES_WORD + _ENTITIES].tolist()
         wanted = [e for e in range(len(keys)) if missing >> e & 1]
         blobs = snapshot.get_many([keys[e] for e in wanted])
         for entity, blob in zip(wanted, blobs, strict=True):
-            row = rows[entity]
             if blob is not None:
-                row.view(np.uint8)[: len(blob)] = blob
-            _catch_up(
-                rows, entity, keys[entity], self._records, self._positions, self._first, self._stop
-            )
-            if row[META] != 0 and not self.stale:
-                self._keep(keys[entity], row)
-        return not self.stale and not self.behind
-
-    def _keep(self, key: int, row: NDArray[np.int64]) -> None:
+                rows[entity].view(np.uint8)[: len(blob)] = blob
+        pending = (self._records, self._positions, self._first, self._stop)
         try:
-            self._arena.put(key, row[: length(row)].tobytes())
+            self._arena.admit(record, rows, missing, pending, keep=not self.stale)
         except MemoryError:
             self._arena.clear()  # full: start anew from the store
 

@@ -1,0 +1,103 @@
+"""The memory of an arena: rows of five sizes, an index over them, and lists of free ones.
+
+Owns where a state lies. Must not know what is in it beyond its length, nor why it is looked for.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from featurizer.state import ROW_WORDS, length
+
+SIZES_WORDS = np.array([64, 128, 256, 512, ROW_WORDS], np.int64)
+EMPTY = 0
+
+# Columns of the index, one row a state.
+KEY = 0
+PLACE = 1
+SIZE = 2
+DIRTY = 3
+
+# Entries of the counters.
+STATES = 0
+USED_WORDS = 1
+CHANGED = 2  # keys in the list of those that are dirty
+FREE = 3  # first free row of each size, -1 for none; a free row's first word names the next
+
+
+@njit(cache=True, nogil=True)
+def find(index, key):  # type: ignore[no-untyped-def]
+    """Return the index row of a key, or of the empty row where it belongs."""
+    mask = index.shape[0] - 1
+    row = (key ^ (key >> 32)) & mask
+    while index[row, KEY] != key and index[row, KEY] != EMPTY:
+        row = (row + 1) & mask
+    return row
+
+
+@njit(cache=True, nogil=True)
+def _allocate(words, counters, size):  # type: ignore[no-untyped-def]
+    """Return the place of an empty row of a size, or -1 where the memory is used up."""
+    place = counters[FREE + size]
+    if place >= 0:
+        counters[FREE + size] = words[place]
+    else:
+        place = counters[USED_WORDS]
+        if place + SIZES_WORDS[size] > len(words):
+            return -1
+        counters[USED_WORDS] = place + SIZES_WORDS[size]
+    words[place : place + SIZES_WORDS[size]] = 0
+    return place
+
+
+@njit(cache=True, nogil=True)
+def reserve(words, index, counters, key, needed_words):  # type: ignore[no-untyped-def]
+    """Return the index row of a key with room for ``needed_words``, made or moved where needed.
+
+    Returns -1 where the memory is used up; nothing has changed then.
+    """
+    row = find(index, key)
+    known = index[row, KEY] != EMPTY
+    if known and needed_words <= SIZES_WORDS[index[row, SIZE]]:
+        return row
+    if not known and 4 * (counters[STATES] + 1) > 3 * index.shape[0]:
+        return -1
+    size = 0
+    while size < len(SIZES_WORDS) - 1 and SIZES_WORDS[size] < needed_words:
+        size += 1
+    if known and size <= index[row, SIZE]:
+        return row  # the largest size already
+    place = _allocate(words, counters, size)
+    if place < 0:
+        return -1
+    if known:
+        old = index[row, PLACE]
+        used = length(words[old:])
+        words[place : place + used] = words[old : old + used]
+        words[old] = counters[FREE + index[row, SIZE]]
+        counters[FREE + index[row, SIZE]] = old
+    else:
+        counters[STATES] += 1
+        index[row, KEY] = key
+        index[row, DIRTY] = 0
+    index[row, PLACE] = place
+    index[row, SIZE] = size
+    return row
+
+
+@njit(cache=True, nogil=True)
+def rows_of(index, keys):  # type: ignore[no-untyped-def]
+    """Return int64[n]: the index row of each key, all of which are here."""
+    rows = np.empty(len(keys), np.int64)
+    for i in range(len(keys)):
+        rows[i] = find(index, keys[i])
+    return rows
+
+
+@njit(cache=True, nogil=True)
+def rehash(old, new):  # type: ignore[no-untyped-def]
+    """Enter every row of the index ``old`` in the empty index ``new``."""
+    for i in range(old.shape[0]):
+        if old[i, KEY] != EMPTY:
+            new[find(new, old[i, KEY])] = old[i]
