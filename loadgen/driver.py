@@ -26,9 +26,9 @@ from loadgen.tally import Snapshot, Tally
 
 
 class Prepared(NamedTuple):
-    """A serialised ScoreRequest without ids and time, which are appended when it is sent."""
+    """A serialised Transaction without ids and time, which it gets when it is sent."""
 
-    body: bytes
+    rest: bytes
     is_fraud: bool | None
 
 
@@ -77,26 +77,35 @@ def prepare(rows: Iterable[HistoryRow | BadRow]) -> list[Prepared]:
         if isinstance(row, HistoryRow):
             transaction = transaction_pb2.Transaction()
             transaction.CopyFrom(row.transaction)
-            transaction.ClearField("event_time")
-            transaction.ClearField("transaction_id")
-            body = fraud_service_pb2.ScoreRequest(transaction=transaction).SerializeToString()
-            out.append(Prepared(body, row.is_fraud))
+            for name in ("request_id", "transaction_id", "event_time"):
+                transaction.ClearField(name)
+            out.append(Prepared(transaction.SerializeToString(), row.is_fraud))
     return out
 
 
-def patch(body: bytes, run: str, number: int, time_ms: int) -> bytes:
-    """Return the request with ids of its own.
+def request(rest: bytes, run: str, number: int, time_ms: int) -> bytes:
+    """Return a ScoreRequest's bytes: a prepared transaction with ids and a time of its own.
 
-    Serialised messages that follow one another merge (protobuf encoding, "last one wins"), so a
-    few bytes are appended where a whole request would have to be built. ``run`` is 32
+    Request id, transaction id and event time are a Transaction's fields 1 to 3, so that what was
+    serialised before can follow them as it is, in the form any client would send. ``run`` is 32
     hexadecimal digits; ``number`` counts the run's calls.
     """
-    transaction = transaction_pb2.Transaction(
+    first = transaction_pb2.Transaction(
         request_id=f"{run[:8]}-{run[8:12]}-4{run[12:15]}-8{run[15:18]}-{number:012x}",
         transaction_id=f"drv_{run[:8]}_{number:x}",
         event_time=timestamp(time_ms),
-    )
-    return body + fraud_service_pb2.ScoreRequest(transaction=transaction).SerializeToString()
+    ).SerializeToString()
+    size = len(first) + len(rest)
+    return b"\x0a" + _varint(size) + first + rest
+
+
+def _varint(value: int) -> bytes:
+    """Return a number in protobuf's variable length."""
+    groups = bytearray()
+    while value > 127:
+        groups.append(value & 127 | 128)
+        value >>= 7
+    return bytes((*groups, value))
 
 
 class Driver:
@@ -212,9 +221,9 @@ class Driver:
                 self._finished.set()
 
     def _request(self, number: int) -> tuple[bytes, bool | None]:
-        body, is_fraud = self._requests[number % len(self._requests)]
+        rest, is_fraud = self._requests[number % len(self._requests)]
         now_ms = time.time_ns() // 1_000_000
-        return patch(body, self._settings.run_id.hex, number, now_ms), is_fraud
+        return request(rest, self._settings.run_id.hex, number, now_ms), is_fraud
 
     def _sent(self, due_ns: int) -> None:
         if due_ns >= self._counted_from_ns:

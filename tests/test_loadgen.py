@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from loadgen.__main__ import main
 from loadgen.client import connect
-from loadgen.driver import Driver, DriveSettings, Prepared, patch, prepare
+from loadgen.driver import Driver, DriveSettings, Prepared, prepare, request
 from loadgen.pacing import NS, due_times_ns, wait_until
 from loadgen.replay import Replayer, ReplaySettings, entities_of
 from loadgen.rows import HistoryRow, read_rows, request_id, to_transaction
@@ -185,13 +185,12 @@ def test_waiting_never_ends_early_and_stops_when_told() -> None:
 # Driving.
 
 
-def test_patched_requests_merge_into_whole_ones() -> None:
+def test_requests_are_whole_and_in_their_shortest_form() -> None:
     (prepared,) = some_requests()
     run = uuid.UUID(int=SEED)
-    first, second = (
-        fraud_service_pb2.ScoreRequest.FromString(patch(prepared.body, run.hex, n, 1_500))
-        for n in (0, 1)
-    )
+    bodies = [request(prepared.rest, run.hex, n, 1_500) for n in (0, 1)]
+    first, second = (fraud_service_pb2.ScoreRequest.FromString(body) for body in bodies)
+    assert first.SerializeToString(deterministic=True) == bodies[0]
     assert first.transaction.card.bin == "411111"
     assert first.transaction.amount_minor == 500
     assert first.transaction.event_time.ToMilliseconds() == 1_500
@@ -351,9 +350,9 @@ def test_calls_that_share_an_entity_are_never_in_flight_together(
     assert server.clashes == 0
     for shared in ("customer_id", "ip_address"):
         by_entity: dict[str, list[int]] = {}
-        for request in server.requests:
-            name = getattr(request.transaction, shared)
-            by_entity.setdefault(name, []).append(int(request.transaction.transaction_id[1:]))
+        for got in server.requests:
+            name = getattr(got.transaction, shared)
+            by_entity.setdefault(name, []).append(int(got.transaction.transaction_id[1:]))
         assert all(numbers == sorted(numbers) for numbers in by_entity.values())
 
 
