@@ -95,7 +95,7 @@ class _Writer:
 
     def __init__(self, directory: Path, first: int, syncer: _Syncer) -> None:
         self._directory = directory
-        self._format = read_format(directory)
+        self._salt, self._segment_bytes = read_format(directory)
         self._syncer = syncer
         self.first = first
         self._lock = threading.Lock()
@@ -104,7 +104,7 @@ class _Writer:
         self._go_to(first)
 
     def append(self, frames: Sequence[Sequence[Entry]]) -> list[int]:
-        data, offsets, enough = encode_append(frames, self._format.salt)
+        data, offsets, enough = encode_append(frames, self._salt)
         with self._lock:
             if self._syncer.error is not None:
                 raise LogError(f"the disk failed: {self._syncer.error}") from self._syncer.error
@@ -112,6 +112,8 @@ class _Writer:
                 position = self._place(data, enough)
             except OSError as error:
                 raise LogError(f"cannot append: {error}") from error
+        if len(frames) == 1:
+            return [position, position + len(data)]
         return [position + offset for offset in (*offsets, len(data))]
 
     def close(self) -> None:
@@ -125,7 +127,7 @@ class _Writer:
             start = self._write(data, enough)
             if start & 7:
                 start = self._realign(data, enough)
-            if start < self._format.segment_bytes:
+            if start < self._segment_bytes:
                 return self.first + start
             position = self.first + start
             if self._is_before_seal(start):
@@ -160,7 +162,7 @@ class _Writer:
         raise LogError(f"writes were torn {APPEND_ATTEMPTS} times")
 
     def _is_before_seal(self, start: int) -> bool:
-        seal = seal_of(self._descriptor, self._format.segment_bytes, self._format.salt)
+        seal = seal_of(self._descriptor, self._segment_bytes, self._salt)
         return seal is None or seal > start
 
     def _roll(self) -> None:
@@ -169,14 +171,14 @@ class _Writer:
         What was appended counts already, so a failure is left to the next append.
         """
         try:
-            os.write(self._descriptor, encode_seal(self._format.salt))
+            os.write(self._descriptor, encode_seal(self._salt))
             self._advance()
         except OSError:
             return
 
     def _advance(self) -> None:
         """Go on to the newest segment, which need not be the next where others were faster."""
-        seal = seal_of(self._descriptor, self._format.segment_bytes, self._format.salt)
+        seal = seal_of(self._descriptor, self._segment_bytes, self._salt)
         if seal is not None:
             self._go_to(max(self.first + seal, *list_segments(self._directory)))
 

@@ -57,6 +57,7 @@ _FRAME = struct.Struct("<IIIHH")
 _CHECKED = struct.Struct("<IHH")
 _ENTRY = struct.Struct("<BBHIq")
 _DISTANCE = struct.Struct("<q")
+_extend = google_crc32c.extend
 _PADDING = tuple(bytes(n) for n in range(ALIGNMENT_BYTES))
 
 # Plain numbers: an IntFlag's operators cost a microsecond, and the kernel wants constants.
@@ -84,8 +85,7 @@ _TABLES = _slicing_tables(8)
 
 
 def _checked_frame(body: bytes, count: int, flags: int, salt: int) -> bytes:
-    checked = google_crc32c.extend(salt, _CHECKED.pack(len(body), count, flags))
-    crc = google_crc32c.extend(checked, body)
+    crc = _extend(_extend(salt, _CHECKED.pack(len(body), count, flags)), body)
     return _FRAME.pack(MAGIC, len(body), crc, count, flags) + body
 
 
@@ -375,8 +375,11 @@ def find_seal(data: bytes, salt: int) -> int | None:
     return None if sealed < 0 else sealed
 
 
+_NO_NUMBERS = np.empty(0, np.int64)
+_NO_TOPICS = np.empty(0, np.uint8)
+
+
 def no_entries(next_position: int, *damage: Damage) -> Batch:
     """Return a batch without entries."""
-    empty = np.empty(0, np.int64)
-    topics = np.empty(0, np.uint8)
-    return Batch(b"", topics, empty, empty, empty, empty, empty, next_position, damage)
+    none = _NO_NUMBERS
+    return Batch(b"", _NO_TOPICS, none, none, none, none, none, next_position, damage)

@@ -106,17 +106,21 @@ class SegmentReader:
         self._firsts: list[int] = []  # the last one's file may be still to be created
         self._open: dict[int, Segment] = {}
         self._current = Segment(0, -1, -1)
-        self._nothing = no_entries(-1)
         self._closed = False
 
     def read(self, position: int, max_bytes: int) -> Batch:
         """Return whole frames from ``position`` on, as EventLog.read."""
         with self._lock:
             segment = self._current
+            # Whether there is more is asked before every decision, and the usual answer is no.
+            if segment.stop == _GROWING and segment.first <= position <= segment.known:
+                size = os.lseek(segment.descriptor, 0, os.SEEK_END)
+                if position == segment.first + size:
+                    return no_entries(position)
             if not segment.first <= position <= segment.known:
                 found = self._seek(position)
                 if found is None:
-                    return self._at_end(position)
+                    return no_entries(position)
                 segment = self._current = found
             if position >= segment.stop:
                 missing = Damage(position, segment.next - position, _MISSING)
@@ -145,17 +149,12 @@ class SegmentReader:
             self._current = Segment(0, -1, -1)
             self._closed = True
 
-    def _at_end(self, position: int) -> Batch:
-        if self._nothing.next_position != position:
-            self._nothing = no_entries(position)
-        return self._nothing
-
     def _read_block(self, segment: Segment, position: int, size: int) -> Batch:
         while True:
             size = min(size, segment.stop - position)
             data = os.pread(segment.descriptor, size, position - segment.first)
             if not data and segment.stop == _GROWING:
-                return self._at_end(position)
+                return no_entries(position)
             final = len(data) < size or position + size == segment.stop
             found = self._scanner.scan(data, final, position)
             if final or found.next_position > position:

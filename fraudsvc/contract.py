@@ -11,7 +11,6 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import product
 from operator import gt
 
@@ -262,15 +261,6 @@ class Checker:
             payment, request_id.encode(), customer, token, payee, terminal, device,
             network.encode(), address, digits.encode(),
         )  # fmt: skip
-
-
-def payload_hash(data: bytes) -> int:
-    """Return a signed 64-bit digest (BLAKE2b) of the content, which binds request_id to it.
-
-    ``data`` is the transaction's deterministic serialisation, so it holds between clients that
-    send the same fields, and fields that this version does not know count too.
-    """
-    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
 def _milliseconds(path: str, time: Timestamp, bad: list[Violation]) -> int:

@@ -26,7 +26,7 @@ import numpy as np
 from fraud.v1 import decision_pb2, transaction_pb2
 from numpy.typing import NDArray
 
-from featurizer.currencies import to_reference
+from fraudsvc.payment import Payment
 from fraudsvc.policy_cel import Expressions
 
 APPROVE, REVIEW, DECLINE = (
@@ -55,6 +55,9 @@ class Ruling(NamedTuple):
 
     outcome: decision_pb2.Outcome
     reasons: tuple[decision_pb2.Reason, ...]
+
+
+_UNANIMOUS = {outcome: Ruling(outcome, ()) for outcome in (APPROVE, REVIEW, DECLINE)}
 
 
 class Step(NamedTuple):
@@ -128,6 +131,9 @@ class Policy:
         self._rules = tuple(rules)
         self._expressions = expressions
         self._listed = [(LISTABLE[field], values) for field, values in listed.items()]
+        self.table = expressions.table
+        # Whether nothing but the table and the score has a say.
+        self._is_plain = expressions.in_one_table and not listed
 
     @property
     def rule_errors(self) -> dict[str, int]:
@@ -137,51 +143,65 @@ class Policy:
 
     def rule(
         self,
-        transaction: Message,
+        payment: Payment,
         features: NDArray[np.float32] | None,
         score: float | None,
         thresholds_from_model: tuple[float, float],
-        now_ms: int,
+        looked_up: int | None = None,
     ) -> Ruling:
         """Return the outcome and its reasons, from the arguments alone.
 
+        ``looked_up`` are the rules of ``table`` that hold, where that is known already.
+
         ``features`` float32 in the schema's order, ``score`` a probability, both None on
-        RULES_ONLY; ``thresholds_from_model`` are (review, decline); ``now_ms`` ends lists.
+        RULES_ONLY; ``thresholds_from_model`` are (review, decline). Lists end by the time at which
+        the payment was received.
         """
-        steps = [self._rules[i] for i in self._expressions.fired(transaction, features, score)]
+        if looked_up is None:
+            looked_up = self._expressions.looked_up(payment.record, features, score)
         thresholds = self._thresholds
-        for found in self._found(transaction, now_ms):
+        if self._is_plain and not looked_up and score is not None:
+            return _UNANIMOUS[_by_score(score, thresholds, thresholds_from_model)]
+        fired = self._expressions.fired(payment, features, score, looked_up)
+        steps = [self._rules[i] for i in fired]
+        for found in self._found(payment):
             if found.step is not None:
                 steps.append(found.step)
             else:
                 thresholds = _replaced(thresholds, found)
+        model = self._without_person(payment, score, thresholds, thresholds_from_model)
         steps.sort(key=attrgetter("rank"))
-        model = self._without_person(transaction, score, thresholds, thresholds_from_model)
         outcome = _outcome(steps, model)
         reasons = tuple(step.reason for step in steps)
         return Ruling(outcome, reasons if score is not None else (*reasons, _FALLBACK))
 
-    def _found(self, transaction: Message, now_ms: int) -> Iterator[Listed]:
+    def _found(self, payment: Payment) -> Iterator[Listed]:
         for read, values in self._listed:
-            for listed in values.get(read(transaction), ()):
-                if now_ms < listed.expires_ms:
+            for listed in values.get(read(payment.message), ()):
+                if payment.received_ms < listed.expires_ms:
                     yield listed
 
     def _without_person(
         self,
-        transaction: Message,
+        payment: Payment,
         score: float | None,
         thresholds: Thresholds,
         from_model: tuple[float, float],
     ) -> decision_pb2.Outcome:
         if score is None:
-            amount = to_reference(transaction.amount_minor, transaction.currency_code)
+            amount = int(payment.record["amount_ref"][0])
             return next(band.outcome for band in self._bands if amount <= band.up_to)
-        if score >= (from_model[1] if thresholds.decline is None else thresholds.decline):
-            return DECLINE
-        if score >= (from_model[0] if thresholds.review is None else thresholds.review):
-            return REVIEW
-        return APPROVE
+        return _by_score(score, thresholds, from_model)
+
+
+def _by_score(
+    score: float, thresholds: Thresholds, from_model: tuple[float, float]
+) -> decision_pb2.Outcome:
+    if score >= (from_model[1] if thresholds.decline is None else thresholds.decline):
+        return DECLINE
+    if score >= (from_model[0] if thresholds.review is None else thresholds.review):
+        return REVIEW
+    return APPROVE
 
 
 def _replaced(thresholds: Thresholds, own: Listed) -> Thresholds:

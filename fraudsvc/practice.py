@@ -83,7 +83,8 @@ def practise(policy: Policy) -> None:
         for number in range(CALLS):
             now_ms, now_ns = clocks.now_ms(), clocks.monotonic_ns()
             request = _request(number, now_ms)
-            scorer.score(request.transaction, Call(now_ns, now_ns + DEADLINE_NS))
+            data = request.transaction.SerializeToString(deterministic=True)
+            scorer.score(data, Call(now_ns, now_ns + DEADLINE_NS))
             if number % 50 == 49:
                 scorer.report_labels([_label(number, now_ms)])
                 worker.step()

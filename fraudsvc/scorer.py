@@ -6,7 +6,6 @@ Must not know gRPC. Threads may share a Scorer: what has to be in one order is u
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from fraud.v1 import decision_pb2, fraud_service_pb2, label_pb2, transaction_pb2
-from numpy.typing import NDArray
+from google.protobuf.message import DecodeError
 
 from featurizer.arena import Arena
 from featurizer.eventlog import Entry, EventLog, LogError, Topic
@@ -24,12 +23,12 @@ from featurizer.hashing import (
     PAYLOAD_BITS,
     SPACE_TRANSACTION,
     IdHasher,
-    decision_id,
     hashes_of,
 )
 from featurizer.records import RECORD, Entity, Kind
 from featurizer.store import Snapshot, StoreError
-from fraudsvc.contract import Checker, ContractSettings, payload_hash
+from fraudsvc.answers import Draft, Stamp, Writer, field, origin_of
+from fraudsvc.contract import Checker, ContractSettings
 from fraudsvc.decide import (
     FULL,
     PARTIAL,
@@ -38,6 +37,7 @@ from fraudsvc.decide import (
     decide,
 )
 from fraudsvc.errors import ServiceError, item_error, refusal
+from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
 from fraudsvc.tail import ENTITIES_WORD, REQUEST_WORD, Snapshots, Tail
 from fraudsvc.trace_ids import trace_id_of
@@ -45,8 +45,14 @@ from fraudsvc.wire import Acceptor
 from trainer.bundle import Bundle
 
 FRAME_READ_BYTES = 1 << 16
+ITEMS_AT_ONCE = 32
 MS = 1_000_000
-_CAUSE = decision_pb2.RungCause
+# Plain numbers: an enum's attribute is a call.
+_NO_CAUSE = decision_pb2.RUNG_CAUSE_UNSPECIFIED
+_STALE = decision_pb2.RUNG_CAUSE_STATE_STALE
+_UNAVAILABLE = decision_pb2.RUNG_CAUSE_STATE_UNAVAILABLE
+_NO_TIME = decision_pb2.RUNG_CAUSE_DEADLINE
+_NO_MODEL = decision_pb2.RUNG_CAUSE_NO_MODEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +86,6 @@ class Clocks(NamedTuple):
     monotonic_ns: Callable[[], int] = time.perf_counter_ns
 
 
-class _Checked(NamedTuple):
-    transaction: transaction_pb2.Transaction
-    record: NDArray[np.void]
-    customer: int
-    request: int
-    payload: int
-    now_ms: int
-
-
 class Scorer:
     """Decides transactions and takes labels.
 
@@ -113,49 +110,63 @@ class Scorer:
         self._acceptor = Acceptor(hasher, contract)
         self._checker = Checker(hasher, contract)
         self._settings = settings
+        self._budget_ns = int(settings.budget_ms * MS)
+        self._full_ns = int(settings.full_ms * MS)
         self._clocks = clocks or Clocks()
         self._tail = Tail(log, store, Arena(settings.states_bytes_max), settings.pending_max)
         self._space = Workspace()
+        self._record = np.zeros(1, RECORD)
+        self._ids = self._record.view(np.int64)
         self._lock = threading.Lock()
-        self._random = random.Random(os.urandom(16))
+        self._writer = Writer(hasher.key, random.SystemRandom().getrandbits(64))
+        self._origin = origin_of("", settings.name)
 
-    def score(
-        self, transaction: transaction_pb2.Transaction, call: Call, *, validate_only: bool = False
-    ) -> decision_pb2.Assessment:
-        """Decide one transaction; the answer is on the log when this returns.
+    def score(self, transaction: bytes, call: Call, *, validate_only: bool = False) -> bytes:
+        """Decide one serialised Transaction; return the Assessment's bytes, as they are on the log.
 
         A repeat of a request gets its first answer. Raises ServiceError.
         """
-        checked = self._check(transaction)
         with self._lock:
-            decision = self._decide_in_order(checked, call, validate_only)
-        assessment = decision.assessment
-        if validate_only:
-            assessment.ClearField("decision_id")  # a repeat's first answer has one
-        _set_time_used(assessment, self._clocks.monotonic_ns() - call.arrival_ns)
-        return assessment
+            payment = self._check(transaction)
+            snapshot = self._snapshot()
+            try:
+                return self._answer(payment, call, snapshot, validate_only)
+            finally:
+                if snapshot is not None:
+                    snapshot.close()
 
     def score_batch(
-        self,
-        transactions: Sequence[transaction_pb2.Transaction],
-        call: Call,
-        *,
-        validate_only: bool = False,
-    ) -> list[fraud_service_pb2.ScoreResult]:
+        self, transactions: Sequence[bytes], call: Call, *, validate_only: bool = False
+    ) -> list[bytes]:
         """Decide transactions in order, each seeing those before it; a bad one fails alone.
 
-        Each has the time budget of a call of its own, and all have the caller's deadline.
+        Each has the time budget of a call of its own, and all have the caller's deadline. Returns
+        a ScoreResult's bytes for each. Between ITEMS_AT_ONCE of them other calls have their turn.
         """
         self._bound(len(transactions))
-        results = []
-        for transaction in transactions:
-            own = call._replace(arrival_ns=self._clocks.monotonic_ns())
-            try:
-                answer = self.score(transaction, own, validate_only=validate_only)
-                results.append(fraud_service_pb2.ScoreResult(assessment=answer))
-            except ServiceError as error:
-                results.append(fraud_service_pb2.ScoreResult(error=item_error(error)))
+        results: list[bytes] = []
+        for first in range(0, len(transactions), ITEMS_AT_ONCE):
+            with self._lock:
+                snapshot = self._snapshot()
+                try:
+                    results += [
+                        self._result(item, call, snapshot, validate_only)
+                        for item in transactions[first : first + ITEMS_AT_ONCE]
+                    ]
+                finally:
+                    if snapshot is not None:
+                        snapshot.close()
         return results
+
+    def _result(
+        self, item: bytes, call: Call, snapshot: Snapshot | None, validate_only: bool
+    ) -> bytes:
+        own = Call(self._clocks.monotonic_ns(), call.deadline_ns, call.traceparent)
+        try:
+            return field(b"\x0a", self._answer(self._check(item), own, snapshot, validate_only))
+        except ServiceError as error:
+            failed = fraud_service_pb2.ScoreResult(error=item_error(error))
+            return failed.SerializeToString()
 
     def report_labels(
         self, labels: Sequence[label_pb2.Label]
@@ -196,128 +207,114 @@ class Scorer:
         if items > self._settings.items_max:
             raise ServiceError("BATCH_TOO_LARGE")
 
-    def _check(self, transaction: transaction_pb2.Transaction) -> _Checked:
-        record = np.empty(1, RECORD)
+    def _check(self, data: bytes) -> Payment:
+        """Fill the one record there is; it holds until the next check."""
         now_ms = self._clocks.now_ms()
-        data = transaction.SerializeToString(deterministic=True)
-        if not self._acceptor.accept(data, now_ms, record):
-            violations = self._checker.check(transaction, now_ms, record)
-            if violations:
-                raise refusal("INVALID_TRANSACTION", violations)
-        ids = record.view(np.int64)
-        payload = payload_hash(data)
-        return _Checked(
-            transaction, record, int(ids[ENTITIES_WORD]), int(ids[REQUEST_WORD]), payload, now_ms
-        )
+        if self._acceptor.accept(data, now_ms, self._record):
+            return Payment(data, self._record, now_ms)
+        # In doubt: the judge's turn.
+        try:
+            message = transaction_pb2.Transaction.FromString(data)
+        except DecodeError:
+            raise ServiceError("MALFORMED_MESSAGE") from None
+        violations = self._checker.check(message, now_ms, self._record)
+        if violations:
+            raise refusal("INVALID_TRANSACTION", violations)
+        data = message.SerializeToString(deterministic=True)
+        return Payment(data, self._record, now_ms, message)
 
-    def _refreshed(self) -> Snapshot:
+    def _snapshot(self) -> Snapshot | None:
+        """Follow the log and return the store's state, None where there is none."""
         try:
             return self._tail.refresh()
-        except (StoreError, LogError):
-            raise ServiceError("LOG_UNAVAILABLE") from None
-
-    def _decide_in_order(
-        self, checked: _Checked, call: Call, validate_only: bool
-    ) -> decision_pb2.Decision:
-        """Look for a repeat, decide, append; under the lock."""
-        try:
-            snapshot = self._tail.refresh()
         except StoreError:
-            return self._decide_without_states(checked, call, validate_only)
+            return None
         except LogError:
             raise ServiceError("LOG_UNAVAILABLE") from None
-        try:
-            frame = self._tail.find(checked.request, snapshot)
-            if frame is not None:
-                return self._repeated(frame, checked)
-            rung, cause = self._rung(call)
-            if rung != RULES_ONLY and not self._tail.load(
-                snapshot, checked.record, self._space.rows
-            ):
-                rung, cause = PARTIAL, _CAUSE.RUNG_CAUSE_STATE_STALE
-        finally:
-            snapshot.close()
-        return self._finish(checked, checked.record, call, rung, cause, validate_only)
 
-    def _decide_without_states(
-        self, checked: _Checked, call: Call, validate_only: bool
-    ) -> decision_pb2.Decision:
-        """Decide as if no entity were known: the store is gone, the log is not."""
-        frame = self._tail.first_frame(checked.request)
+    def _refreshed(self) -> Snapshot:
+        snapshot = self._snapshot()
+        if snapshot is None:
+            raise ServiceError("LOG_UNAVAILABLE")
+        return snapshot
+
+    def _answer(
+        self, payment: Payment, call: Call, snapshot: Snapshot | None, validate_only: bool
+    ) -> bytes:
+        """Look for a repeat, decide, append; under the lock. ``payment`` has the one record."""
+        request, tail = self._ids.item(REQUEST_WORD), self._tail
+        frame = tail.first_frame(request) if snapshot is None else tail.find(request, snapshot)
         if frame is not None:
-            return self._repeated(frame, checked)
-        blind = checked.record.copy()
-        blind["entities"] = 0
+            return self._repeated(frame, payment, call, validate_only)
         rung, cause = self._rung(call)
+        seen = payment.record
         if rung != RULES_ONLY:
-            rung, cause = PARTIAL, _CAUSE.RUNG_CAUSE_STATE_UNAVAILABLE
-        return self._finish(checked, blind, call, rung, cause, validate_only)
+            if snapshot is None:  # decide as if no entity were known
+                rung, cause, seen = PARTIAL, _UNAVAILABLE, payment.record.copy()
+                seen["entities"] = 0
+            elif not tail.load(snapshot, seen, self._space.rows):
+                rung, cause = PARTIAL, _STALE
+        draft = decide(payment, seen, self._space, self._bundle(), self._policy(), rung, cause)
+        if seen is not payment.record:
+            payment.record["flags"] = seen["flags"]
+        decision, assessment = self._named(draft, payment, call, validate_only)
+        if not validate_only:
+            first = self._keep(request, payment, decision)
+            if first is not None:
+                return self._repeated(first, payment, call, validate_only)
+        return assessment
 
     def _rung(self, call: Call) -> tuple[decision_pb2.Rung, decision_pb2.RungCause]:
         """Choose the rung of the ladder that the time left and the states allow."""
         now_ns = self._clocks.monotonic_ns()
-        settings = self._settings
         if now_ns >= call.deadline_ns:
             raise ServiceError("DEADLINE_EXCEEDED")
-        due_ns = min(call.deadline_ns, call.arrival_ns + int(settings.budget_ms * MS))
-        if due_ns - now_ns < settings.full_ms * MS:
-            return RULES_ONLY, _CAUSE.RUNG_CAUSE_DEADLINE
+        if min(call.deadline_ns, call.arrival_ns + self._budget_ns) - now_ns < self._full_ns:
+            return RULES_ONLY, _NO_TIME
         if self._bundle() is None:
-            return RULES_ONLY, _CAUSE.RUNG_CAUSE_NO_MODEL
-        return FULL, _CAUSE.RUNG_CAUSE_UNSPECIFIED
+            return RULES_ONLY, _NO_MODEL
+        return FULL, _NO_CAUSE
 
-    def _finish(
-        self,
-        checked: _Checked,
-        seen: NDArray[np.void],
-        call: Call,
-        rung: decision_pb2.Rung,
-        cause: decision_pb2.RungCause,
-        validate_only: bool,
-    ) -> decision_pb2.Decision:
-        """Decide on the record as ``seen``, name the decision and append it."""
-        decision = decide(
-            checked.transaction, seen, self._space, self._bundle(), self._policy(), rung, cause,
-            checked.now_ms,
+    def _named(
+        self, draft: Draft, payment: Payment, call: Call, validate_only: bool
+    ) -> tuple[bytes, bytes]:
+        """Return the bytes of the decision and of the assessment in it."""
+        trace_id, origin, space = b"", self._origin, self._space
+        if call.traceparent:
+            trace_id = trace_id_of(call.traceparent)
+            origin = origin_of(call.traceparent, self._settings.name)
+        stamp = Stamp(
+            self._ids.item(REQUEST_WORD), trace_id, self._tail.position, payment.received_ms,
+            self._clocks.monotonic_ns() - call.arrival_ns, origin, not validate_only,
         )  # fmt: skip
-        assessment = decision.assessment
-        assessment.trace_id = trace_id_of(call.traceparent, self._random)
-        if validate_only:
-            return decision
-        checked.record["flags"] = seen["flags"]
-        assessment.decision_id = decision_id(checked.request, checked.payload)
-        decision.log_position = self._tail.position
-        received = decision.receive_time  # FromMilliseconds takes a microsecond for this
-        received.seconds, rest_ms = divmod(checked.now_ms, 1_000)
-        received.nanos = rest_ms * MS
-        decision.traceparent = call.traceparent
-        decision.scorer = self._settings.name
-        _set_time_used(assessment, self._clocks.monotonic_ns() - call.arrival_ns)
-        return self._record(checked, decision)
+        return self._writer.write(
+            draft, stamp, payment.data, space.body, space.reasons, space.figures
+        )
 
-    def _record(self, checked: _Checked, decision: decision_pb2.Decision) -> decision_pb2.Decision:
-        """Append transaction and decision in one frame; the first of a request in the log wins."""
-        customer = checked.customer
-        entries = [
-            Entry(Topic.TRANSACTIONS, customer, checked.record.tobytes()),
-            Entry(Topic.DECISIONS, customer, decision.SerializeToString()),
-        ]
-        own, end = self._append([entries])
-        if self._tail.note(checked.record, own, end):
-            return decision
-        first = self._first_frame(checked.request)
-        if first is not None and first != own:
-            return self._repeated(first, checked)
-        return decision
+    def _keep(self, request: int, payment: Payment, decision: bytes) -> int | None:
+        """Append transaction and decision in one frame.
+
+        The first of a request in the log wins: returns where that one stands if it is not ours.
+        """
+        customer = self._ids.item(ENTITIES_WORD)
+        entries = (
+            Entry(Topic.TRANSACTIONS, customer, payment.record.tobytes()),
+            Entry(Topic.DECISIONS, customer, decision),
+        )
+        own, end = self._append((entries,))
+        if self._tail.note(payment.record, own, end):
+            return None
+        first = self._first_frame(request)
+        return None if first == own else first
 
     def _first_frame(self, request: int) -> int | None:
         """Return where a request first stands, now that others' appends are to be looked at."""
         try:
-            snapshot = self._tail.refresh()
-        except StoreError:
-            return self._tail.first_frame(request)
-        except LogError:
+            snapshot = self._snapshot()
+        except ServiceError:
             return None
+        if snapshot is None:
+            return self._tail.first_frame(request)
         try:
             return self._tail.find(request, snapshot)
         finally:
@@ -329,15 +326,20 @@ class Scorer:
         except LogError:
             raise ServiceError("LOG_UNAVAILABLE") from None
 
-    def _repeated(self, frame: int, checked: _Checked) -> decision_pb2.Decision:
+    def _repeated(self, frame: int, payment: Payment, call: Call, validate_only: bool) -> bytes:
         """Return the first answer to a request, or refuse another content under its id."""
         decision = self._read_decision(frame)
         if decision is None:
             raise ServiceError("LOG_UNAVAILABLE")
+        assessment = decision.assessment
         mask = (1 << PAYLOAD_BITS) - 1
-        if hashes_of(decision.assessment.decision_id)[1] != checked.payload & mask:
+        if hashes_of(assessment.decision_id)[1] != self._hasher.payload(payment.data) & mask:
             raise ServiceError("REQUEST_ID_REUSED")
-        return decision
+        if validate_only:
+            assessment.ClearField("decision_id")
+        elapsed_ns = self._clocks.monotonic_ns() - call.arrival_ns
+        assessment.time_used.seconds, assessment.time_used.nanos = divmod(elapsed_ns, 1000 * MS)
+        return assessment.SerializeToString(deterministic=True)
 
     def _read(self, frame: int, topic: Topic) -> bytes | None:
         """Return the first value of a topic in the frame at a position, or None."""
@@ -383,7 +385,3 @@ class Scorer:
         customer = int(feedback[0]["entities"][Entity.CUSTOMER])
         entries.append(Entry(Topic.FEEDBACK, customer, feedback.tobytes()))
         return fraud_service_pb2.LabelResult(status=fraud_service_pb2.LABEL_STATUS_APPLIED)
-
-
-def _set_time_used(assessment: decision_pb2.Assessment, elapsed_ns: int) -> None:
-    assessment.time_used.seconds, assessment.time_used.nanos = divmod(elapsed_ns, 1_000_000_000)

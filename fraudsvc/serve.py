@@ -32,6 +32,7 @@ from fraudsvc.topology import cpu_flags
 POLL_S = 1.0
 STORE_WAIT_S = 10.0  # then calls are answered without states
 STORE_LOOK_S = 0.05
+GC_THRESHOLD = 20_000  # new objects between two collections of the youngest; Python's usual is 700
 _log = logging.getLogger(__name__)
 
 
@@ -100,6 +101,7 @@ def serve(options: ServeOptions) -> int:
     server = Server(scorer, options.address, options.server)
     gc.collect()
     gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
     server.start()
     if options.ready_file is not None:
         options.ready_file.write_text(str(server.port))

@@ -5,11 +5,10 @@ Owns sockets and threads. Must not know what a decision is made of.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent import futures
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,7 +19,9 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from fraudsvc.answers import field
 from fraudsvc.errors import ServiceError, abort, from_exception
+from fraudsvc.requests import read_batch, read_score
 from fraudsvc.scorer import Call, Scorer
 
 SERVICE = pb.DESCRIPTOR.services_by_name["FraudService"].full_name
@@ -69,15 +70,13 @@ class _Arrivals(futures.ThreadPoolExecutor):
         return super().submit(run)
 
 
-def _reader(message: type[_Request], bytes_max: int) -> Callable[[bytes], _Request | ServiceError]:
+def _reader(message: type[_Request]) -> Callable[[bytes], _Request | ServiceError]:
     """Return a deserialiser that gives an error for bytes that are not the message.
 
     None, or to raise it, would have grpc itself answer INTERNAL.
     """
 
     def read(data: bytes) -> _Request | ServiceError:
-        if len(data) > bytes_max:
-            return ServiceError("MALFORMED_MESSAGE")
         try:
             return message.FromString(data)
         except DecodeError:
@@ -99,50 +98,46 @@ class Servicer:
         """Refuse every call that arrives from now on; those that wait for a thread had arrived."""
         self._drain_ns = time.perf_counter_ns()
 
-    def score(self, request: pb.ScoreRequest | ServiceError, context: grpc.ServicerContext) -> Any:
-        """Answer Score."""
-        with _errors(context):
-            asked = self._given(request)
-            call = self._call(context)
-            assessment = self._scorer.score(
-                asked.transaction, call, validate_only=asked.validate_only
-            )
-            return pb.ScoreResponse(assessment=assessment)
+    def score(self, body: bytes, context: grpc.ServicerContext) -> bytes:
+        """Answer Score, from bytes to bytes."""
+        self._admit()
+        if len(body) > self._settings.score_bytes_max:
+            raise ServiceError("MALFORMED_MESSAGE")
+        transaction, validate_only = read_score(body)
+        call = self._call(context)
+        return field(b"\x0a", self._scorer.score(transaction, call, validate_only=validate_only))
 
-    def score_batch(
-        self, request: pb.ScoreBatchRequest | ServiceError, context: grpc.ServicerContext
-    ) -> Any:
-        """Answer ScoreBatch."""
-        with _errors(context):
-            asked = self._given(request)
-            call = self._call(context)
-            results = self._scorer.score_batch(
-                asked.transactions, call, validate_only=asked.validate_only
-            )
-            return pb.ScoreBatchResponse(results=results)
+    def score_batch(self, body: bytes, context: grpc.ServicerContext) -> bytes:
+        """Answer ScoreBatch, from bytes to bytes."""
+        self._admit()
+        transactions, validate_only = read_batch(body)
+        call = self._call(context)
+        results = self._scorer.score_batch(transactions, call, validate_only=validate_only)
+        return b"".join(field(b"\x0a", result) for result in results)
 
     def report_labels(
-        self, request: pb.ReportLabelsRequest | ServiceError, context: grpc.ServicerContext
-    ) -> Any:
+        self, request: pb.ReportLabelsRequest | ServiceError, _: grpc.ServicerContext
+    ) -> pb.ReportLabelsResponse:
         """Answer ReportLabels."""
-        with _errors(context):
-            results = self._scorer.report_labels(self._given(request).labels)
-            return pb.ReportLabelsResponse(results=results)
+        results = self._scorer.report_labels(self._given(request).labels)
+        return pb.ReportLabelsResponse(results=results)
 
     def get_decision(
-        self, request: pb.GetDecisionRequest | ServiceError, context: grpc.ServicerContext
-    ) -> Any:
+        self, request: pb.GetDecisionRequest | ServiceError, _: grpc.ServicerContext
+    ) -> pb.GetDecisionResponse:
         """Answer GetDecision."""
-        with _errors(context):
-            decision = self._scorer.get_decision(self._given(request).decision_id)
-            return pb.GetDecisionResponse(decision=decision)
+        decision = self._scorer.get_decision(self._given(request).decision_id)
+        return pb.GetDecisionResponse(decision=decision)
 
     def _given(self, request: _Request | ServiceError) -> _Request:
-        if self._drain_ns != _NEVER_NS and self._arrival_ns() > self._drain_ns:
-            raise ServiceError("DRAINING")
+        self._admit()
         if isinstance(request, ServiceError):
             raise request
         return request
+
+    def _admit(self) -> None:
+        if self._drain_ns != _NEVER_NS and self._arrival_ns() > self._drain_ns:
+            raise ServiceError("DRAINING")
 
     def _arrival_ns(self) -> int:
         return getattr(self._arrivals.local, "arrival_ns", time.perf_counter_ns())
@@ -161,33 +156,37 @@ class Servicer:
         return Call(arrival_ns, deadline_ns, traceparent)
 
 
-@contextlib.contextmanager
-def _errors(context: grpc.ServicerContext) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
-        known = from_exception(error)
-        if known is not error:
-            _log.exception("a call failed")
-        abort(context, known)
+def _answering(method: Callable[[Any, grpc.ServicerContext], Any]) -> Callable[..., Any]:
+    """Return the method with its exceptions turned into statuses; whatever it is, one comes."""
+
+    def run(request: Any, context: grpc.ServicerContext) -> Any:
+        try:
+            return method(request, context)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
+            known = from_exception(error)
+            if known is not error:
+                _log.exception("a call failed")
+            abort(context, known)
+
+    return run
 
 
-def _handlers(servicer: Servicer, settings: ServerSettings) -> grpc.GenericRpcHandler:
-    large = settings.message_bytes_max
-    rows: dict[str, tuple[Callable[..., Any], type[Message], int]] = {
-        "Score": (servicer.score, pb.ScoreRequest, settings.score_bytes_max),
-        "ScoreBatch": (servicer.score_batch, pb.ScoreBatchRequest, large),
-        "ReportLabels": (servicer.report_labels, pb.ReportLabelsRequest, large),
-        "GetDecision": (servicer.get_decision, pb.GetDecisionRequest, settings.score_bytes_max),
+def _handlers(servicer: Servicer) -> grpc.GenericRpcHandler:
+    messages: dict[str, tuple[Callable[..., Any], type[Message]]] = {
+        "ReportLabels": (servicer.report_labels, pb.ReportLabelsRequest),
+        "GetDecision": (servicer.get_decision, pb.GetDecisionRequest),
     }
     handlers: dict[str, Any] = {
         name: grpc.unary_unary_rpc_method_handler(
-            method,
-            request_deserializer=_reader(message, bytes_max),
+            _answering(method),
+            request_deserializer=_reader(message),
             response_serializer=lambda response: response.SerializeToString(),
         )
-        for name, (method, message, bytes_max) in rows.items()
+        for name, (method, message) in messages.items()
     }
+    # Without a deserialiser and a serialiser bytes come in and bytes go out.
+    for name, by_bytes in (("Score", servicer.score), ("ScoreBatch", servicer.score_batch)):
+        handlers[name] = grpc.unary_unary_rpc_method_handler(_answering(by_bytes))
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
 
@@ -207,7 +206,7 @@ class Server:
             arrivals, options=options, maximum_concurrent_rpcs=settings.calls_max
         )
         servicer = self._servicer = Servicer(scorer, arrivals, settings)
-        self._server.add_generic_rpc_handlers((_handlers(servicer, settings),))
+        self._server.add_generic_rpc_handlers((_handlers(servicer),))
         self._health = health.HealthServicer(experimental_non_blocking=True)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)

@@ -23,7 +23,13 @@ import grpc
 import hypothesis
 import numpy as np
 import pytest
-from fraud.v1 import decision_pb2, fraud_service_pb2_grpc, label_pb2, transaction_pb2
+from fraud.v1 import (
+    decision_pb2,
+    fraud_service_pb2,
+    fraud_service_pb2_grpc,
+    label_pb2,
+    transaction_pb2,
+)
 from numpy.typing import NDArray
 
 from featurizer.arena import Arena
@@ -150,6 +156,29 @@ def call_now(budget_s: float = 60.0, **more: Any) -> Call:
     return Call(now_ns, now_ns + int(budget_s * 1e9), **more)
 
 
+class Asked:
+    """A scorer that is asked, and answers, in messages; the bytes are the service's own form."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self.report_labels = scorer.report_labels
+        self.get_decision = scorer.get_decision
+
+    def score(
+        self, transaction: transaction_pb2.Transaction, call: Call, *, validate_only: bool = False
+    ) -> decision_pb2.Assessment:
+        answer = self.scorer.score(
+            transaction.SerializeToString(), call, validate_only=validate_only
+        )
+        return decision_pb2.Assessment.FromString(answer)
+
+    def score_batch(
+        self, transactions: Sequence[transaction_pb2.Transaction], call: Call
+    ) -> list[fraud_service_pb2.ScoreResult]:
+        answers = self.scorer.score_batch([t.SerializeToString() for t in transactions], call)
+        return [fraud_service_pb2.ScoreResult.FromString(answer) for answer in answers]
+
+
 @dataclass
 class Host:
     """One host's log, store and featurizer, whose steps the test takes; any number of scorers."""
@@ -174,14 +203,15 @@ class Host:
     def open_log(self) -> FileEventLog:
         return FileEventLog(self.folder / "log", sync_interval_ms=1_000)
 
-    def scorer(self, log: EventLog | None = None, **settings: Any) -> Scorer:
+    def scorer(self, log: EventLog | None = None, **settings: Any) -> Asked:
         """Return a new scorer, which knows nothing but log and store."""
         # A busy machine must not decide which rung a test sees.
         bounds = ScorerSettings(**{"budget_ms": 60_000.0, "states_bytes_max": 8 << 20, **settings})
-        return Scorer(
+        made = Scorer(
             log or self.log, self.store, IdHasher(), lambda: self.bundle, self._policy_now,
             ContractSettings(max_age_days=None), bounds, Clocks(now_ms=lambda: self.now_ms),
         )  # fmt: skip
+        return Asked(made)
 
     def _policy_now(self) -> Policy:
         self.gate.wait(WAIT_S)
@@ -310,11 +340,11 @@ def connected(port: int, wait_s: float = WAIT_S) -> Iterator[Connected]:
 
 
 @contextlib.contextmanager
-def serving(scorer: Scorer, **settings: Any) -> Iterator[tuple[Server, Connected]]:
+def serving(asked: Asked, **settings: Any) -> Iterator[tuple[Server, Connected]]:
     """Serve in this process."""
     # A busy machine must not decide what is shed.
     bounds = ServerSettings(**{"wait_ms_max": 60_000.0, "linger_s": 0.0, **settings})
-    server = Server(scorer, "127.0.0.1:0", bounds)
+    server = Server(asked.scorer, "127.0.0.1:0", bounds)
     server.start()
     try:
         with connected(server.port) as client:

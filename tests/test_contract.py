@@ -47,7 +47,6 @@ from fraudsvc.contract import (
     DAY_MS,
     Checker,
     ContractSettings,
-    payload_hash,
 )
 from fraudsvc.errors import Violation
 from tests.test_cardnumbers import card_numbers, spaced_card_numbers
@@ -340,7 +339,7 @@ def test_labels_are_checked(path: str, change: Callable[[label_pb2.Label], objec
 
 
 def payload_of(transaction: pb.Transaction) -> int:
-    return payload_hash(transaction.SerializeToString(deterministic=True))
+    return IdHasher().payload(transaction.SerializeToString(deterministic=True))
 
 
 def test_the_payload_hash_binds_every_field() -> None:
@@ -352,7 +351,8 @@ def test_the_payload_hash_binds_every_field() -> None:
         changed = full()
         _set(path, 1)(changed)
         hashes.add(payload_of(changed))
-    assert len(hashes) == 3
+    hashes.add(IdHasher(b"another secret 1").payload(t.SerializeToString(deterministic=True)))
+    assert len(hashes) == 4
 
 
 @given(signed, signed)

@@ -15,6 +15,10 @@ from fraud.v1 import transaction_pb2 as pb
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featurizer.hashing import IdHasher
+from featurizer.records import RECORD
+from fraudsvc.contract import Checker, ContractSettings
+from fraudsvc.payment import Payment
 from fraudsvc.policy import (
     APPROVE,
     DECLINE,
@@ -75,7 +79,14 @@ def ask(
     transaction: pb.Transaction | None = None,
 ) -> Ruling:
     vector = None if features is None else np.array(features, np.float32)
-    return policy.rule(transaction or full(), vector, score, (0.3, 0.7), now_ms)
+    return policy.rule(payment(transaction or full(), now_ms), vector, score, (0.3, 0.7))
+
+
+def payment(transaction: pb.Transaction, now_ms: int = NOW_MS) -> Payment:
+    record = np.zeros(1, RECORD)
+    checker = Checker(IdHasher(), ContractSettings(max_age_days=None))
+    assert checker.check(transaction, now_ms, record) == []
+    return Payment(transaction.SerializeToString(), record, now_ms)
 
 
 def codes(ruling: Ruling) -> list[str]:
@@ -170,7 +181,16 @@ def test_every_field_can_be_listed(field: str) -> None:
     assert value
     body = listing("L", "deny", f"['{value}']").replace("'customer_id'", f"'{field}'")
     assert ask(load(body)).outcome == DECLINE
-    assert ask(load(body), transaction=pb.Transaction(currency_code="USD")).outcome == APPROVE
+    assert ask(load(body), transaction=bare()).outcome == APPROVE
+
+
+def bare() -> pb.Transaction:
+    """A payment of nothing but what is required."""
+    whole = full()
+    return pb.Transaction(
+        request_id=whole.request_id, transaction_id=whole.transaction_id, customer_id="another",
+        event_time=whole.event_time, amount_minor=1, currency_code="USD",
+    )  # fmt: skip
 
 
 EXPRESSIONS = {
@@ -318,10 +338,10 @@ def test_the_version_is_the_digest_of_the_bytes() -> None:
 def test_the_default_policy_loads_without_features() -> None:
     policy = load_policy(DEFAULT_POLICY, {})
     assert len(policy.rule_errors) >= 8
-    assert policy.rule(full(), None, 0.01, (0.3, 0.7), NOW_MS) == (APPROVE, ())
+    assert policy.rule(payment(full()), None, 0.01, (0.3, 0.7)) == (APPROVE, ())
     failed = full()
     failed.cvv_result, failed.avs_result = pb.CVV_RESULT_MISMATCH, pb.AVS_RESULT_MISMATCH
-    ruling = policy.rule(failed, None, 0.01, (0.3, 0.7), NOW_MS)
+    ruling = policy.rule(payment(failed), None, 0.01, (0.3, 0.7))
     assert ruling.outcome == DECLINE
     assert codes(ruling) == ["SECURITY_CODE_AND_ADDRESS_MISMATCH"]
 

@@ -17,8 +17,9 @@ from featurizer.features import FEATURES, INDEX
 from featurizer.records import RECORD, Kind
 from fraudsvc.errors import ServiceError
 from fraudsvc.policy import load_policy
-from fraudsvc.scorer import Call, Scorer
+from fraudsvc.scorer import Call
 from tests.conftest import (
+    Asked,
     Host,
     Payments,
     call_now,
@@ -42,7 +43,7 @@ def same(one: decision_pb2.Assessment, other: decision_pb2.Assessment) -> bool:
     return first == second
 
 
-def refused(scorer: Scorer, transaction: transaction_pb2.Transaction, call: Call) -> str:
+def refused(scorer: Asked, transaction: transaction_pb2.Transaction, call: Call) -> str:
     with pytest.raises(ServiceError) as caught:
         scorer.score(transaction, call)
     return caught.value.reason

@@ -8,8 +8,7 @@ from fraud.v1 import decision_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fraudsvc.scorer import Scorer
-from tests.conftest import SEED, Host, Payments, call_now, decisions, recomputed
+from tests.conftest import SEED, Asked, Host, Payments, call_now, decisions, recomputed
 from trainer.bundle import Bundle
 
 STEPS = ("score", "score", "score", "fold", "label", "join", "fold all")
@@ -38,7 +37,7 @@ def play(host: Host, script: list[tuple[str, int]], seed: int, **bounds: int) ->
     """Run a script of steps over scorers that come and go; each has a log of its own."""
     payments = Payments(seed)
     logs = [host.open_log()]
-    scorers: list[Scorer] = [host.scorer(logs[0], **bounds)]
+    scorers: list[Asked] = [host.scorer(logs[0], **bounds)]
     for step, which in script:
         scorer = scorers[which % len(scorers)]
         if step == "score":

@@ -8,7 +8,6 @@ import math
 import random
 import uuid
 from collections.abc import Callable, Iterator
-from hashlib import blake2b
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from featurizer.currencies import CURRENCIES
 from featurizer.hashing import IdHasher
 from featurizer.records import RECORD
 from fraudsvc import contract
-from fraudsvc.contract import DAY_MS, Checker, ContractSettings, payload_hash
+from fraudsvc.contract import DAY_MS, Checker, ContractSettings
 from fraudsvc.wire import Acceptor
 from loadgen.rows import HistoryRow, request_id, table_rows
 from loadgen.world import World, WorldSettings
@@ -325,12 +324,3 @@ def test_a_worlds_payments_are_taken() -> None:
     print(f"{np.mean(taken):.4%} of {len(taken)} taken")
     assert len(taken) > 2_000
     assert np.mean(taken) > 0.999
-
-
-def test_the_payload_of_accepted_bytes_is_their_own() -> None:
-    data = full().SerializeToString()
-    assert PAIR.agree(data)
-    digest = blake2b(data, digest_size=8).digest()
-    assert payload_hash(full().SerializeToString(deterministic=True)) == int.from_bytes(
-        digest, "little", signed=True
-    )

@@ -20,10 +20,10 @@ from featurizer.role import open_or_rebuild
 from featurizer.store import Store, StoreError
 from featurizer.store_lmdb import LmdbStore
 from featurizer.worker import Worker, WorkerSettings
-from fraudsvc.scorer import Scorer
 from tests.conftest import (
     MAP_BYTES,
     SEED,
+    Asked,
     Host,
     Payments,
     Process,
@@ -58,7 +58,7 @@ def position_of(store: Store | FollowedStore) -> int:
     return position
 
 
-def fill(scorer: Scorer, payments: Payments, count: int) -> None:
+def fill(scorer: Asked, payments: Payments, count: int) -> None:
     """Score payments and report labels."""
     for _ in range(count):
         scorer.score(payments.one(), call_now())

@@ -7,8 +7,6 @@ probability. Only comparisons and plain arithmetic: the bits depend on no mathem
 
 from __future__ import annotations
 
-from bisect import bisect_right
-
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -26,6 +24,22 @@ class CalibrationError(Exception):
     """The knots are no increasing map into the open interval of probabilities."""
 
 
+@njit(cache=True, nogil=True)
+def probability_of(knots, logit):  # type: ignore[no-untyped-def]
+    """Return the probability (float64) of ``logit`` under ``knots`` float64[2, k]."""
+    low, high = 0, knots.shape[1]  # the first knot beyond the logit lies in low..high
+    while low < high:
+        middle = (low + high) // 2
+        if logit < knots[0, middle]:
+            high = middle
+        else:
+            low = middle + 1
+    after = min(max(low, 1), knots.shape[1] - 1)
+    bottom, top = knots[1, after - 1], knots[1, after]
+    share = (logit - knots[0, after - 1]) / (knots[0, after] - knots[0, after - 1])
+    return min(max(bottom + share * (top - bottom), bottom), top)
+
+
 class Calibration:
     """A piecewise-linear, increasing map, constant beyond its ends.
 
@@ -33,7 +47,7 @@ class Calibration:
     CalibrationError for anything else.
     """
 
-    __slots__ = ("_logits", "_probabilities", "knots")
+    __slots__ = ("knots",)
 
     def __init__(self, knots: NDArray[np.float64]) -> None:
         if knots.dtype != np.float64 or knots.ndim != 2 or knots.shape[0] != 2:
@@ -46,16 +60,11 @@ class Calibration:
             raise CalibrationError(f"probabilities must be {PROBABILITY_MIN} to {PROBABILITY_MAX}")
         self.knots = knots.copy()
         self.knots.flags.writeable = False
-        self._logits: list[float] = knots[0].tolist()
-        self._probabilities: list[float] = knots[1].tolist()
 
     def probability(self, logit: float) -> float:
         """Return the probability of one logit."""
-        logits, probabilities = self._logits, self._probabilities
-        after = min(max(bisect_right(logits, logit), 1), len(logits) - 1)
-        low, high = probabilities[after - 1], probabilities[after]
-        share = (logit - logits[after - 1]) / (logits[after] - logits[after - 1])
-        return min(max(low + share * (high - low), low), high)
+        value: float = probability_of(self.knots, logit)
+        return value
 
     def probabilities(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the probabilities of float64[m], each with the bits of ``probability``."""

@@ -1,0 +1,333 @@
+"""Writes an Assessment and the Decision around it as protobuf bytes, in one kernel call.
+
+Owns the wire form of an answer; must not know why it is what it is. The bytes are those that
+serialising the parsed message deterministically gives again, which a test holds them against:
+building the messages and serialising them costs 60 µs, and this 4. Field numbers are those of
+fraud/v1/decision.proto; https://protobuf.dev/programming-guides/encoding/.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from fraud.v1 import decision_pb2
+from numba import njit
+from numpy.typing import NDArray
+
+from featurizer.features import FEATURES, INDEX
+from featurizer.hashing import PAYLOAD_BITS, payload_of
+from featurizer.records import Entity
+
+REASONS_MAX = 4
+_GAP = 8  # room before an Assessment for its own head
+_BILLION = 1_000_000_000
+
+
+class Draft(NamedTuple):
+    """A decision before it is named: what the policy said of what the model said.
+
+    ``reasons`` are the policy's, as fields of an Assessment; ``versions`` its fields 6 to 8;
+    ``model_reasons`` how many bytes the workspace's reasons are, -1 where no model was asked.
+    """
+
+    outcome: int
+    rung: int
+    cause: int
+    reasons: bytes
+    versions: bytes
+    model_reasons: int
+
+
+class Stamp(NamedTuple):
+    """What the shell adds to a decision.
+
+    The hash of its request; the trace id, 32 hexadecimal digits, b"" for a new one; the log's
+    position; the time of receipt in ms since 1970 and the time used in ns; ``origin``, the last
+    fields of a Decision (see ``origin_of``). ``named`` is false for a decision that is not kept.
+    """
+
+    request: int
+    trace_id: bytes
+    log_position: int
+    receive_time_ms: int
+    used_ns: int
+    origin: bytes
+    named: bool
+
+
+def field(tag: bytes, value: bytes) -> bytes:
+    """Return a field with a length of its own: a message, a text or bytes."""
+    size = len(value)
+    if size < 1 << 7:
+        return b"%b%c%b" % (tag, size, value)
+    if size < 1 << 14:
+        return b"%b%c%c%b" % (tag, size & 127 | 128, size >> 7, value)
+    head = bytearray(tag)
+    while size > 127:
+        head.append(size & 127 | 128)
+        size >>= 7
+    head.append(size)
+    return bytes(head) + value
+
+
+@lru_cache(maxsize=256)
+def versions_of(model_version: str, policy_version: str, schema_version: str) -> bytes:
+    """Return an Assessment's fields 6 to 8."""
+    return decision_pb2.Assessment(
+        model_version=model_version, policy_version=policy_version, schema_version=schema_version
+    ).SerializeToString(deterministic=True)
+
+
+def origin_of(traceparent: str, scorer: str) -> bytes:
+    """Return a Decision's fields 9 and 10."""
+    made = decision_pb2.Decision(traceparent=traceparent, scorer=scorer)
+    return made.SerializeToString(deterministic=True)
+
+
+@njit(cache=True)
+def _put_varint(out, at, value):  # type: ignore[no-untyped-def]
+    while value > 127:
+        out[at] = value & 127 | 128
+        value >>= 7
+        at += 1
+    out[at] = value
+    return at + 1
+
+
+@njit(cache=True)
+def _put_all(out, at, source, start, stop):  # type: ignore[no-untyped-def]
+    for i in range(stop - start):
+        out[at + i] = source[start + i]
+    return at + stop - start
+
+
+@njit(cache=True)
+def _put_word(out, at, tag, bits):  # type: ignore[no-untyped-def]
+    """Write a field of 64 bits: a double or a fixed64."""
+    word = np.uint64(bits)
+    out[at] = tag
+    for i in range(8):
+        out[at + 1 + i] = (word >> np.uint64(8 * i)) & np.uint64(255)
+    return at + 9
+
+
+@njit(cache=True)
+def _put_double(out, at, tag, value):  # type: ignore[no-untyped-def]
+    """Write a field of a double; nothing for a value that is not known."""
+    if value != value:  # noqa: PLR0124 - true for NaN
+        return at
+    return _put_word(out, at, tag, np.float64(value).view(np.uint64))
+
+
+@njit(cache=True)
+def _put_instant(out, at, tag, seconds, nanos):  # type: ignore[no-untyped-def]
+    """Write a Timestamp or a Duration; its length takes one byte."""
+    end = at + 2
+    if seconds:
+        out[end] = 0x08
+        end = _put_varint(out, end + 1, seconds)
+    if nanos:
+        out[end] = 0x10
+        end = _put_varint(out, end + 1, nanos)
+    out[at], out[at + 1] = tag, end - at - 2
+    return end
+
+
+@njit(cache=True)
+def _put_digits(out, at, word, first, stop):  # type: ignore[no-untyped-def]
+    """Write the hexadecimal digits ``first`` to ``stop`` of a uint64, the highest being 0."""
+    for i in range(first, stop):
+        digit = np.int64((word >> np.uint64(60 - 4 * i)) & np.uint64(15))
+        out[at] = digit + (0x30 if digit < 10 else 0x57)
+        at += 1
+    return at
+
+
+@njit(cache=True)
+def _put_decision_id(out, at, request, payload):  # type: ignore[no-untyped-def]
+    """Write the field of the id that hashing.decision_id makes."""
+    hashed = np.uint64(request)
+    low = ((hashed & np.uint64(15)) << np.uint64(PAYLOAD_BITS)) | (
+        np.uint64(payload) & np.uint64((1 << PAYLOAD_BITS) - 1)
+    )
+    low |= np.uint64(1 << 63)
+    high = (hashed >> np.uint64(16)) << np.uint64(16) | np.uint64(0x8000)
+    high |= (hashed >> np.uint64(4)) & np.uint64(0xFFF)
+    out[at], out[at + 1] = 0x4A, 36
+    at = _put_digits(out, at + 2, high, 0, 8)
+    for start in (8, 12):
+        out[at] = 0x2D
+        at = _put_digits(out, at + 1, high, start, start + 4)
+    out[at] = 0x2D
+    at = _put_digits(out, at + 1, low, 0, 4)
+    out[at] = 0x2D
+    return _put_digits(out, at + 1, low, 4, 16)
+
+
+@njit(cache=True)
+def _new_trace_id(state):  # type: ignore[no-untyped-def]
+    """Return the next two numbers of SplitMix64 (Steele, Lea and Flood, 2014), not both 0."""
+    found = np.empty(2, np.uint64)
+    for i in range(2):
+        state[0] += np.uint64(0x9E3779B97F4A7C15)
+        x = state[0]
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        found[i] = x ^ (x >> np.uint64(31))
+    return found[0], found[1] | np.uint64(1)
+
+
+@njit(cache=True)
+def _write(out, data, body, model, figures, reasons, versions, trace, origin, key, state, numbers):  # type: ignore[no-untyped-def]
+    """Write the Decision; return where it begins and ends, and where its Assessment does.
+
+    ``data`` is the transaction, ``model`` the model's reasons; ``numbers`` are those of Draft and
+    Stamp in the order in which ``Writer.write`` gives them.
+    """
+    outcome, rung, cause, model_size, request, position, received_ms, used_ns, named = numbers
+    at = _GAP
+    out[at], out[at + 1] = 0x08, outcome
+    at += 2
+    if model_size >= 0:
+        at = _put_double(out, at, 0x11, figures[1])
+    at = _put_all(out, at, reasons, 0, len(reasons))
+    if model_size > 0:
+        out[at : at + model_size] = model[:model_size]
+        at += model_size
+    out[at], out[at + 1] = 0x20, rung
+    at += 2
+    if cause:
+        out[at], out[at + 1] = 0x28, cause
+        at += 2
+    at = _put_all(out, at, versions, 0, len(versions))
+    if named:
+        at = _put_decision_id(out, at, request, payload_of(data, key))
+    out[at], out[at + 1] = 0x52, 32
+    if len(trace) == 32:
+        at = _put_all(out, at + 2, trace, 0, 32)
+    else:
+        high, low = _new_trace_id(state)
+        at = _put_digits(out, _put_digits(out, at + 2, high, 0, 16), low, 0, 16)
+    assessed = _put_instant(out, at, 0x5A, used_ns // _BILLION, used_ns % _BILLION)
+    begin = _GAP - 2 - (assessed - _GAP > 127) - (assessed - _GAP > 16_383)
+    out[begin] = 0x0A
+    _put_varint(out, begin + 1, assessed - _GAP)
+    out[assessed] = 0x12
+    at = _put_varint(out, assessed + 1, len(data))
+    at = _put_all(out, at, data, 0, len(data))
+    if model_size >= 0:
+        out[at : at + len(body)] = body
+        at += len(body)
+    if position:
+        at = _put_word(out, at, 0x31, position)
+    at = _put_instant(out, at, 0x3A, received_ms // 1000, received_ms % 1000 * 1_000_000)
+    if model_size >= 0:
+        at = _put_double(out, at, 0x41, figures[0])
+    return begin, _put_all(out, at, origin, 0, len(origin)), assessed
+
+
+class Writer:
+    """Memory for one Decision at a time.
+
+    ``key`` uint64[2] is the hasher's, ``seed`` where new trace ids begin (0 to 2**64 - 1).
+    """
+
+    def __init__(self, key: NDArray[np.uint64], seed: int) -> None:
+        self._out = np.zeros(1 << 16, np.uint8)
+        self._key = key
+        self._trace_state = np.array([seed], np.uint64)
+
+    def write(
+        self,
+        draft: Draft,
+        stamp: Stamp,
+        transaction: bytes,
+        body: NDArray[np.uint8],
+        model_reasons: NDArray[np.uint8],
+        figures: NDArray[np.float64],
+    ) -> tuple[bytes, bytes]:
+        """Return the Decision's bytes, and those of the Assessment in it.
+
+        ``transaction`` are its bytes, the arrays the workspace's that the draft was made in.
+        """
+        needed = len(transaction) + len(draft.reasons) + len(stamp.origin) + _FIXED_BYTES
+        if needed > len(self._out):
+            self._out = np.zeros(2 * needed, np.uint8)
+        out = self._out
+        begin, end, assessed = _write(
+            out, transaction, body, model_reasons, figures, draft.reasons, draft.versions,
+            stamp.trace_id, stamp.origin, self._key, self._trace_state,
+            (
+                draft.outcome, draft.rung, draft.cause, draft.model_reasons, stamp.request,
+                stamp.log_position, stamp.receive_time_ms, stamp.used_ns, stamp.named,
+            ),
+        )  # fmt: skip
+        return out[begin:end].tobytes(), out[_GAP:assessed].tobytes()
+
+
+# A Decision's fields 3 to 5: where their values stand, and the bytes that never change.
+VECTOR_BYTES, VERSIONS_BYTES = 4 * len(FEATURES), 8 * len(Entity)
+_PARTS = ((b"\x1a", VECTOR_BYTES), (b"\x22", VECTOR_BYTES), (b"\x2a", VERSIONS_BYTES))
+_FIELDS = [field(tag, bytes(size)) for tag, size in _PARTS]
+EMPTY_BODY = b"".join(_FIELDS)
+VECTOR_AT = len(_FIELDS[0]) - VECTOR_BYTES
+CONTRIBUTIONS_AT = len(_FIELDS[0]) + len(_FIELDS[1]) - VECTOR_BYTES
+VERSIONS_AT = len(EMPTY_BODY) - VERSIONS_BYTES
+
+
+@njit(cache=True)
+def write_body(vector, contributions, versions, body):  # type: ignore[no-untyped-def]
+    """Fill ``body`` uint8[n], which began as EMPTY_BODY."""
+    body[VECTOR_AT : VECTOR_AT + VECTOR_BYTES] = vector.view(np.uint8)
+    logged = contributions.astype(np.float32)
+    body[CONTRIBUTIONS_AT : CONTRIBUTIONS_AT + VECTOR_BYTES] = logged.view(np.uint8)
+    body[VERSIONS_AT : VERSIONS_AT + VERSIONS_BYTES] = versions.view(np.uint8)
+
+
+def _reason_texts() -> list[bytes]:
+    """Return, feature by feature, what stands before and after the numbers of its reason."""
+    parts = []
+    for each in FEATURES:
+        before = decision_pb2.Reason(
+            code=each.name.upper(), source=decision_pb2.REASON_SOURCE_MODEL
+        )
+        after = decision_pb2.Reason(text=f"{each.entity}: {each.meaning}")
+        parts += [before.SerializeToString(), after.SerializeToString()]
+    return parts
+
+
+_REASON_TEXTS = _reason_texts()
+_TEXTS = np.frombuffer(b"".join(_REASON_TEXTS), np.uint8)
+_ENDS = np.cumsum([0, *map(len, _REASON_TEXTS)])
+# Where in the vector the norm of each feature is, -1 for none.
+_NORMS = np.array([INDEX[f.norm] if f.norm else -1 for f in FEATURES], np.int64)
+REASONS_BYTES_MAX = REASONS_MAX * (3 + 3 * 9 + 2 * max(map(len, _REASON_TEXTS)))
+# What a Decision has beside texts of any length.
+_FIXED_BYTES = len(EMPTY_BODY) + REASONS_BYTES_MAX + 512
+
+
+@njit(cache=True)
+def write_reasons(strongest, contributions, vector, out):  # type: ignore[no-untyped-def]
+    """Write a reason for each feature of ``strongest`` (until -1) as fields 3 of an Assessment.
+
+    ``out`` is uint8[REASONS_BYTES_MAX]. Returns how many bytes they are.
+    """
+    at = 0
+    for feature in strongest:
+        if feature < 0:
+            break
+        norm = np.nan
+        if _NORMS[feature] >= 0:
+            norm = np.float64(vector[_NORMS[feature]])
+        start = at + 3  # the usual length takes two bytes
+        end = _put_all(out, start, _TEXTS, _ENDS[2 * feature], _ENDS[2 * feature + 1])
+        end = _put_double(out, end, 0x19, contributions[feature])
+        end = _put_double(out, end, 0x21, np.float64(vector[feature]))
+        end = _put_double(out, end, 0x29, norm)
+        end = _put_all(out, end, _TEXTS, _ENDS[2 * feature + 1], _ENDS[2 * feature + 2])
+        out[at] = 0x1A
+        first = _put_varint(out, at + 1, end - start)
+        at = _put_all(out, first, out, start, end) if first < start else end
+    return at

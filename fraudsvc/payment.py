@@ -1,0 +1,37 @@
+"""An accepted transaction in the three forms that a decision needs."""
+
+from __future__ import annotations
+
+import numpy as np
+from fraud.v1 import transaction_pb2
+from numpy.typing import NDArray
+
+
+class Payment:
+    """A valid transaction: its bytes, its record, and its message for whoever asks.
+
+    ``data`` is the deterministic serialisation, ``record`` RECORD[1], ``received_ms`` the
+    scorer's clock when it came, ms since 1970. The message is parsed when it is first read, which
+    most decisions never do.
+    """
+
+    __slots__ = ("_message", "data", "received_ms", "record")
+
+    def __init__(
+        self,
+        data: bytes,
+        record: NDArray[np.void],
+        received_ms: int,
+        message: transaction_pb2.Transaction | None = None,
+    ) -> None:
+        self.data = data
+        self.record = record
+        self.received_ms = received_ms
+        self._message = message
+
+    @property
+    def message(self) -> transaction_pb2.Transaction:
+        """The transaction as a message; not to be changed."""
+        if self._message is None:
+            self._message = transaction_pb2.Transaction.FromString(self.data)
+        return self._message
