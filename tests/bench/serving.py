@@ -29,6 +29,15 @@ class Running(NamedTuple):
     process: subprocess.Popen[bytes]
     port: int
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stand still until the block ends."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def cpu_s(self) -> float:
         """Return the CPU time it has used, user and system, seconds."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
@@ -57,13 +66,16 @@ def make_bundle(where: Path) -> None:
 
 
 @contextlib.contextmanager
-def started(name: str, argv: list[str], where: Path, cpu: str) -> Iterator[Running]:
-    """Run ``python -m argv`` pinned to ``cpu`` until the block ends."""
+def started(name: str, argv: list[str], where: Path, cpu: str, nice: int = 0) -> Iterator[Running]:
+    """Run ``python -m argv`` pinned to ``cpu`` until the block ends; ``nice`` is its niceness."""
     ready, output = where / f"{name}.ready", where / f"{name}.log"
     ready.unlink(missing_ok=True)
     with output.open("wb") as log:
         process = subprocess.Popen(
-            ["taskset", "-c", cpu, sys.executable, "-m", *argv, "--ready-file", str(ready)],
+            [
+                "nice", "-n", str(nice), "taskset", "-c", cpu, sys.executable, "-m", *argv,
+                "--ready-file", str(ready),
+            ],
             stdout=log, stderr=log,
         )  # fmt: skip
     try:
@@ -80,12 +92,17 @@ def started(name: str, argv: list[str], where: Path, cpu: str) -> Iterator[Runni
 
 @contextlib.contextmanager
 def roles(where: Path) -> Iterator[tuple[Running, Running]]:
-    """Run featurizer and scorer on a fresh log; give both."""
+    """Run featurizer and scorer on a fresh log; give both.
+
+    The featurizer has the core of the client, which must not wait for it.
+    """
     places = ["--log", f"file://{where}/log", "--store", f"lmdb://{where}/store"]
     model = ["--bundle", str(where / "bundle"), "--public-key", str(where / "key.pub")]
     serve = ["fraudsvc", "serve", *places, *model, "--address", "127.0.0.1:0"]
     with (
-        started("featurizer", ["featurizer", "run", *places], where, CLIENT_CPU) as featurizer,
+        started(
+            "featurizer", ["featurizer", "run", *places], where, CLIENT_CPU, nice=10
+        ) as featurizer,
         started("serve", serve, where, SERVER_CPU) as scorer,
     ):
         yield featurizer, scorer
