@@ -10,22 +10,24 @@ from numpy.typing import NDArray
 class Payment:
     """A valid transaction: its bytes, its record, and its message for whoever asks.
 
-    ``data`` is the deterministic serialisation, ``record`` RECORD[1], ``received_ms`` the
-    scorer's clock when it came, ms since 1970. The message is parsed when it is first read, which
-    most decisions never do.
+    ``data`` is the deterministic serialisation, ``record`` RECORD[1], ``ids`` int64[1, n] the same
+    memory as words, ``received_ms`` the scorer's clock when it came, ms since 1970. The message
+    is parsed when it is first read, which most decisions never do.
     """
 
-    __slots__ = ("_message", "data", "received_ms", "record")
+    __slots__ = ("_message", "data", "ids", "received_ms", "record")
 
     def __init__(
         self,
         data: bytes,
         record: NDArray[np.void],
+        ids: NDArray[np.int64],
         received_ms: int,
         message: transaction_pb2.Transaction | None = None,
     ) -> None:
         self.data = data
         self.record = record
+        self.ids = ids
         self.received_ms = received_ms
         self._message = message
 

@@ -21,11 +21,10 @@ from featurizer.arena import Arena
 from featurizer.eventlog import Entry, EventLog, LogError, Topic
 from featurizer.hashing import (
     PAYLOAD_BITS,
-    SPACE_TRANSACTION,
     IdHasher,
     hashes_of,
 )
-from featurizer.records import RECORD, Entity, Kind
+from featurizer.records import RECORD
 from featurizer.store import Snapshot, StoreError
 from fraudsvc.answers import Draft, Stamp, Writer, field, origin_of
 from fraudsvc.contract import Checker, ContractSettings
@@ -37,6 +36,8 @@ from fraudsvc.decide import (
     decide,
 )
 from fraudsvc.errors import ServiceError, item_error, refusal
+from fraudsvc.labels import Labels
+from fraudsvc.ledger import Ledger
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
 from fraudsvc.tail import ENTITIES_WORD, REQUEST_WORD, Snapshots, Tail
@@ -44,7 +45,6 @@ from fraudsvc.trace_ids import trace_id_of
 from fraudsvc.wire import Acceptor
 from trainer.bundle import Bundle
 
-FRAME_READ_BYTES = 1 << 16
 ITEMS_AT_ONCE = 32
 MS = 1_000_000
 # Plain numbers: an enum's attribute is a call.
@@ -86,6 +86,15 @@ class Clocks(NamedTuple):
     monotonic_ns: Callable[[], int] = time.perf_counter_ns
 
 
+@dataclass(slots=True)
+class Kept:
+    """A decision that is going to the log, with its answer."""
+
+    payment: Payment
+    call: Call
+    answer: bytes
+
+
 class Scorer:
     """Decides transactions and takes labels.
 
@@ -115,8 +124,13 @@ class Scorer:
         self._clocks = clocks or Clocks()
         self._tail = Tail(log, store, Arena(settings.states_bytes_max), settings.pending_max)
         self._space = Workspace()
-        self._record = np.zeros(1, RECORD)
-        self._ids = self._record.view(np.int64)
+        records = np.zeros(ITEMS_AT_ONCE, RECORD)
+        # A record for each item of a frame, and the same as words.
+        self._rows = [records[i : i + 1] for i in range(ITEMS_AT_ONCE)]
+        self._ids = [row.view(np.int64).reshape(1, -1) for row in self._rows]
+        self._entries: list[Entry] = []  # of the frame that is being made
+        self._ledger = Ledger(log)
+        self._labels = Labels(self._checker, hasher, self._tail, self._ledger)
         self._lock = threading.Lock()
         self._writer = Writer(hasher.key, random.SystemRandom().getrandbits(64))
         self._origin = origin_of("", settings.name)
@@ -127,13 +141,17 @@ class Scorer:
         A repeat of a request gets its first answer. Raises ServiceError.
         """
         with self._lock:
-            payment = self._check(transaction)
+            payment = self._check(transaction, 0)
             snapshot = self._snapshot()
             try:
-                return self._answer(payment, call, snapshot, validate_only)
+                answer = self._answer(payment, call, snapshot, validate_only)
             finally:
                 if snapshot is not None:
                     snapshot.close()
+            if isinstance(answer, bytes):
+                return answer
+            self._append_all([answer])
+            return answer.answer
 
     def score_batch(
         self, transactions: Sequence[bytes], call: Call, *, validate_only: bool = False
@@ -141,32 +159,51 @@ class Scorer:
         """Decide transactions in order, each seeing those before it; a bad one fails alone.
 
         Each has the time budget of a call of its own, and all have the caller's deadline. Returns
-        a ScoreResult's bytes for each. Between ITEMS_AT_ONCE of them other calls have their turn.
+        a ScoreResult's bytes for each. ITEMS_AT_ONCE of them are one frame of the log; between
+        two frames other calls have their turn.
         """
         self._bound(len(transactions))
         results: list[bytes] = []
-        for first in range(0, len(transactions), ITEMS_AT_ONCE):
+        while len(results) < len(transactions):
             with self._lock:
-                snapshot = self._snapshot()
-                try:
-                    results += [
-                        self._result(item, call, snapshot, validate_only)
-                        for item in transactions[first : first + ITEMS_AT_ONCE]
-                    ]
-                finally:
-                    if snapshot is not None:
-                        snapshot.close()
+                items = transactions[len(results) : len(results) + ITEMS_AT_ONCE]
+                results += self._score_some(items, call, validate_only)
         return results
 
-    def _result(
-        self, item: bytes, call: Call, snapshot: Snapshot | None, validate_only: bool
-    ) -> bytes:
-        own = Call(self._clocks.monotonic_ns(), call.deadline_ns, call.traceparent)
+    def _score_some(self, items: Sequence[bytes], call: Call, validate_only: bool) -> list[bytes]:
+        """Decide transactions and append them in one frame; return their ScoreResults.
+
+        Ends before one that repeats a request of the frame, as its first answer is not on the log.
+        """
+        answers: list[bytes | Kept | ServiceError] = []
+        snapshot = self._snapshot()
         try:
-            return field(b"\x0a", self._answer(self._check(item), own, snapshot, validate_only))
+            for place, item in enumerate(items):
+                own = Call(self._clocks.monotonic_ns(), call.deadline_ns, call.traceparent)
+                try:
+                    payment = self._check(item, place)
+                    if self._tail.is_staged(payment.ids.item(REQUEST_WORD)):
+                        break
+                    answers.append(self._answer(payment, own, snapshot, validate_only))
+                except ServiceError as error:
+                    answers.append(error)
+        except BaseException:
+            self._discard()
+            raise
+        finally:
+            if snapshot is not None:
+                snapshot.close()
+        return [_result(answer) for answer in self._settled(answers)]
+
+    def _settled(
+        self, answers: Sequence[bytes | Kept | ServiceError]
+    ) -> Sequence[bytes | Kept | ServiceError]:
+        """Return the answers once those to be kept are on the log, or have failed."""
+        try:
+            self._append_all([answer for answer in answers if isinstance(answer, Kept)])
         except ServiceError as error:
-            failed = fraud_service_pb2.ScoreResult(error=item_error(error))
-            return failed.SerializeToString()
+            return [error if isinstance(answer, Kept) else answer for answer in answers]
+        return answers
 
     def report_labels(
         self, labels: Sequence[label_pb2.Label]
@@ -179,7 +216,7 @@ class Scorer:
         with self._lock:
             snapshot = self._refreshed()
             try:
-                results.extend(self._label(each, now_ms, snapshot, frames) for each in labels)
+                results.extend(self._labels.take(each, now_ms, snapshot, frames) for each in labels)
             finally:
                 snapshot.close()
             if frames:
@@ -198,7 +235,7 @@ class Scorer:
                 frame = self._tail.find(request, snapshot)
             finally:
                 snapshot.close()
-        decision = None if frame is None else self._read_decision(frame)
+        decision = None if frame is None else self._ledger.decision(frame, request)
         if decision is None or hashes_of(decision.assessment.decision_id)[1] != payload_bits:
             raise ServiceError("DECISION_NOT_FOUND")
         return decision
@@ -207,21 +244,21 @@ class Scorer:
         if items > self._settings.items_max:
             raise ServiceError("BATCH_TOO_LARGE")
 
-    def _check(self, data: bytes) -> Payment:
-        """Fill the one record there is; it holds until the next check."""
-        now_ms = self._clocks.now_ms()
-        if self._acceptor.accept(data, now_ms, self._record):
-            return Payment(data, self._record, now_ms)
+    def _check(self, data: bytes, place: int) -> Payment:
+        """Fill the record at ``place``, which holds until the next check of that place."""
+        now_ms, record = self._clocks.now_ms(), self._rows[place]
+        if self._acceptor.accept(data, now_ms, record):
+            return Payment(data, record, self._ids[place], now_ms)
         # In doubt: the judge's turn.
         try:
             message = transaction_pb2.Transaction.FromString(data)
         except DecodeError:
             raise ServiceError("MALFORMED_MESSAGE") from None
-        violations = self._checker.check(message, now_ms, self._record)
+        violations = self._checker.check(message, now_ms, record)
         if violations:
             raise refusal("INVALID_TRANSACTION", violations)
         data = message.SerializeToString(deterministic=True)
-        return Payment(data, self._record, now_ms, message)
+        return Payment(data, record, self._ids[place], now_ms, message)
 
     def _snapshot(self) -> Snapshot | None:
         """Follow the log and return the store's state, None where there is none."""
@@ -240,9 +277,9 @@ class Scorer:
 
     def _answer(
         self, payment: Payment, call: Call, snapshot: Snapshot | None, validate_only: bool
-    ) -> bytes:
-        """Look for a repeat, decide, append; under the lock. ``payment`` has the one record."""
-        request, tail = self._ids.item(REQUEST_WORD), self._tail
+    ) -> bytes | Kept:
+        """Look for a repeat, or decide and stage the decision for the log; under the lock."""
+        request, tail = payment.ids.item(REQUEST_WORD), self._tail
         frame = tail.first_frame(request) if snapshot is None else tail.find(request, snapshot)
         if frame is not None:
             return self._repeated(frame, payment, call, validate_only)
@@ -258,11 +295,13 @@ class Scorer:
         if seen is not payment.record:
             payment.record["flags"] = seen["flags"]
         decision, assessment = self._named(draft, payment, call, validate_only)
-        if not validate_only:
-            first = self._keep(request, payment, decision)
-            if first is not None:
-                return self._repeated(first, payment, call, validate_only)
-        return assessment
+        if validate_only:
+            return assessment
+        tail.stage(payment.ids)
+        customer = payment.ids.item(ENTITIES_WORD)
+        self._entries.append(Entry(Topic.TRANSACTIONS, customer, payment.record.tobytes()))
+        self._entries.append(Entry(Topic.DECISIONS, customer, decision))
+        return Kept(payment, call, assessment)
 
     def _rung(self, call: Call) -> tuple[decision_pb2.Rung, decision_pb2.RungCause]:
         """Choose the rung of the ladder that the time left and the states allow."""
@@ -284,28 +323,38 @@ class Scorer:
             trace_id = trace_id_of(call.traceparent)
             origin = origin_of(call.traceparent, self._settings.name)
         stamp = Stamp(
-            self._ids.item(REQUEST_WORD), trace_id, self._tail.position, payment.received_ms,
+            payment.ids.item(REQUEST_WORD), trace_id, self._tail.position, payment.received_ms,
             self._clocks.monotonic_ns() - call.arrival_ns, origin, not validate_only,
         )  # fmt: skip
         return self._writer.write(
             draft, stamp, payment.data, space.body, space.reasons, space.figures
         )
 
-    def _keep(self, request: int, payment: Payment, decision: bytes) -> int | None:
-        """Append transaction and decision in one frame.
+    def _append_all(self, kept: Sequence[Kept]) -> None:
+        """Append what is staged, which is one frame, and let each have its last word.
 
-        The first of a request in the log wins: returns where that one stands if it is not ours.
+        The first of a request in the log wins: where that is another's, its answer is the answer.
+        Raises ServiceError, with nothing kept, where the log takes no more.
         """
-        customer = self._ids.item(ENTITIES_WORD)
-        entries = (
-            Entry(Topic.TRANSACTIONS, customer, payment.record.tobytes()),
-            Entry(Topic.DECISIONS, customer, decision),
-        )
-        own, end = self._append((entries,))
-        if self._tail.note(payment.record, own, end):
-            return None
-        first = self._first_frame(request)
-        return None if first == own else first
+        if not kept:
+            return
+        try:
+            frame, end = self._append([self._entries])
+        except ServiceError:
+            self._discard()
+            raise
+        self._entries = []
+        if self._tail.commit(frame, end):
+            return
+        for each in kept:
+            first = self._first_frame(each.payment.ids.item(REQUEST_WORD))
+            if first is not None and first != frame:
+                each.answer = self._repeated(first, each.payment, each.call, validate_only=False)
+
+    def _discard(self) -> None:
+        """Forget what is staged."""
+        self._entries = []
+        self._tail.roll_back()
 
     def _first_frame(self, request: int) -> int | None:
         """Return where a request first stands, now that others' appends are to be looked at."""
@@ -328,7 +377,7 @@ class Scorer:
 
     def _repeated(self, frame: int, payment: Payment, call: Call, validate_only: bool) -> bytes:
         """Return the first answer to a request, or refuse another content under its id."""
-        decision = self._read_decision(frame)
+        decision = self._ledger.decision(frame, payment.ids.item(REQUEST_WORD))
         if decision is None:
             raise ServiceError("LOG_UNAVAILABLE")
         assessment = decision.assessment
@@ -341,47 +390,10 @@ class Scorer:
         assessment.time_used.seconds, assessment.time_used.nanos = divmod(elapsed_ns, 1000 * MS)
         return assessment.SerializeToString(deterministic=True)
 
-    def _read(self, frame: int, topic: Topic) -> bytes | None:
-        """Return the first value of a topic in the frame at a position, or None."""
-        try:
-            batch = self._log.read(frame, FRAME_READ_BYTES)
-        except LogError:
-            return None
-        for i in range(len(batch.topics)):
-            if batch.frames[i] == frame and batch.topics[i] == topic:
-                return batch.value(i)
-        return None
 
-    def _read_decision(self, frame: int) -> decision_pb2.Decision | None:
-        value = self._read(frame, Topic.DECISIONS)
-        return None if value is None else decision_pb2.Decision.FromString(value)
-
-    def _label(
-        self,
-        label: label_pb2.Label,
-        now_ms: int,
-        snapshot: Snapshot,
-        frames: list[list[Entry]],
-    ) -> fraud_service_pb2.LabelResult:
-        """Check one label, join it to its transaction and add its frame to ``frames``."""
-        violations = self._checker.check_label(label, now_ms)
-        if violations:
-            return fraud_service_pb2.LabelResult(
-                status=fraud_service_pb2.LABEL_STATUS_REJECTED,
-                error=item_error(refusal("INVALID_LABEL", violations)),
-            )
-        identity = self._hasher.one(SPACE_TRANSACTION, label.transaction_id)
-        entries = [Entry(Topic.LABELS, identity, label.SerializeToString())]
-        frames.append(entries)
-        frame = self._tail.find(identity, snapshot)
-        value = None if frame is None else self._read(frame, Topic.TRANSACTIONS)
-        if value is None:
-            return fraud_service_pb2.LabelResult(status=fraud_service_pb2.LABEL_STATUS_UNMATCHED)
-        feedback = np.frombuffer(value, RECORD).copy()
-        feedback["kind"] = Kind.FEEDBACK
-        feedback["verdict"] = label.verdict
-        feedback["label_source"] = label.source
-        feedback["known_time_ms"] = label.label_time.ToMilliseconds()
-        customer = int(feedback[0]["entities"][Entity.CUSTOMER])
-        entries.append(Entry(Topic.FEEDBACK, customer, feedback.tobytes()))
-        return fraud_service_pb2.LabelResult(status=fraud_service_pb2.LABEL_STATUS_APPLIED)
+def _result(answer: bytes | Kept | ServiceError) -> bytes:
+    """Return a ScoreResult's bytes."""
+    if isinstance(answer, ServiceError):
+        failed = fraud_service_pb2.ScoreResult(error=item_error(answer))
+        return failed.SerializeToString()
+    return field(b"\x0a", answer.answer if isinstance(answer, Kept) else answer)

@@ -68,6 +68,7 @@ class Tail:
         self.position = 0
         self.stale = False
         self.behind = False
+        self._staged: dict[int, int] = {}  # request and transaction id of each, in order
         self._frames: dict[int, int] = {}  # request or transaction id: its first frame pending
         self._ids: deque[tuple[int, int, int]] = deque()  # position and both ids of each
 
@@ -109,25 +110,48 @@ class Tail:
                 self._take(batch, snapshot)
             self.position = batch.next_position
 
-    def note(self, record: NDArray[np.void], frame: int, end: int) -> bool:
-        """Take in the transaction ``record`` (RECORD[1]) that this process appended.
+    def stage(self, ids: NDArray[np.int64]) -> None:
+        """Take in a transaction before it is appended, as if it stood where it is going to.
 
-        Its frame is from ``frame`` to ``end`` and has it first. Does nothing and returns False
-        where others appended in between: then ``follow`` reads what they wrote, and this.
+        ``ids`` int64[1, n] are the words of its record. Its frame will begin at ``position``, and
+        has it behind the transactions that were staged before, each with its decision.
+        """
+        position = self.position + 1 + 2 * len(self._staged)
+        stop = self._stop if self._stop < len(self._positions) else self._make_room(1)
+        self._words[stop] = ids
+        self._positions[stop] = position
+        self._take_in(stop + 1)
+        self._staged[ids.item(REQUEST_WORD)] = ids.item(TRANSACTION_WORD)
+
+    def is_staged(self, request: int) -> bool:
+        """Return whether a transaction of this request is staged."""
+        return request in self._staged
+
+    def commit(self, frame: int, end: int) -> bool:
+        """Keep what was staged, now that its frame stands from ``frame`` to ``end``.
+
+        Forgets it and returns False where others appended in between: then ``follow`` reads what
+        they wrote, and this.
         """
         if frame != self.position:
+            self.roll_back()
             return False
-        words = record.view(np.int64)
-        request, transaction = words.item(REQUEST_WORD), words.item(TRANSACTION_WORD)
-        self._frames[request] = frame
-        self._frames.setdefault(transaction, frame)
-        self._ids.append((frame + 1, request, transaction))
-        stop = self._stop if self._stop < len(self._positions) else self._make_room(1)
-        self._words[stop] = words
-        self._positions[stop] = frame + 1
-        self._take_in(stop + 1)
+        position = frame + 1
+        for request, transaction in self._staged.items():
+            self._frames[request] = frame
+            self._frames.setdefault(transaction, frame)
+            self._ids.append((position, request, transaction))
+            position += 2
+        self._staged.clear()
         self.position = end
         return True
+
+    def roll_back(self) -> None:
+        """Forget what was staged; states that it was folded into are read from the store again."""
+        self._stop -= len(self._staged)
+        self._first = min(self._first, self._stop)
+        self._staged.clear()
+        self._arena.clear()
 
     def find(self, identity: int, snapshot: Snapshot) -> int | None:
         """Return the position of the first frame with a request or transaction id, or None."""

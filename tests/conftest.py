@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from featurizer.arena import Arena
 from featurizer.backfill import backfill, read_history
-from featurizer.eventlog import Damage, EventLog, Topic
+from featurizer.eventlog import Batch, Damage, EventLog, Topic
 from featurizer.eventlog_file import FileEventLog
 from featurizer.features import FEATURES, INDEX, SCHEMA_VERSION
 from featurizer.hashing import IdHasher
@@ -179,6 +179,28 @@ class Asked:
         return [fraud_service_pb2.ScoreResult.FromString(answer) for answer in answers]
 
 
+class Interrupted:
+    """A real log that lets another worker write just before an append."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self.before: list[object] = []
+
+    def append(self, frames: object) -> list[int]:
+        while self.before:
+            self.before.pop()()  # type: ignore[operator]
+        return self._log.append(frames)  # type: ignore[arg-type]
+
+    def read(self, position: int, max_bytes: int) -> Batch:
+        return self._log.read(position, max_bytes)
+
+    def ends(self) -> tuple[int, int]:
+        return self._log.ends()
+
+    def close(self) -> None:
+        self._log.close()
+
+
 @dataclass
 class Host:
     """One host's log, store and featurizer, whose steps the test takes; any number of scorers."""
@@ -258,9 +280,12 @@ def read_all(log: EventLog) -> list[Logged]:
 
 
 def first_records(entries: Sequence[Logged]) -> tuple[NDArray[Any], NDArray[np.int64], list[int]]:
-    """Return the records that count, in log order: the first of each request; and their frames."""
+    """Return the records that count, in log order: the first of each request.
+
+    With their positions, and their places: the position of the frame, for the first in a frame.
+    """
     seen: set[int] = set()
-    rows, positions, frames = [], [], []
+    rows, positions, places = [], [], []
     for entry in entries:
         if entry.topic not in (Topic.TRANSACTIONS, Topic.FEEDBACK):
             continue
@@ -272,26 +297,26 @@ def first_records(entries: Sequence[Logged]) -> tuple[NDArray[Any], NDArray[np.i
             seen.add(request)
         rows.append(record)
         positions.append(entry.position)
-        frames.append(entry.frame)
+        places.append(entry.position - 1)
     records = np.concatenate(rows) if rows else np.zeros(0, RECORD)
-    return records, np.array(positions, np.int64), frames
+    return records, np.array(positions, np.int64), places
 
 
 def recomputed(log: EventLog) -> tuple[dict[int, bytes], dict[int, bytes]]:
-    """Fold the whole log into an Arena: the vector by frame, and the state by key."""
-    records, positions, frames = first_records(read_all(log))
+    """Fold the whole log into an Arena: the vector by place, and the state by key."""
+    records, positions, places = first_records(read_all(log))
     out = np.zeros((len(records), len(FEATURES)), np.float32)
     arena = Arena()
     arena.run(records, positions, out)
     kinds = records["kind"].tolist()
-    vectors = {f: out[i].tobytes() for i, f in enumerate(frames) if kinds[i] == Kind.TRANSACTION}
+    vectors = {f: out[i].tobytes() for i, f in enumerate(places) if kinds[i] == Kind.TRANSACTION}
     return vectors, dict(arena.states())
 
 
 def decisions(log: EventLog) -> dict[int, decision_pb2.Decision]:
-    """Return every decision in the log by its frame."""
+    """Return every decision in the log by the place of its transaction."""
     return {
-        entry.frame: decision_pb2.Decision.FromString(entry.value)
+        entry.position - 2: decision_pb2.Decision.FromString(entry.value)
         for entry in read_all(log)
         if entry.topic == Topic.DECISIONS
     }

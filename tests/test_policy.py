@@ -86,7 +86,7 @@ def payment(transaction: pb.Transaction, now_ms: int = NOW_MS) -> Payment:
     record = np.zeros(1, RECORD)
     checker = Checker(IdHasher(), ContractSettings(max_age_days=None))
     assert checker.check(transaction, now_ms, record) == []
-    return Payment(transaction.SerializeToString(), record, now_ms)
+    return Payment(transaction.SerializeToString(), record, record.view(np.int64), now_ms)
 
 
 def codes(ruling: Ruling) -> list[str]:

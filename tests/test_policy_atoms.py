@@ -46,7 +46,7 @@ ATOMS = st.sampled_from(LOOKED_UP)
 def payment(transaction: pb.Transaction) -> Payment:
     record = np.zeros(1, RECORD)
     assert CHECKER.check(transaction, NOW_MS, record) == []
-    return Payment(transaction.SerializeToString(), record, NOW_MS)
+    return Payment(transaction.SerializeToString(), record, record.view(np.int64), NOW_MS)
 
 
 class ByCel(Expressions):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fraud.v1 import decision_pb2, fraud_service_pb2, label_pb2, transaction_pb2
 
-from featurizer.eventlog import Batch, EventLog, Topic
+from featurizer.eventlog import Topic
 from featurizer.features import FEATURES, INDEX
 from featurizer.records import RECORD, Kind
 from fraudsvc.errors import ServiceError
@@ -21,6 +21,7 @@ from fraudsvc.scorer import Call
 from tests.conftest import (
     Asked,
     Host,
+    Interrupted,
     Payments,
     call_now,
     decisions,
@@ -89,28 +90,6 @@ def test_another_content_under_the_id_is_refused(host: Host, folded: bool) -> No
     for each in (scorer, host.scorer()):
         assert refused(each, payment, call_now()) == "REQUEST_ID_REUSED"
     assert host.log.ends() == end
-
-
-class Interrupted:
-    """A real log that lets another worker write just before an append."""
-
-    def __init__(self, log: EventLog) -> None:
-        self._log = log
-        self.before: list[object] = []
-
-    def append(self, frames: object) -> list[int]:
-        while self.before:
-            self.before.pop()()  # type: ignore[operator]
-        return self._log.append(frames)  # type: ignore[arg-type]
-
-    def read(self, position: int, max_bytes: int) -> Batch:
-        return self._log.read(position, max_bytes)
-
-    def ends(self) -> tuple[int, int]:
-        return self._log.ends()
-
-    def close(self) -> None:
-        self._log.close()
 
 
 @pytest.mark.parametrize("fold_between", [False, True])
@@ -291,9 +270,9 @@ def test_a_batch_is_in_order_and_a_bad_item_fails_alone(host: Host) -> None:
 
 
 def test_each_item_of_a_batch_has_a_budget_of_its_own(host: Host) -> None:
-    payments, scorer = Payments(), host.scorer(budget_ms=400.0, full_ms=300.0, items_max=4_000)
+    payments, scorer = Payments(), host.scorer(budget_ms=1_000.0, full_ms=700.0, items_max=6_000)
     payments.one()
-    results = scorer.score_batch([payments.one() for _ in range(3_000)], call_now())
+    results = scorer.score_batch([payments.one() for _ in range(6_000)], call_now())
     assert {r.assessment.rung for r in results} == {decision_pb2.RUNG_FULL}
 
 
@@ -391,3 +370,58 @@ def test_a_new_policy_takes_effect_between_two_decisions(host: Host) -> None:
     assert after.policy_version == host.policy.version != before.policy_version
     assert after.outcome == decision_pb2.OUTCOME_DECLINE
     assert math.isfinite(after.score)
+
+
+def test_a_full_log_fails_what_a_batch_would_have_kept(host: Host) -> None:
+    payments, scorer = Payments(), host.scorer()
+    known = payments.one()
+    first = scorer.score(known, call_now())
+    _, end = host.log.ends()
+    items = [payments.one(customer_id="one") for _ in range(5)]
+    items[1].currency_code = "???"
+    items.insert(3, known)
+    with file_size_limit(end + 100):
+        results = scorer.score_batch(items, call_now())
+    reasons = [result.error.reason for result in results]
+    full = "LOG_UNAVAILABLE"
+    assert reasons == [full, "INVALID_TRANSACTION", full, "", full, full]
+    assert same(results[3].assessment, first)
+    assert len(decisions(host.log)) == 1
+    again = scorer.score_batch(items, call_now())
+    assert [result.error.reason for result in again] == ["", "INVALID_TRANSACTION", "", "", "", ""]
+    vectors, _ = recomputed(host.log)
+    assert {f: d.features for f, d in decisions(host.log).items()} == vectors
+
+
+def test_a_batch_repeats_its_own_requests(host: Host) -> None:
+    payments, scorer = Payments(), host.scorer()
+    items = [payments.one() for _ in range(3)]
+    other = payments.one(request_id=items[0].request_id)
+    results = scorer.score_batch([*items, items[1], other, *items], call_now())
+    answers = [result.assessment for result in results]
+    assert same(answers[3], answers[1])
+    assert results[4].error.reason == "REQUEST_ID_REUSED"
+    assert all(same(a, b) for a, b in zip(answers[:3], answers[5:], strict=True))
+    assert len(decisions(host.log)) == 3
+
+
+def test_a_bug_in_a_batch_keeps_nothing_of_it(host: Host) -> None:
+    payments, scorer = Payments(), host.scorer()
+    scorer.score(payments.one(), call_now())
+    policy, asked = host.policy, [0]
+
+    def breaks(*args: object) -> object:
+        asked[0] += 1
+        if asked[0] == 3:
+            raise ZeroDivisionError
+        return type(policy).rule(policy, *args)  # type: ignore[arg-type]
+
+    policy.rule = breaks  # type: ignore[method-assign, assignment]
+    items = [payments.one() for _ in range(5)]
+    with pytest.raises(ZeroDivisionError):
+        scorer.score_batch(items, call_now())
+    assert len(decisions(host.log)) == 1
+    results = scorer.score_batch(items, call_now())
+    assert all(result.assessment.decision_id for result in results)
+    vectors, _ = recomputed(host.log)
+    assert {f: d.features for f, d in decisions(host.log).items()} == vectors

@@ -56,7 +56,8 @@ STEPS: tuple[tuple[str, Any, str], ...] = (
     ("policy", Policy, "rule"),
     ("write the answer", Writer, "write"),
     ("append", Scorer, "_append"),
-    ("take in the own append", Tail, "note"),
+    ("take in ahead of the append", Tail, "stage"),
+    ("note the append", Tail, "commit"),
 )
 
 
