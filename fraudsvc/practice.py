@@ -27,6 +27,7 @@ from trainer.thresholds import Thresholds
 
 CALLS = 200
 DEADLINE_NS = 60_000_000_000
+NEVER_FULL_MS = 1e9
 
 
 def _bundle() -> Bundle:
@@ -48,7 +49,8 @@ def _request(number: int, now_ms: int) -> fraud_service_pb2.ScoreRequest:
     few = number % 7
     transaction = transaction_pb2.Transaction(
         request_id=str(uuid.uuid4()), transaction_id=f"practice-{number}",
-        customer_id=f"customer-{few}", terminal_id=f"terminal-{few}", device_id=f"device-{few}",
+        customer_id=f"customer-{few}" if few else "beyond ASCII, so the judge's: ç",
+        terminal_id=f"terminal-{few}", device_id=f"device-{few}",
         ip_address=f"192.0.2.{few}", amount_minor=100 + number, currency_code="EUR",
         billing_region_code="AT", shipping_region_code="AT",
     )  # fmt: skip
@@ -70,20 +72,23 @@ def _label(number: int, now_ms: int) -> label_pb2.Label:
 
 
 def practise(policy: Policy) -> None:
-    """Decide CALLS transactions, with labels and folds in between."""
+    """Decide CALLS transactions on every rung, with labels and folds in between."""
     clocks, bundle = Clocks(), _bundle()
     with tempfile.TemporaryDirectory(prefix="fraudsvc-practice-") as directory:
         log = open_log(f"file://{Path(directory)}/log")
         store = open_store(f"lmdb://{Path(directory)}/store", schema=SCHEMA_VERSION)
         worker = Worker(log, store, WorkerSettings(), lambda _: None)
-        scorer = Scorer(
-            log, store, IdHasher(), lambda: bundle, lambda: policy, ContractSettings(),
-            ScorerSettings(name="practice"),
-        )  # fmt: skip
+        usual, late = (
+            Scorer(
+                log, store, IdHasher(), lambda: bundle, lambda: policy, ContractSettings(), settings
+            )
+            for settings in (ScorerSettings(), ScorerSettings(full_ms=NEVER_FULL_MS))
+        )
         for number in range(CALLS):
             now_ms, now_ns = clocks.now_ms(), clocks.monotonic_ns()
             request = _request(number, now_ms)
             data = request.transaction.SerializeToString(deterministic=True)
+            scorer = late if number % 10 == 9 else usual
             scorer.score(data, Call(now_ns, now_ns + DEADLINE_NS))
             if number % 50 == 49:
                 scorer.report_labels([_label(number, now_ms)])
