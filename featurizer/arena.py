@@ -138,7 +138,7 @@ def _admit(words, index, counters, records, rows, missing, pending, positions, f
         return True
     for entity in range(len(rec.entities)):
         if missing >> entity & 1:
-            used = length(rows[entity])
+            used = max(length(rows[entity]), HEADER)  # an empty one replaces what is here, too
             row = reserve(words, index, counters, rec.entities[entity], used + GROWTH_WORDS)
             if row < 0:
                 return False
@@ -264,7 +264,8 @@ class Arena:
         """Bring the ``missing`` states that ``rows`` has as stored up to date; take them in.
 
         ``pending``: the RECORDs since, their log positions, and the first and the stop of those
-        that count. A state never seen is taken in empty; without ``keep`` none is.
+        that count. A state never seen is taken in empty; what is here already is replaced.
+        Without ``keep`` none is taken in.
         """
         memory = (self._words, self._index, self._counters)
         while not _admit(*memory, record, rows, missing, *pending, keep):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from featurizer.eventlog import LogError
 from featurizer.hashing import SECRET_BYTES
+from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
 from fraudsvc.policy import DEFAULT_POLICY, PolicyError
-from fraudsvc.scorer import ScorerSettings
 from fraudsvc.serve import ServeOptions, host_name, serve, serve_workers
 from fraudsvc.server import ServerSettings
 from fraudsvc.up import UpOptions, print_change, up

@@ -17,9 +17,10 @@ from featurizer.adapters import open_log, open_store
 from featurizer.features import FEATURES, NAMES, SCHEMA_VERSION
 from featurizer.hashing import IdHasher
 from featurizer.worker import Worker, WorkerSettings
+from fraudsvc.calls import Call, Clocks, ScorerSettings
 from fraudsvc.contract import ContractSettings
 from fraudsvc.policy import Policy
-from fraudsvc.scorer import Call, Clocks, Scorer, ScorerSettings
+from fraudsvc.scorer import Scorer
 from trainer.bundle import Bundle
 from trainer.calibration import Calibration
 from trainer.model import Model, Trees

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from fraud.v1 import decision_pb2, fraud_service_pb2, label_pb2, transaction_pb2
@@ -27,6 +25,7 @@ from featurizer.hashing import (
 from featurizer.records import RECORD
 from featurizer.store import Snapshot, StoreError
 from fraudsvc.answers import Draft, Stamp, Writer, field, origin_of
+from fraudsvc.calls import MS, Call, Clocks, ScorerSettings
 from fraudsvc.contract import Checker, ContractSettings
 from fraudsvc.decide import (
     FULL,
@@ -46,7 +45,6 @@ from fraudsvc.wire import Acceptor
 from trainer.bundle import Bundle
 
 ITEMS_AT_ONCE = 32
-MS = 1_000_000
 # Plain numbers: an enum's attribute is a call.
 _NO_CAUSE = decision_pb2.RUNG_CAUSE_UNSPECIFIED
 _STALE = decision_pb2.RUNG_CAUSE_STATE_STALE
@@ -55,44 +53,13 @@ _NO_TIME = decision_pb2.RUNG_CAUSE_DEADLINE
 _NO_MODEL = decision_pb2.RUNG_CAUSE_NO_MODEL
 
 
-@dataclass(frozen=True, slots=True)
-class ScorerSettings:
-    """Bounds of a decision, in ms, and who decides.
-
-    ``budget_ms`` is the time from arrival within which an answer is due; with less than
-    ``full_ms`` of it left, rules alone answer. ``name`` stands in every decision.
-    """
-
-    budget_ms: float = 50.0
-    full_ms: float = 5.0
-    pending_max: int = 4_096
-    states_bytes_max: int = 512 << 20
-    items_max: int = 1_024
-    name: str = ""
-
-
-class Call(NamedTuple):
-    """What the transport knows of a call: clock readings in ns (monotonic) and its trace."""
-
-    arrival_ns: int
-    deadline_ns: int
-    traceparent: str = ""
-
-
-class Clocks(NamedTuple):
-    """The time of day in ms since 1970, and a monotonic clock in ns."""
-
-    now_ms: Callable[[], int] = lambda: time.time_ns() // MS
-    monotonic_ns: Callable[[], int] = time.perf_counter_ns
-
-
 @dataclass(slots=True)
 class Kept:
-    """A decision that is going to the log, with its answer."""
+    """A decision that is going to the log, with its answer, or why there is none after all."""
 
     payment: Payment
     call: Call
-    answer: bytes
+    answer: bytes | ServiceError
 
 
 class Scorer:
@@ -151,6 +118,8 @@ class Scorer:
             if isinstance(answer, bytes):
                 return answer
             self._append_all([answer])
+            if isinstance(answer.answer, ServiceError):
+                raise answer.answer
             return answer.answer
 
     def score_batch(
@@ -185,6 +154,8 @@ class Scorer:
                     if self._tail.is_staged(payment.ids.item(REQUEST_WORD)):
                         break
                     answers.append(self._answer(payment, own, snapshot, validate_only))
+                    if isinstance(answers[-1], Kept):
+                        self._tail.stage(payment.ids)
                 except ServiceError as error:
                     answers.append(error)
         except BaseException:
@@ -193,17 +164,8 @@ class Scorer:
         finally:
             if snapshot is not None:
                 snapshot.close()
-        return [_result(answer) for answer in self._settled(answers)]
-
-    def _settled(
-        self, answers: Sequence[bytes | Kept | ServiceError]
-    ) -> Sequence[bytes | Kept | ServiceError]:
-        """Return the answers once those to be kept are on the log, or have failed."""
-        try:
-            self._append_all([answer for answer in answers if isinstance(answer, Kept)])
-        except ServiceError as error:
-            return [error if isinstance(answer, Kept) else answer for answer in answers]
-        return answers
+        self._append_all([answer for answer in answers if isinstance(answer, Kept)])
+        return [_result(answer) for answer in answers]
 
     def report_labels(
         self, labels: Sequence[label_pb2.Label]
@@ -278,7 +240,7 @@ class Scorer:
     def _answer(
         self, payment: Payment, call: Call, snapshot: Snapshot | None, validate_only: bool
     ) -> bytes | Kept:
-        """Look for a repeat, or decide and stage the decision for the log; under the lock."""
+        """Look for a repeat, or decide and add to the frame that is being made; under the lock."""
         request, tail = payment.ids.item(REQUEST_WORD), self._tail
         frame = tail.first_frame(request) if snapshot is None else tail.find(request, snapshot)
         if frame is not None:
@@ -297,7 +259,6 @@ class Scorer:
         decision, assessment = self._named(draft, payment, call, validate_only)
         if validate_only:
             return assessment
-        tail.stage(payment.ids)
         customer = payment.ids.item(ENTITIES_WORD)
         self._entries.append(Entry(Topic.TRANSACTIONS, customer, payment.record.tobytes()))
         self._entries.append(Entry(Topic.DECISIONS, customer, decision))
@@ -331,30 +292,46 @@ class Scorer:
         )
 
     def _append_all(self, kept: Sequence[Kept]) -> None:
-        """Append what is staged, which is one frame, and let each have its last word.
+        """Append what was decided in one frame, and let each have its last word.
 
         The first of a request in the log wins: where that is another's, its answer is the answer.
-        Raises ServiceError, with nothing kept, where the log takes no more.
+        Where the log takes no more, none is kept and each has that error.
         """
         if not kept:
             return
         try:
             frame, end = self._append([self._entries])
-        except ServiceError:
+        except ServiceError as error:
+            self._discard()
+            for each in kept:
+                each.answer = error
+            return
+        except BaseException:
             self._discard()
             raise
         self._entries = []
-        if self._tail.commit(frame, end):
+        if frame == self._tail.position:
+            for each in kept[self._tail.staged :]:  # one alone is folded only now
+                self._tail.stage(each.payment.ids)
+            self._tail.commit(frame, end)
             return
+        self._tail.roll_back(self._space.rows)
         for each in kept:
-            first = self._first_frame(each.payment.ids.item(REQUEST_WORD))
-            if first is not None and first != frame:
-                each.answer = self._repeated(first, each.payment, each.call, validate_only=False)
+            self._let_the_first_win(each, frame)
+
+    def _let_the_first_win(self, kept: Kept, frame: int) -> None:
+        first = self._first_frame(kept.payment.ids.item(REQUEST_WORD))
+        if first is None or first == frame:
+            return
+        try:
+            kept.answer = self._repeated(first, kept.payment, kept.call, validate_only=False)
+        except ServiceError as error:
+            kept.answer = error
 
     def _discard(self) -> None:
-        """Forget what is staged."""
+        """Forget what was decided and not appended."""
         self._entries = []
-        self._tail.roll_back()
+        self._tail.roll_back(self._space.rows)
 
     def _first_frame(self, request: int) -> int | None:
         """Return where a request first stands, now that others' appends are to be looked at."""
@@ -393,7 +370,7 @@ class Scorer:
 
 def _result(answer: bytes | Kept | ServiceError) -> bytes:
     """Return a ScoreResult's bytes."""
-    if isinstance(answer, ServiceError):
-        failed = fraud_service_pb2.ScoreResult(error=item_error(answer))
-        return failed.SerializeToString()
-    return field(b"\x0a", answer.answer if isinstance(answer, Kept) else answer)
+    told = answer.answer if isinstance(answer, Kept) else answer
+    if isinstance(told, ServiceError):
+        return fraud_service_pb2.ScoreResult(error=item_error(told)).SerializeToString()
+    return field(b"\x0a", told)

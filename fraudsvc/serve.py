@@ -20,11 +20,12 @@ from featurizer.adapters import FollowedStore, open_log
 from featurizer.features import INDEX, SCHEMA_VERSION
 from featurizer.hashing import IdHasher
 from featurizer.store import StoreError
+from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
 from fraudsvc.models import BundleFile
 from fraudsvc.policy import PolicyFile
 from fraudsvc.practice import practise
-from fraudsvc.scorer import Scorer, ScorerSettings
+from fraudsvc.scorer import Scorer
 from fraudsvc.server import Server, ServerSettings
 from fraudsvc.supervisor import Change, Role, Supervisor
 from fraudsvc.topology import cpu_flags

@@ -20,9 +20,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from fraudsvc.answers import field
+from fraudsvc.calls import Call
 from fraudsvc.errors import ServiceError, abort, from_exception
 from fraudsvc.requests import read_batch, read_score
-from fraudsvc.scorer import Call, Scorer
+from fraudsvc.scorer import Scorer
 
 SERVICE = pb.DESCRIPTOR.services_by_name["FraudService"].full_name
 _log = logging.getLogger(__name__)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from featurizer.arena import Arena
 from featurizer.eventlog import Batch, EventLog
 from featurizer.records import RECORD, Entity, Kind
+from featurizer.state import HEADER
 from featurizer.store import Snapshot, StoreError
 from featurizer.worker import records_of
 
@@ -33,6 +34,12 @@ ENTITIES_WORD = _OFFSETS["entities"][1] // 8
 _ENTITIES = len(Entity)
 CATCH_UP_READS_MAX = 8  # at most so many reads a call; further behind is stale
 IDS_MAX = 1 << 20  # pending; with a featurizer so far behind the oldest repeats go unnoticed
+
+
+def _present(record: NDArray[np.void]) -> int:
+    """Return a bit for each entity that ``record`` (RECORD[1]) names."""
+    keys = record["entities"][0].tolist()
+    return sum(1 << entity for entity, key in enumerate(keys) if key)
 
 
 class Snapshots(Protocol):
@@ -86,9 +93,7 @@ class Tail:
             raise
         try:
             applied = snapshot.position
-            if applied != self._applied:
-                self._forget(applied)
-                self._applied = applied
+            self._look_at(applied)
             self.follow(snapshot)
             self.stale = applied <= self._dropped
         except BaseException:
@@ -127,15 +132,16 @@ class Tail:
         """Return whether a transaction of this request is staged."""
         return request in self._staged
 
-    def commit(self, frame: int, end: int) -> bool:
+    @property
+    def staged(self) -> int:
+        """How many transactions are staged."""
+        return len(self._staged)
+
+    def commit(self, frame: int, end: int) -> None:
         """Keep what was staged, now that its frame stands from ``frame`` to ``end``.
 
-        Forgets it and returns False where others appended in between: then ``follow`` reads what
-        they wrote, and this.
+        ``frame`` is ``position``: where others appended in between, ``roll_back`` and ``follow``.
         """
-        if frame != self.position:
-            self.roll_back()
-            return False
         position = frame + 1
         for request, transaction in self._staged.items():
             self._frames[request] = frame
@@ -144,14 +150,41 @@ class Tail:
             position += 2
         self._staged.clear()
         self.position = end
-        return True
 
-    def roll_back(self) -> None:
-        """Forget what was staged; states that it was folded into are read from the store again."""
-        self._stop -= len(self._staged)
+    def roll_back(self, rows: NDArray[np.int64]) -> None:
+        """Forget what was staged: the states that it was folded into are made anew.
+
+        ``rows`` is scratch, as for ``load``.
+        """
+        undone = self._records[self._stop - len(self._staged) : self._stop].copy()
+        self._stop -= len(undone)
         self._first = min(self._first, self._stop)
         self._staged.clear()
-        self._arena.clear()
+        if not len(undone):
+            return
+        try:
+            snapshot = self._store.snapshot()
+        except StoreError:
+            self._arena.clear()
+            return
+        try:
+            self._look_at(snapshot.position)
+            if self.stale:
+                self._arena.clear()
+                return
+            for i in range(len(undone)):
+                record = undone[i : i + 1]
+                self._arena.lend(record, rows)  # leaves the rows of absent entities empty
+                self._fetch(snapshot, record, rows, _present(record))
+        finally:
+            snapshot.close()
+
+    def _look_at(self, applied: int) -> None:
+        """Take in how far a snapshot is."""
+        if applied != self._applied:
+            self._forget(applied)
+            self._applied = applied
+        self.stale = applied <= self._dropped
 
     def find(self, identity: int, snapshot: Snapshot) -> int | None:
         """Return the position of the first frame with a request or transaction id, or None."""
@@ -182,6 +215,7 @@ class Tail:
         wanted = [e for e in range(len(keys)) if missing >> e & 1]
         blobs = snapshot.get_many([keys[e] for e in wanted])
         for entity, blob in zip(wanted, blobs, strict=True):
+            rows[entity, :HEADER] = 0
             if blob is not None:
                 rows[entity].view(np.uint8)[: len(blob)] = blob
         pending = (self._records, self._positions, self._first, self._stop)

@@ -41,9 +41,10 @@ from featurizer.hashing import IdHasher
 from featurizer.records import RECORD, Kind
 from featurizer.store_lmdb import LmdbStore
 from featurizer.worker import Worker, WorkerSettings
+from fraudsvc.calls import Call, Clocks, ScorerSettings
 from fraudsvc.contract import ContractSettings
 from fraudsvc.policy import DEFAULT_POLICY, Policy, load_policy
-from fraudsvc.scorer import Call, Clocks, Scorer, ScorerSettings
+from fraudsvc.scorer import Scorer
 from fraudsvc.server import Server, ServerSettings
 from loadgen.columns import SCHEMA
 from loadgen.history import HistoryWriter

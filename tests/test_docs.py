@@ -21,9 +21,9 @@ from google.rpc import code_pb2  # type: ignore[import-untyped]
 from featurizer import features, frames
 from featurizer.state import RING_EVENTS, ROW_WORDS
 from fraudsvc import policy_file
+from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
 from fraudsvc.errors import REASONS
-from fraudsvc.scorer import ScorerSettings
 from fraudsvc.server import ServerSettings
 
 ROOT = Path(__file__).parents[1]

@@ -15,9 +15,9 @@ from fraud.v1 import decision_pb2, fraud_service_pb2, label_pb2, transaction_pb2
 from featurizer.eventlog import Topic
 from featurizer.features import FEATURES, INDEX
 from featurizer.records import RECORD, Kind
+from fraudsvc.calls import Call
 from fraudsvc.errors import ServiceError
 from fraudsvc.policy import load_policy
-from fraudsvc.scorer import Call
 from tests.conftest import (
     Asked,
     Host,

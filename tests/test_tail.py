@@ -8,7 +8,16 @@ from fraud.v1 import decision_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import SEED, Asked, Host, Payments, call_now, decisions, recomputed
+from tests.conftest import (
+    SEED,
+    Asked,
+    Host,
+    Interrupted,
+    Payments,
+    call_now,
+    decisions,
+    recomputed,
+)
 from trainer.bundle import Bundle
 
 STEPS = ("score", "score", "score", "fold", "label", "join", "fold all")
@@ -131,3 +140,28 @@ def test_too_many_pending_is_stale_until_the_store_has_caught_up(host: Host) -> 
     vectors, _ = recomputed(host.log)
     last = sorted(decisions(host.log).items())[-5:]
     assert [d.features for _, d in last] == [vectors[frame] for frame, _ in last]
+
+
+def test_others_appends_in_between_cost_only_what_was_staged(host: Host) -> None:
+    payments, log = Payments(), Interrupted(host.open_log())
+    slow, quick = host.scorer(log), host.scorer()
+    for i in range(60):
+        batch = [payments.one() for _ in range(1 + i % 5)]
+        log.before.append(lambda: quick.score(payments.one(), call_now()))
+        if i % 3:
+            slow.score_batch(batch, call_now())
+        else:
+            slow.score(batch[0], call_now())
+        if i % 7 == 0:
+            host.fold(1)
+    known = len(slow.scorer._tail._arena)
+    log.before.append(lambda: quick.score(payments.one(), call_now()))
+    slow.score_batch([payments.one() for _ in range(4)], call_now())
+    assert len(slow.scorer._tail._arena) >= known > 20
+    # What comes after sees all that came before, in the log's order.
+    last = payments.one()
+    slow.score(last, call_now())
+    vectors, _ = recomputed(host.log)
+    logged = decisions(host.log)
+    (place,) = (at for at, d in logged.items() if d.transaction == last)
+    assert logged[place].features == vectors[place]

@@ -28,9 +28,10 @@ from featurizer.features import INDEX, SCHEMA_VERSION
 from featurizer.hashing import IdHasher
 from fraudsvc import decide, server
 from fraudsvc.answers import Writer
+from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
 from fraudsvc.policy import DEFAULT_POLICY, Policy, load_policy
-from fraudsvc.scorer import Scorer, ScorerSettings
+from fraudsvc.scorer import Scorer
 from fraudsvc.tail import Tail
 from loadgen.rows import HistoryRow, Span, read_rows, request_id
 from tests.bench.claims import SEED, claim, make_world, pin, spent
