@@ -5,8 +5,11 @@ Owns where a state lies. Must not know what is in it beyond its length, nor why 
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from featurizer.state import ROW_WORDS, length
 
@@ -24,6 +27,15 @@ STATES = 0
 USED_WORDS = 1
 CHANGED = 2  # keys in the list of those that are dirty
 FREE = 3  # first free row of each size, -1 for none; a free row's first word names the next
+
+
+_NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux, which the mmap module names from 3.12 on
+
+
+def reserve_words(count: int) -> NDArray[np.int64]:
+    """Return int64[count] of zeros whose pages are taken from the system when first touched."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+    return np.frombuffer(mmap.mmap(-1, max(8 * count, mmap.PAGESIZE), flags), np.int64, count)
 
 
 @njit(cache=True, nogil=True)

@@ -45,6 +45,7 @@ from fraudsvc.wire import Acceptor
 from trainer.bundle import Bundle
 
 ITEMS_AT_ONCE = 32
+STATE_BYTES_USUAL = 2_048  # the index has room for as many states from the start
 # Plain numbers: an enum's attribute is a call.
 _NO_CAUSE = decision_pb2.RUNG_CAUSE_UNSPECIFIED
 _STALE = decision_pb2.RUNG_CAUSE_STATE_STALE
@@ -89,7 +90,8 @@ class Scorer:
         self._budget_ns = int(settings.budget_ms * MS)
         self._full_ns = int(settings.full_ms * MS)
         self._clocks = clocks or Clocks()
-        self._tail = Tail(log, store, Arena(settings.states_bytes_max), settings.pending_max)
+        states = Arena(settings.states_bytes_max, settings.states_bytes_max // STATE_BYTES_USUAL)
+        self._tail = Tail(log, store, states, settings.pending_max)
         self._space = Workspace()
         records = np.zeros(ITEMS_AT_ONCE, RECORD)
         # A record for each item of a frame, and the same as words.

@@ -76,7 +76,7 @@ def test_a_batch_equals_one_by_one(states: int, batch: int, expected: Any) -> No
     marked, vectors, blobs = expected
     records, arena = records_of(EVENTS), Arena(states=states)
     out = np.zeros((EVENTS, len(FEATURES)), np.float32)
-    start_words = len(arena._words)
+    start_rows = len(arena._index)
     for start in range(0, EVENTS, batch):
         part = slice(start, start + batch)
         arena.run(records[part], positions_of(records)[part], out[part])
@@ -84,7 +84,7 @@ def test_a_batch_equals_one_by_one(states: int, batch: int, expected: Any) -> No
     np.testing.assert_array_equal(records["flags"], marked["flags"])
     assert dict(arena.states()) == blobs
     assert len(arena) == len(blobs)
-    assert states > 1 or len(arena._words) > start_words  # it grew in the middle
+    assert states > 1 or len(arena._index) > start_rows  # it grew in the middle
 
 
 def test_folding_alone_makes_the_states_of_marked_records(expected: Any) -> None:
@@ -211,3 +211,11 @@ def test_one_fold_never_outgrows_the_room_that_is_kept_for_it() -> None:
     assert 0 < most <= GROWTH_WORDS
     assert SIZES_WORDS[0] >= 32 + GROWTH_WORDS
     assert all(check_blob(blob) == "" for blob in one.blobs().values())
+
+
+@pytest.mark.parametrize("states", [1, 3, 1_000])
+def test_the_index_takes_any_number_of_states(states: int, expected: Any) -> None:
+    _, _, blobs = expected
+    records, arena = records_of(EVENTS), Arena(states=states)
+    arena.run(records, positions_of(records), np.zeros((EVENTS, len(FEATURES)), np.float32))
+    assert dict(arena.states()) == blobs
