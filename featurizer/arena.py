@@ -272,10 +272,10 @@ class Arena:
         that count. A state never seen is taken in empty; what is here already is replaced.
         Without ``keep`` none is taken in.
         """
-        memory = (self._words, self._index, self._counters)
-        while not _admit(*memory, record, rows, missing, *pending, keep):
+        while not _admit(
+            self._words, self._index, self._counters, record, rows, missing, *pending, keep
+        ):
             self._grow()
-            memory = (self._words, self._index, self._counters)
             pending = (*pending[:2], 0, 0)  # folded already
 
     def absorb(

@@ -42,7 +42,8 @@ from featurizer.records import RECORD, Kind
 from featurizer.store_lmdb import LmdbStore
 from featurizer.worker import Worker, WorkerSettings
 from fraudsvc.calls import Call, Clocks, ScorerSettings
-from fraudsvc.contract import ContractSettings
+from fraudsvc.contract import Checker, ContractSettings
+from fraudsvc.payment import Payment
 from fraudsvc.policy import DEFAULT_POLICY, Policy, load_policy
 from fraudsvc.scorer import Scorer
 from fraudsvc.server import Server, ServerSettings
@@ -155,6 +156,15 @@ def call_now(budget_s: float = 60.0, **more: Any) -> Call:
     """Return a call that has just arrived."""
     now_ns = time.perf_counter_ns()
     return Call(now_ns, now_ns + int(budget_s * 1e9), **more)
+
+
+def accepted(transaction: transaction_pb2.Transaction, now_ms: int) -> Payment:
+    """Return a valid transaction as the scorer has it once it was checked."""
+    record = np.zeros(1, RECORD)
+    checker = Checker(IdHasher(), ContractSettings(max_age_days=None))
+    assert checker.check(transaction, now_ms, record) == []
+    data = transaction.SerializeToString(deterministic=True)
+    return Payment(data, record, record.view(np.int64), now_ms)
 
 
 class Asked:

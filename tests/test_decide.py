@@ -7,17 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fraud.v1 import decision_pb2, transaction_pb2
+from fraud.v1 import decision_pb2
 from numpy.typing import NDArray
 
 from featurizer.eventlog import Topic
 from featurizer.features import FEATURES, INDEX
 from featurizer.fold import fold
 from featurizer.hashing import IdHasher
-from featurizer.records import RECORD, Entity, Flag
+from featurizer.records import Entity, Flag
 from featurizer.state import POSITION, ROW_WORDS
 from fraudsvc.answers import REASONS_MAX, Draft, Stamp, Writer, origin_of
-from fraudsvc.contract import Checker, ContractSettings
 from fraudsvc.decide import Workspace, decide
 from fraudsvc.payment import Payment
 from fraudsvc.policy import DEFAULT_POLICY, Policy, load_policy
@@ -26,6 +25,7 @@ from tests.conftest import (
     Host,
     Interrupted,
     Payments,
+    accepted,
     call_now,
     decisions,
     first_records,
@@ -100,7 +100,7 @@ def replayed(
     policy: Policy,
 ) -> tuple[bytes, NDArray[np.void]]:  # fmt: skip
     """Decide again from what stands in the log, and write it down as it was."""
-    payment = checked(logged.transaction, logged.receive_time.ToMilliseconds())
+    payment = accepted(logged.transaction, logged.receive_time.ToMilliseconds())
     record = payment.record
     for entity, version in enumerate(logged.entity_versions):
         key = int(record["entities"][0][entity])
@@ -121,14 +121,6 @@ def replayed(
     decision, told = written_down(draft, stamp, payment, space)
     assert told == assessment.SerializeToString(deterministic=True)
     return decision, record
-
-
-def checked(transaction: transaction_pb2.Transaction, now_ms: int) -> Payment:
-    record = np.zeros(1, RECORD)
-    checker = Checker(IdHasher(), ContractSettings(max_age_days=None))
-    assert not checker.check(transaction, now_ms, record)
-    data, ids = transaction.SerializeToString(deterministic=True), record.view(np.int64)
-    return Payment(data, record, ids, now_ms)
 
 
 def written_down(
@@ -206,7 +198,7 @@ def test_a_batch_that_others_overtook_is_replayed_too(
 def a_decision(
     bundle: Bundle | None, rung: int = decision_pb2.RUNG_FULL
 ) -> tuple[decision_pb2.Decision, Workspace]:
-    space, payment = Workspace(), checked(Payments().one(), 1 << 42)
+    space, payment = Workspace(), accepted(Payments().one(), 1 << 42)
     policy = load_policy(DEFAULT_POLICY, INDEX)
     draft = decide(
         payment, payment.record, space, bundle, policy,

@@ -15,10 +15,6 @@ from fraud.v1 import transaction_pb2 as pb
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurizer.hashing import IdHasher
-from featurizer.records import RECORD
-from fraudsvc.contract import Checker, ContractSettings
-from fraudsvc.payment import Payment
 from fraudsvc.policy import (
     APPROVE,
     DECLINE,
@@ -34,6 +30,7 @@ from fraudsvc.policy import (
     load_policy,
 )
 from fraudsvc.policy_cel import VARIABLES
+from tests.conftest import accepted
 from tests.test_contract import full
 
 NOW_MS = 1_767_225_600_000
@@ -79,14 +76,7 @@ def ask(
     transaction: pb.Transaction | None = None,
 ) -> Ruling:
     vector = None if features is None else np.array(features, np.float32)
-    return policy.rule(payment(transaction or full(), now_ms), vector, score, (0.3, 0.7))
-
-
-def payment(transaction: pb.Transaction, now_ms: int = NOW_MS) -> Payment:
-    record = np.zeros(1, RECORD)
-    checker = Checker(IdHasher(), ContractSettings(max_age_days=None))
-    assert checker.check(transaction, now_ms, record) == []
-    return Payment(transaction.SerializeToString(), record, record.view(np.int64), now_ms)
+    return policy.rule(accepted(transaction or full(), now_ms), vector, score, (0.3, 0.7))
 
 
 def codes(ruling: Ruling) -> list[str]:
@@ -338,10 +328,10 @@ def test_the_version_is_the_digest_of_the_bytes() -> None:
 def test_the_default_policy_loads_without_features() -> None:
     policy = load_policy(DEFAULT_POLICY, {})
     assert len(policy.rule_errors) >= 8
-    assert policy.rule(payment(full()), None, 0.01, (0.3, 0.7)) == (APPROVE, ())
+    assert policy.rule(accepted(full(), NOW_MS), None, 0.01, (0.3, 0.7)) == (APPROVE, ())
     failed = full()
     failed.cvv_result, failed.avs_result = pb.CVV_RESULT_MISMATCH, pb.AVS_RESULT_MISMATCH
-    ruling = policy.rule(payment(failed), None, 0.01, (0.3, 0.7))
+    ruling = policy.rule(accepted(failed, NOW_MS), None, 0.01, (0.3, 0.7))
     assert ruling.outcome == DECLINE
     assert codes(ruling) == ["SECURITY_CODE_AND_ADDRESS_MISMATCH"]
 

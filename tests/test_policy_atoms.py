@@ -8,12 +8,10 @@ from fraud.v1 import transaction_pb2 as pb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurizer.hashing import IdHasher
-from featurizer.records import RECORD
-from fraudsvc.contract import Checker, ContractSettings
 from fraudsvc.payment import Payment
 from fraudsvc.policy_cel import VARIABLES, Expressions
 from fraudsvc.policy_table import RULES_MAX
+from tests.conftest import accepted
 from tests.test_contract import full
 
 FEATURES = {"amount_z": 0, "count_1h": 1, "channel": 2}  # one has a variable's name
@@ -39,14 +37,7 @@ RUN = (
     'merchant_category_code == "0000"', 'merchant_category_code != ""', "score - 0.1 < 0.4",
     'brand > "A"', "double(amount_minor) > 1.5", r'currency_code == "\u0045UR"',
 )  # fmt: skip
-CHECKER = Checker(IdHasher(), ContractSettings(max_age_days=None))
 ATOMS = st.sampled_from(LOOKED_UP)
-
-
-def payment(transaction: pb.Transaction) -> Payment:
-    record = np.zeros(1, RECORD)
-    assert CHECKER.check(transaction, NOW_MS, record) == []
-    return Payment(transaction.SerializeToString(), record, record.view(np.int64), NOW_MS)
 
 
 class ByCel(Expressions):
@@ -110,7 +101,7 @@ def test_what_is_looked_up_is_what_cel_says(
 ) -> None:
     mine = Expressions(rules, FEATURES)
     assert mine.run_by_cel == []
-    of = payment(transaction)
+    of = accepted(transaction, NOW_MS)
     assert fired(mine, of, values, score) == fired(ByCel(rules), of, values, score)
 
 
@@ -118,7 +109,7 @@ def test_what_is_looked_up_is_what_cel_says(
 def test_what_is_not_surely_the_same_is_left_to_cel(rule: str) -> None:
     mine = Expressions([rule], FEATURES)
     assert mine.run_by_cel == [0]
-    of = payment(full())
+    of = accepted(full(), NOW_MS)
     assert fired(mine, of, [1.0, 2.0, 3.0], 0.3) == fired(ByCel([rule]), of, [1.0, 2.0, 3.0], 0.3)
 
 
@@ -126,7 +117,7 @@ def test_both_kinds_keep_their_order() -> None:
     mine = Expressions(["true", "amount_minor + 1 > 0", "recurring || true"], FEATURES)
     assert mine.run_by_cel == [1]
     assert not mine.in_one_table
-    assert fired(mine, payment(full()), None, None) == [0, 1, 2]
+    assert fired(mine, accepted(full(), NOW_MS), None, None) == [0, 1, 2]
 
 
 def test_more_rules_than_one_table_holds() -> None:
@@ -135,7 +126,7 @@ def test_more_rules_than_one_table_holds() -> None:
     assert not mine.in_one_table
     small = full()
     small.amount_minor = RULES_MAX + 5
-    assert fired(mine, payment(small), None, None) == list(range(RULES_MAX + 6))
+    assert fired(mine, accepted(small, NOW_MS), None, None) == list(range(RULES_MAX + 6))
 
 
 def test_a_rule_of_too_many_atoms_is_left_to_cel() -> None:
