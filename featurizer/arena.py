@@ -167,6 +167,31 @@ def _absorb(words, index, counters, records, positions, first, stop):  # type: i
     return stop
 
 
+@njit(cache=True, nogil=True)
+def _apply(words, index, counters, changed, updates, positions, at):  # type: ignore[no-untyped-def]
+    """Fold each update from ``at`` on into the entities that its mask names; return the end."""
+    for i in range(at, len(updates)):
+        rec = updates[i].record
+        for entity in range(len(rec.entities)):
+            key = rec.entities[entity]
+            if not updates[i].mask >> entity & 1:
+                continue
+            row = find(index, key)
+            used = 0
+            if index[row, KEY] != EMPTY:
+                used = length(words[index[row, PLACE] :])
+            row = reserve(words, index, counters, key, used + GROWTH_WORDS)
+            if row < 0:
+                return i
+            place = index[row, PLACE]
+            fold(words[place : place + SIZES_WORDS[index[row, SIZE]]], entity, rec, positions[i])
+            if index[row, DIRTY] == 0:
+                index[row, DIRTY] = 1
+                changed[counters[CHANGED]] = key
+                counters[CHANGED] += 1
+    return len(updates)
+
+
 class Arena:
     """States by entity key, in memory of which ``bytes_max`` are reserved and used as needed.
 
@@ -230,6 +255,17 @@ class Arena:
             if done == len(records):
                 return
             self._grow()
+
+    def apply(self, updates: NDArray[np.void], positions: NDArray[np.int64]) -> None:
+        """Fold ``updates`` (UPDATE[n]), each into the entities of its mask alone."""
+        done = 0
+        while done < len(updates):
+            # An update that is begun again is harmless: its position is the state's already.
+            done = _apply(
+                self._words, self._index, self._counters, self._changed, updates, positions, done
+            )
+            if done < len(updates):
+                self._grow()
 
     def put(self, key: int, blob: bytes | memoryview) -> None:
         """Load a state that was stored; it counts as clean. Raises ValueError for no state."""

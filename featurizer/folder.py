@@ -1,0 +1,153 @@
+"""The fold stage: applies packed updates to the states of one partition of the entities.
+
+Owns that states, what each host has in them and the offset to read on from are written together,
+so a crash at any point leaves a store from which the next start simply goes on. Must not know
+which store it is.
+
+A state's position is its update's offset and place, so an update that is met again changes
+nothing. What a scorer has to know, namely how much of its own journal is in here, is kept as a
+state too: one row per host, under a key made of the host's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurizer.arena import Arena
+from featurizer.eventlog_kafka import Consumer, Partition, Received
+from featurizer.kafka_settings import KafkaSettings
+from featurizer.store import Store
+from featurizer.updates import PLACE_BITS, unpack
+
+_log = logging.getLogger(__name__)
+
+UPDATES = "entity-updates"
+PROGRESS_VERSION = 1
+_LEAD_WORDS = 2  # version, and a time that is never swept
+_NEVER = np.iinfo(np.int64).max
+
+
+def progress_key(host: int) -> int:
+    """Return the key under which a partition keeps how much of a host's journal it has."""
+    digest = hashlib.sha256(b"progress" + host.to_bytes(8, "little", signed=True)).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
+def progress_of(blob: bytes | memoryview | None, inputs: int) -> NDArray[np.int64]:
+    """Return int64[inputs]: the last position of a host's journal that came from each, or -1."""
+    if blob is None:
+        return np.full(inputs, -1, np.int64)
+    return np.frombuffer(blob, np.int64)[_LEAD_WORDS:].copy()
+
+
+class FoldLane:
+    """Folds one partition. ``open_store`` takes the partition's number, and the write lock."""
+
+    def __init__(
+        self,
+        number: int,
+        kafka: KafkaSettings,
+        inputs: int,
+        schema: int,
+        open_store: Callable[[int], Store],
+        arena_bytes_max: int = 2 << 30,
+    ) -> None:
+        self._number = number
+        self._at: Partition = (kafka.topic(UPDATES), number)
+        self._inputs = inputs
+        self._schema = schema
+        self._open_store = open_store
+        self._arena = Arena(arena_bytes_max)
+        self._arena_bytes_max = arena_bytes_max
+        self._store: Store | None = None
+        self._hosts: dict[int, NDArray[np.int64]] = {}
+        self.offset = 0
+
+    async def start(self, reader: Consumer) -> dict[Partition, int]:
+        """Take the store over, and return the offset that is stored with the states."""
+        self._store = self._open_store(self._number)
+        snapshot = self._store.snapshot()
+        self.offset = snapshot.position
+        snapshot.close()
+        oldest, _ = (await reader.ends([self._at]))[self._at]
+        if self.offset < oldest:
+            _log.warning(
+                "partition %d: states begin at offset %d, as older updates are gone",
+                self._number,
+                oldest,
+            )
+            self.offset = oldest
+        return {self._at: self.offset}
+
+    async def stop(self) -> None:
+        """Close the store."""
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
+    async def take(self, found: Mapping[Partition, Sequence[Received]]) -> int:
+        """Fold what was read and write it, with the offset after it; return how many updates."""
+        received = found[self._at]
+        arrays, positions = [], []
+        changed: set[int] = set()
+        for record in received:
+            source, rows = unpack(record.value or b"", self._schema)
+            arrays.append(rows)
+            positions.append((record.offset << PLACE_BITS) + np.arange(1, len(rows) + 1))
+            changed |= self._note(source, rows)
+        updates = np.concatenate(arrays)
+        self._load(updates)
+        self._arena.apply(updates, np.concatenate(positions))
+        self._write(changed, received[-1].offset + 1)
+        return len(updates)
+
+    def _write(self, changed: set[int], offset: int) -> None:
+        states = self._arena.states(dirty_only=True)
+        lead = np.array([PROGRESS_VERSION, _NEVER], np.int64).tobytes()
+        states += [(progress_key(h), lead + self._hosts[h].tobytes()) for h in sorted(changed)]
+        self._live().write(states, [], offset)
+        self._arena.clean()
+        self.offset = offset
+
+    def _live(self) -> Store:
+        assert self._store is not None  # noqa: S101 - a lane is fed only after its start
+        return self._store
+
+    def _note(self, source: int, rows: NDArray[np.void]) -> set[int]:
+        """Take in how far each host is; return which ones moved."""
+        hosts, positions = rows["host"], rows["position"]
+        moved = set(np.unique(hosts).tolist()) - {0}  # 0: from no journal
+        for host in moved:
+            if host not in self._hosts:
+                self._hosts[host] = self._read_progress(host)
+            last = int(positions[hosts == host].max())
+            self._hosts[host][source] = max(int(self._hosts[host][source]), last)
+        return moved
+
+    def _read_progress(self, host: int) -> NDArray[np.int64]:
+        snapshot = self._live().snapshot()
+        try:
+            return progress_of(snapshot.get_many([progress_key(host)])[0], self._inputs)
+        finally:
+            snapshot.close()
+
+    def _load(self, updates: NDArray[np.void]) -> None:
+        """Bring the states that the updates touch into the arena."""
+        if self._arena.used_bytes > self._arena_bytes_max // 2:
+            self._arena.clear()  # everything in it is in the store
+        masks = updates["mask"][:, None] >> np.arange(updates["record"]["entities"].shape[1]) & 1
+        missing = self._arena.missing(updates["record"]["entities"][masks.astype(bool)])
+        if not missing:
+            return
+        snapshot = self._live().snapshot()
+        try:
+            for key, blob in zip(missing, snapshot.get_many(missing), strict=True):
+                if blob is not None:
+                    self._arena.put(key, blob)
+        finally:
+            snapshot.close()

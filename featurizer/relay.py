@@ -1,0 +1,185 @@
+"""The relay role: ships a host's journal to Kafka, in order, and says how far it is.
+
+Owns the loop of read, send, note. Records go out before their position is noted, so after a crash
+or an answer that never came some go out twice, with the same host and position: whoever reads
+drops what is not beyond the last one of that host. Must not know what a value means, but for the
+ids that a scorer looks up, which are kept in the index with the position.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from featurizer.eventlog import Batch, EventLog, LogError, Topic
+from featurizer.eventlog_kafka import Message, Partition, Producer, key_bytes, partition_of
+from featurizer.kafka_settings import KafkaSettings
+from featurizer.records import Kind
+from featurizer.store import Store
+from featurizer.topics import ORIGIN, TOPIC_OF
+from featurizer.worker import records_of
+
+_log = logging.getLogger(__name__)
+LOOKS_MAX = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class RelaySettings:
+    """Bounds of the loop: bytes a batch, pauses when idle and after an error, how often to tell.
+
+    ``partitions`` is how many the topics of events have.
+    """
+
+    partitions: int
+    read_bytes: int = 4 << 20
+    idle_ms: float = 1.0
+    retry_ms: float = 500.0
+    tell_ms: float = 1_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class RelayStatus:
+    """How far the relay is: what is not shipped yet, and how fast it goes."""
+
+    shipped_position: int
+    backlog_bytes: int
+    oldest_age_ms: int
+    records_per_s: float
+    errors: int
+
+
+def messages_of(
+    batch: Batch, host: int, settings: KafkaSettings, partitions: int
+) -> dict[Partition, list[Message]]:
+    """Return what a batch of the journal is in Kafka: a record for each entry, in order."""
+    origins = np.zeros(len(batch.topics), ORIGIN)
+    origins["host"], origins["position"] = host, batch.positions
+    origins["kind"] = batch.topics
+    origins["place"] = batch.positions - batch.frames - 1
+    headers, width = origins.tobytes(), ORIGIN.itemsize
+    names = {topic: settings.topic(name) for topic, name in TOPIC_OF.items()}
+    found: dict[Partition, list[Message]] = {}
+    for i, (topic, key) in enumerate(zip(batch.topics.tolist(), batch.keys.tolist(), strict=True)):
+        alone = topic in (Topic.MODELS, Topic.DEAD_LETTERS)
+        at = (names[Topic(topic)], 0 if alone else partition_of(key, partitions))
+        header = headers[i * width : (i + 1) * width]
+        found.setdefault(at, []).append(Message(key_bytes(key), batch.value(i), header))
+    return found
+
+
+def ids_of(batch: Batch) -> list[tuple[int, int]]:
+    """Return request and transaction ids of a batch with the position of their frame."""
+    records, _, frames = records_of(batch)
+    fresh = records["kind"] == Kind.TRANSACTION
+    requests, transactions = records["request"][fresh], records["transaction"][fresh]
+    places = frames[fresh].tolist()
+    pairs = [*zip(requests.tolist(), places, strict=True)]
+    pairs += zip(transactions.tolist(), places, strict=True)
+    return [pair for pair in pairs if pair[0]]
+
+
+class Relay:
+    """Ships one journal. ``index`` keeps the ids and how far it got; ``host`` is its own hash.
+
+    ``dropping`` is told a position below which the journal may be dropped.
+    """
+
+    def __init__(
+        self,
+        journal: EventLog,
+        index: Store,
+        kafka: KafkaSettings,
+        host: int,
+        settings: RelaySettings,
+        tell: Callable[[RelayStatus], None],
+        clock_ms: Callable[[], float] = lambda: time.time_ns() / 1e6,
+    ) -> None:
+        self._journal = journal
+        self._index = index
+        self._kafka = kafka
+        self._host = host
+        self._settings = settings
+        self._tell = tell
+        self._clock_ms = clock_ms
+        self._producer = Producer(kafka)
+        self._errors = 0
+        self._shipped = 0
+        self._looks: deque[tuple[float, int]] = deque(maxlen=LOOKS_MAX)  # when, and the end then
+        snapshot = index.snapshot()
+        self.position = max(snapshot.position, journal.ends()[0])
+        snapshot.close()
+
+    async def run(self, stopping: Callable[[], bool]) -> None:
+        """Ship until ``stopping`` says so; an error is told, and tried again without end."""
+        told_ms, shipped = self._clock_ms(), 0
+        await self._connect(stopping)
+        try:
+            while not stopping():
+                if not await self._try_step():
+                    await asyncio.sleep(self._settings.idle_ms / 1000)
+                now_ms = self._clock_ms()
+                if now_ms - told_ms >= self._settings.tell_ms:
+                    rate = (self._shipped - shipped) / (now_ms - told_ms) * 1000
+                    told_ms, shipped = now_ms, self._shipped
+                    self._tell(self._status(rate, now_ms))
+        finally:
+            await self._producer.stop()
+
+    async def step(self) -> int:
+        """Ship one read of the journal; return how many records it had. Raises LogError."""
+        batch = self._journal.read(self.position, self._settings.read_bytes)
+        if batch.next_position == self.position:
+            return 0
+        for damage in batch.damage:
+            _log.error("the journal is damaged at %d: %s", damage.position, damage.cause)
+        messages = messages_of(batch, self._host, self._kafka, self._settings.partitions)
+        await self._producer.send(messages)
+        self._index.write([], ids_of(batch), batch.next_position)
+        self.position = batch.next_position
+        self._shipped += len(batch.topics)
+        return len(batch.topics)
+
+    async def start(self) -> None:
+        """Connect. Raises LogError."""
+        await self._producer.start()
+
+    async def _try_step(self) -> int:
+        try:
+            return await self.step()
+        except LogError as error:
+            self._errors += 1
+            _log.warning("not shipped, tried again: %s", error)
+            await asyncio.sleep(self._settings.retry_ms / 1000)
+            # What is in doubt is sent again by a new producer, with the same origins.
+            await self._producer.stop()
+            with contextlib.suppress(LogError):
+                await self._producer.start()
+            return 0
+
+    async def _connect(self, stopping: Callable[[], bool]) -> None:
+        while not stopping():
+            try:
+                await self._producer.start()
+            except LogError as error:
+                _log.warning("no broker yet: %s", error)
+                await self._producer.stop()
+                await asyncio.sleep(self._settings.retry_ms / 1000)
+            else:
+                return
+
+    def _status(self, rate: float, now_ms: float) -> RelayStatus:
+        """Say how far it is; the backlog is as old as the first look that saw its first byte."""
+        end = self._journal.ends()[1]
+        if end > self.position:
+            self._looks.append((now_ms, end))
+        while self._looks and self._looks[0][1] <= self.position:
+            self._looks.popleft()
+        age_ms = round(now_ms - self._looks[0][0]) if self._looks else 0
+        return RelayStatus(self.position, end - self.position, age_ms, rate, self._errors)

@@ -1,0 +1,177 @@
+"""A worker on partitions of a group: what it holds, what is read, and starting anew after trouble.
+
+Owns when a lane starts, is fed and stops. A lane is the work on one partition number; where it
+reads on is its own knowledge, not the group's. Must not know what a lane does.
+
+    held ──start──▶ FED ──take fails──▶ WAITING ──back-off──▶ start ...
+     any ──the group takes it away──▶ stopped
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from featurizer.eventlog import LogError
+from featurizer.eventlog_kafka import Consumer, Member, Partition, Received
+from featurizer.kafka_settings import KafkaSettings
+from featurizer.store import StoreError
+
+_log = logging.getLogger(__name__)
+
+
+class Lane(Protocol):
+    """The work on one partition number of each topic. Raises LogError or StoreError."""
+
+    async def start(self, reader: Consumer) -> Mapping[Partition, int]:
+        """Take over, and return the offset to read each partition from."""
+        ...
+
+    async def take(self, found: Mapping[Partition, Sequence[Received]]) -> int:
+        """Do the work on what was read, wholly or not at all; return how many records counted."""
+        ...
+
+    async def stop(self) -> None:
+        """Let go of everything, in whatever state."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StageSettings:
+    """Who we are in which group, how much a read brings, and the back-off after trouble.
+
+    ``instance`` makes the membership a static one: a restart within the session's time moves no
+    partition. "" is for none.
+    """
+
+    group: str
+    topics: Sequence[str]
+    instance: str = ""
+    records_max: int = 20_000
+    wait_ms: int = 200
+    retry_ms: float = 500.0
+
+
+@dataclass(slots=True)
+class _Held:
+    """A lane, whether it is fed, and when it is to be started again."""
+
+    lane: Lane
+    fed: bool = False
+    start_at_s: float = 0.0
+
+
+class Stage:
+    """Runs a lane for each partition number that the group gives. ``lane`` makes one."""
+
+    def __init__(
+        self, kafka: KafkaSettings, settings: StageSettings, lane: Callable[[int], Lane]
+    ) -> None:
+        self._kafka = kafka
+        self._settings = settings
+        self._make = lane
+        self._held: dict[int, _Held] = {}
+        self._lock = asyncio.Lock()  # a lane is fed, or the group changes
+        self._epoch = 0  # what was read before a lane's start must not reach it
+        topics = [kafka.topic(name) for name in settings.topics]
+        member = Member(
+            settings.group, settings.instance, topics, self._assigned, self._revoked
+        )  # fmt: skip
+        self._consumer = Consumer(kafka, member)
+        self._reader = Consumer(kafka)
+        self.counted = 0
+
+    @property
+    def partitions(self) -> tuple[int, ...]:
+        """The partition numbers that are fed now."""
+        return tuple(number for number, held in self._held.items() if held.fed)
+
+    async def run(self, stopping: Callable[[], bool]) -> None:
+        """Work until ``stopping`` says so. Raises LogError where the cluster is not to be had."""
+        try:
+            await self._reader.start()
+            await self._consumer.start()
+            while not stopping():
+                await self.step()
+        finally:
+            await self._consumer.stop()
+            await self._revoked()
+            await self._reader.stop()
+
+    async def step(self) -> int:
+        """Start what is due, read once and feed the lanes; return how many records counted."""
+        await self._start_due()
+        epoch = self._epoch
+        found = await self._consumer.poll(self._settings.records_max, self._settings.wait_ms)
+        async with self._lock:
+            if epoch != self._epoch or not found:
+                return 0
+            of: dict[int, dict[Partition, Sequence[Received]]] = {}
+            for at, records in found.items():
+                of.setdefault(at[1], {})[at] = records
+            counts = await asyncio.gather(*[self._feed(n, each) for n, each in of.items()])
+        self.counted += sum(counts)
+        return sum(counts)
+
+    async def _feed(self, number: int, found: Mapping[Partition, Sequence[Received]]) -> int:
+        held = self._held.get(number)
+        if held is None or not held.fed:
+            return 0
+        try:
+            return await held.lane.take(found)
+        except (LogError, StoreError) as error:
+            await self._put_off(number, held, error)
+            return 0
+
+    async def _put_off(self, number: int, held: _Held, error: Exception) -> None:
+        """Begin a lane anew, later: it alone knows what of the last batch counts."""
+        _log.warning("partition %d begins anew: %s", number, error)
+        await held.lane.stop()
+        self._consumer.pause(self._places(number))
+        again_s = time.monotonic() + self._settings.retry_ms / 1000
+        self._held[number] = _Held(self._make(number), start_at_s=again_s)
+        self._epoch += 1
+
+    async def _start_due(self) -> None:
+        now_s = time.monotonic()
+        for number, held in list(self._held.items()):
+            if held.fed or held.start_at_s > now_s:
+                continue
+            async with self._lock:
+                if self._held.get(number) is held:
+                    await self._start(number, held)
+
+    async def _start(self, number: int, held: _Held) -> None:
+        try:
+            offsets = await held.lane.start(self._reader)
+            for at, offset in offsets.items():
+                self._consumer.seek(at, offset)
+        except (LogError, StoreError) as error:
+            await self._put_off(number, held, error)
+            return
+        self._consumer.resume(self._places(number))
+        held.fed = True
+        self._epoch += 1
+        _log.info("partition %d is read from %s", number, dict(offsets))
+
+    async def _assigned(self, partitions: Sequence[Partition]) -> None:
+        """Hold what the group gives; nothing of it is read until the lane has started."""
+        async with self._lock:
+            self._epoch += 1
+            for number in sorted({at[1] for at in partitions}):
+                self._held[number] = _Held(self._make(number))
+
+    async def _revoked(self) -> None:
+        """Stop all lanes, after what they are at."""
+        async with self._lock:
+            self._epoch += 1
+            held, self._held = self._held, {}
+            for each in held.values():
+                await each.lane.stop()
+
+    def _places(self, number: int) -> list[Partition]:
+        return [(self._kafka.topic(name), number) for name in self._settings.topics]
