@@ -18,11 +18,17 @@ class StoreStale(StoreError):  # noqa: N818 - it names a state that callers hand
 
 
 class Snapshot(Protocol):
-    """All states at one log position. Buffers stay valid until ``close``."""
+    """The states as of one log position, or later. Buffers stay valid until ``close``.
+
+    An adapter that keeps versions gives all of them at exactly that position.
+    """
 
     @property
     def position(self) -> int:
-        """Every log record before this position is in the states, none after it is."""
+        """Every record before it is in the states.
+
+        An adapter that keeps no versions may give newer states than that.
+        """
         ...
 
     def get_many(self, keys: Sequence[int]) -> list[memoryview | None]:
@@ -54,7 +60,8 @@ class Store(Protocol):
         """Replace states, add ids and set the position, all or nothing.
 
         The last blob given for a state and the first position given for an id stay. Raises
-        StoreError, with nothing changed, when it cannot, and for a position that goes back.
+        StoreError, with nothing changed, when it cannot, and for a position that goes back. Where
+        a server's answer was lost, all may be changed: the position tells.
         """
         ...
 

@@ -32,6 +32,7 @@ OURS = frozenset({"fraud", *PACKAGES})
 
 # A third-party module, and the only files that may import it (fnmatch).
 CLIENTS: dict[str, tuple[str, ...]] = {
+    "aiokafka": ("featurizer/eventlog_kafka.py",),
     "catboost": ("trainer/train.py",),
     "cel": ("fraudsvc/policy_cel.py",),
     "cryptography": ("trainer/signing.py",),
@@ -50,6 +51,7 @@ CLIENTS: dict[str, tuple[str, ...]] = {
         "fraudsvc/demo*.py",
         "loadgen/*.py",
     ),
+    "redis": ("featurizer/redis_nodes.py",),
     "rich": ("*/__main__.py", "*/report.py", "fraudsvc/up.py", "fraudsvc/demo*.py"),
 }
 # What every file may import: the material, not a client. google is protobuf.
@@ -71,10 +73,12 @@ PURE = (
     "featurizer/lines.py",
     "featurizer/numerics.py",
     "featurizer/records.py",
+    "featurizer/redis_layout.py",
     "featurizer/risk.py",
     "featurizer/slots.py",
     "featurizer/state.py",
     "featurizer/store.py",
+    "featurizer/topics.py",
     "featurizer/verdicts.py",
     "featurizer/view.py",
     "featurizer/windows.py",

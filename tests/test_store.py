@@ -12,24 +12,44 @@ from hypothesis import strategies as st
 
 from featurizer.store import Store, StoreError
 from featurizer.store_lmdb import LmdbStore
+from featurizer.store_redis import RedisSettings, RedisStore
+from tests.redis_servers import redis_cluster, redis_server
 
-Factory = Callable[[Path], Store]
+# Given a folder that is the test's own and the request, for servers that tests share.
+Factory = Callable[[Path, pytest.FixtureRequest], Store]
+
+
+def open_redis(path: Path, request: pytest.FixtureRequest) -> RedisStore:
+    server = request.getfixturevalue("redis_server")
+    return RedisStore(RedisSettings((server.url,), path.name), 3, "one")
+
+
+def open_redis_cluster(path: Path, request: pytest.FixtureRequest) -> RedisStore:
+    cluster = request.getfixturevalue("redis_cluster")
+    return RedisStore(RedisSettings(cluster.urls, path.name), 3, "one")
+
 
 FACTORIES: dict[str, Factory] = {
-    "lmdb": lambda path: LmdbStore(path / "store", schema="one", map_bytes=8 << 20),
-    "lmdb-commit": lambda path: LmdbStore(
+    "lmdb": lambda path, _: LmdbStore(path / "store", schema="one", map_bytes=8 << 20),
+    "lmdb-commit": lambda path, _: LmdbStore(
         path / "store", schema="one", map_bytes=8 << 20, sync="commit"
     ),
+    "redis": open_redis,
+    "redis-cluster": open_redis_cluster,
 }
+# Those whose snapshots are of one moment; the others' may see newer states than their position.
+VERSIONED = ("lmdb", "lmdb-commit")
 
 LEAST, GREATEST = -(1 << 63), (1 << 63) - 1
+
+__all__ = ["redis_cluster", "redis_server"]
 
 
 @pytest.fixture(params=FACTORIES)
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
     """Open the store of this test; after a close it is the same store again."""
     factory = FACTORIES[request.param]
-    return lambda: factory(tmp_path)
+    return lambda: factory(tmp_path, request)
 
 
 @pytest.fixture
@@ -89,7 +109,8 @@ def test_the_last_state_and_the_first_place_stay(store: Store) -> None:
     assert places_of(store, [9, 8]) == [8, 40]
 
 
-def test_a_snapshot_stays_at_its_position(store: Store) -> None:
+@pytest.mark.parametrize("opened", VERSIONED, indirect=True)
+def test_a_snapshot_with_versions_stays_at_its_position(store: Store) -> None:
     store.write([(1, b"old")], [(5, 8)], 8)
     before = store.snapshot()
     store.write([(1, b"new"), (2, b"two")], [(6, 16)], 16)
@@ -105,6 +126,24 @@ def test_a_snapshot_stays_at_its_position(store: Store) -> None:
     assert (before.find_many([6]), after.find_many([6])) == ([None], [16])
     before.close()
     after.close()
+
+
+def test_a_snapshot_is_never_ahead_of_the_states_that_it_reads(store: Store) -> None:
+    store.write([(1, state(8)), (2, state(8))], [(5, 8)], 8)
+    before = store.snapshot()
+    store.write([(1, state(16)), (3, state(16))], [(5, 16), (6, 16)], 16)
+    after = store.snapshot()
+
+    for snapshot, least in ((before, 8), (after, 16)):
+        assert snapshot.position == least
+        first, second, third = snapshot.get_many([1, 2, 3])
+        assert first is not None
+        assert second is not None
+        assert bytes(first) in [state(position) for position in (8, 16) if position >= least]
+        assert bytes(second) == state(8)
+        assert third is not None or least == 8
+        assert snapshot.find_many([5]) == [8]
+        snapshot.close()
 
 
 def test_a_closed_store_keeps_what_was_written(opened: Callable[[], Store]) -> None:
