@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import logging
@@ -14,16 +15,33 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
-from featurizer.adapters import open_log
+from featurizer.adapters import open_log, store_place
 from featurizer.arena import Arena
 from featurizer.backfill import backfill, read_history
+from featurizer.cluster import (
+    RelayOptions,
+    StageOptions,
+    create_topics,
+    rebuild,
+    run_fold,
+    run_relay,
+    run_split,
+)
 from featurizer.eventlog import LogError
 from featurizer.features import FEATURES, SCHEMA_VERSION
 from featurizer.hashing import IdHasher
 from featurizer.history import OPTIONAL, REQUIRED, History, HistoryError
+from featurizer.kafka_settings import kafka_settings
 from featurizer.load import LoggedArena
 from featurizer.records import NO_TIME_MS
 from featurizer.role import RoleOptions, run
@@ -124,6 +142,56 @@ def _run(args: argparse.Namespace) -> int:
     return run(RoleOptions(args.log, args.store, retain_bytes, args.retain_days, args.ready_file))
 
 
+def _log_to_terminal(args: argparse.Namespace) -> None:
+    logging.basicConfig(
+        level=args.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("aiokafka").setLevel(logging.ERROR)  # we say what its errors mean
+
+
+def _topics(args: argparse.Namespace) -> int:
+    created = asyncio.run(create_topics(kafka_settings(args.kafka)))
+    print("\n".join(f"created {name}" for name in created) or "every topic is there")
+    return 0
+
+
+def _relay(args: argparse.Namespace) -> int:
+    _log_to_terminal(args)
+    return run_relay(
+        RelayOptions(
+            kafka_settings(args.kafka), args.log, args.index, args.metrics_file, args.ready_file
+        )
+    )
+
+
+def _stage(args: argparse.Namespace) -> int:
+    _log_to_terminal(args)
+    place = store_place(args.store) if args.stage is run_fold else None
+    options = StageOptions(kafka_settings(args.kafka), place, args.instance, args.ready_file)
+    return int(args.stage(options))
+
+
+def _rebuild(args: argparse.Namespace) -> int:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        tasks: dict[int, TaskID] = {}
+
+        def tell(number: int, done: int, total: int) -> None:
+            if number not in tasks:
+                tasks[number] = progress.add_task(f"partition {number}", total=total)
+            progress.update(tasks[number], completed=done)
+
+        into = None if args.into is None else store_place(args.into)
+        found = rebuild(kafka_settings(args.kafka), store_place(args.store), into, tell)
+    for number, each in found.items():
+        print(
+            f"partition {number}: {each.states} states, {each.equal} equal, {each.newer} newer,"
+            f" {len(each.different)} different"
+        )
+    return 1 if any(each.different for each in found.values()) else 0
+
+
 def _days(text: str) -> float:
     days = float(text)
     if not 0 <= days <= LABEL_DELAY_DAYS_MAX:
@@ -190,7 +258,41 @@ def _parser() -> argparse.ArgumentParser:
     role.add_argument("--ready-file", type=Path, help="is written once the store is up to date")
     role.add_argument("--log-level", default=os.environ.get("FRAUD_LOG_LEVEL", "INFO"))
     role.set_defaults(run=_run)
+    _add_cluster(commands)
     return parser
+
+
+def _add_cluster(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the roles of several hosts."""
+    topics = commands.add_parser("topics", help="create what is missing of Kafka's topics")
+    relay = commands.add_parser("relay", help="ship this host's journal to Kafka")
+    split = commands.add_parser("split", help="turn records into updates of entities")
+    fold = commands.add_parser("fold", help="fold updates into the states")
+    again = commands.add_parser("rebuild", help="make the states again from the log, and compare")
+    for each in (topics, relay, split, fold, again):
+        each.add_argument(
+            "--kafka", default=os.environ.get("FRAUD_KAFKA", "kafka://127.0.0.1:9092/fraud"),
+            help="URL of Kafka (FRAUD_KAFKA)",
+        )  # fmt: skip
+        each.add_argument("--log-level", default=os.environ.get("FRAUD_LOG_LEVEL", "INFO"))
+    for each in (fold, again):
+        each.add_argument(
+            "--store", default=os.environ.get("FRAUD_STORE", "lmdb://data/states"),
+            help="URL of the states, with ?partitions=P&inputs=I (FRAUD_STORE)",
+        )  # fmt: skip
+    for each in (split, fold):
+        each.add_argument("--instance", default="", help="static membership: a name of its own")
+    for each in (relay, split, fold):
+        each.add_argument("--ready-file", type=Path, help="is written once the role is up")
+    relay.add_argument("--log", default=os.environ.get("FRAUD_LOG", "file://data/log"))
+    relay.add_argument("--index", default=os.environ.get("FRAUD_INDEX", "lmdb://data/index"))
+    relay.add_argument("--metrics-file", type=Path, help="for Prometheus' textfile collector")
+    again.add_argument("--into", metavar="URL", help="keep the new states there, a local replica")
+    topics.set_defaults(run=_topics)
+    relay.set_defaults(run=_relay)
+    split.set_defaults(run=_stage, stage=run_split)
+    fold.set_defaults(run=_stage, stage=run_fold)
+    again.set_defaults(run=_rebuild)
 
 
 def main() -> int:

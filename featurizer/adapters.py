@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import NamedTuple, Protocol
+from urllib.parse import parse_qsl, urlsplit
 
 from featurizer.eventlog import EventLog
 from featurizer.eventlog_file import FileEventLog
+from featurizer.features import SCHEMA_VERSION
 from featurizer.store import Snapshot, Store, StoreError
 from featurizer.store_lmdb import LmdbStore
 
@@ -16,6 +19,11 @@ def _directory(url: str, scheme: str, what: str) -> Path:
         raise ValueError(f"{what} wants a URL such as {scheme}://DIR, not {url!r}")
     parts = urlsplit(url)
     return Path(parts.netloc + parts.path)  # a relative directory stands where a host would
+
+
+def directory_of(url: str) -> Path:
+    """Return the directory of a log's or a store's URL. Raises ValueError for one without."""
+    return _directory(url, urlsplit(url).scheme, "a directory")
 
 
 def open_log(
@@ -47,6 +55,131 @@ def open_store(url: str, *, schema: str, read_only: bool = False) -> Store:
 def discard_store(url: str) -> None:
     """Delete a store that is stale, so that it can be made anew from the log."""
     LmdbStore.discard(_directory(url, "lmdb", "the store"))
+
+
+class StorePlace(NamedTuple):
+    """What a store's URL says. ``partitions`` is 0 for the one of embedded mode.
+
+    ``inputs`` is how many partitions the events come from; ``shared`` whether other hosts use it.
+    """
+
+    url: str
+    partitions: int
+    inputs: int
+
+    @property
+    def shared(self) -> bool:
+        """Whether other hosts read and write it, too."""
+        return not self.url.startswith("lmdb:")
+
+    @property
+    def schema(self) -> str:
+        """What states in it are made by: features, and how keys are spread."""
+        return f"{SCHEMA_VERSION}/{self.partitions}/{self.inputs}"
+
+
+def store_place(url: str) -> StorePlace:
+    """Read ``lmdb://DIR``, or with ``?partitions=P&inputs=I`` that or ``redis://HOST:PORT/N``.
+
+    Raises ValueError, naming what is wrong.
+    """
+    base, _, query = url.partition("?")
+    given = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
+    counts = [int(given.pop(name, "0")) for name in ("partitions", "inputs")]
+    scheme = urlsplit(base).scheme
+    if given or min(counts) < 0 or (min(counts) == 0) != (max(counts) == 0):
+        raise ValueError(f"the store wants ?partitions=P&inputs=I, not {query!r}")
+    if scheme not in ("lmdb", "redis", "rediss", "redis+cluster") or (
+        scheme != "lmdb" and not counts[0]
+    ):
+        raise ValueError(
+            f"the store wants lmdb://DIR or redis://HOST:PORT/N?partitions=P&inputs=I, not {url!r}"
+        )
+    return StorePlace(base, *counts)
+
+
+INDEX_SCHEMA = "index/1"
+
+
+def open_index(url: str) -> Store:
+    """Open for writing the index of a journal, in which the relay keeps ids and its position."""
+    return LmdbStore(_directory(url, "lmdb", "the index"), schema=INDEX_SCHEMA)
+
+
+def open_partition(place: StorePlace, partition: int, *, read_only: bool = False) -> Store:
+    """Open one partition of the states. Raises StoreError, StoreStale."""
+    directory = _partition_directory(place, partition)
+    return LmdbStore(directory, schema=place.schema, read_only=read_only)
+
+
+def discard_partition(place: StorePlace, partition: int) -> None:
+    """Delete one partition of the states, to be made anew from the log."""
+    LmdbStore.discard(_partition_directory(place, partition))
+
+
+def _partition_directory(place: StorePlace, partition: int) -> Path:
+    return _directory(place.url, "lmdb", "the store") / f"{partition:04}"
+
+
+class FollowedStates(Protocol):
+    """The states of all partitions, as a scorer reads them. Raises StoreError."""
+
+    def read(self, keys: Sequence[int], homes: Sequence[int]) -> Sequence[bytes | None]:
+        """Return the state of each key of a partition (``homes``), in order; None where none is."""
+        ...
+
+    def poll(self) -> bool:
+        """Look whether something was replaced; return whether all is there."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+        ...
+
+
+def follow_states(place: StorePlace) -> FollowedStates:
+    """Return a reader of shared states."""
+    return PartitionedStates(place)
+
+
+class PartitionedStates:
+    """The states of all partitions of a local replica, each written by a fold.
+
+    Not for use by several threads at once, but for ``poll``.
+    """
+
+    def __init__(self, place: StorePlace) -> None:
+        self._stores = [
+            FollowedStore(f"lmdb://{_partition_directory(place, n)}", schema=place.schema)
+            for n in range(place.partitions)
+        ]
+
+    def poll(self) -> bool:
+        """Look whether a partition was replaced; return whether all were open at the last look."""
+        looks = [store.poll() for store in self._stores]
+        return all(looks)
+
+    def read(self, keys: Sequence[int], homes: Sequence[int]) -> list[bytes | None]:
+        """Return the state of each key of a partition (``homes``), in order; None where none is.
+
+        What comes from one partition is of one moment. Raises StoreError.
+        """
+        found: list[bytes | None] = [None] * len(keys)
+        for home in set(homes):
+            places = [i for i, each in enumerate(homes) if each == home]
+            snapshot = self._stores[home].snapshot()
+            try:
+                blobs = snapshot.get_many([keys[i] for i in places])
+                for i, blob in zip(places, blobs, strict=True):
+                    found[i] = None if blob is None else bytes(blob)
+            finally:
+                snapshot.close()
+        return found
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for store in self._stores:
+            store.close()
 
 
 class FollowedStore:

@@ -11,7 +11,6 @@ state too: one row per host, under a key made of the host's.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
@@ -21,28 +20,13 @@ from numpy.typing import NDArray
 from featurizer.arena import Arena
 from featurizer.eventlog_kafka import Consumer, Partition, Received
 from featurizer.kafka_settings import KafkaSettings
+from featurizer.progress import pack_progress, progress_key, read_progress
 from featurizer.store import Store
-from featurizer.updates import PLACE_BITS, unpack
+from featurizer.updates import KINDS, PLACE_BITS, sources_of, unpack
 
 _log = logging.getLogger(__name__)
 
 UPDATES = "entity-updates"
-PROGRESS_VERSION = 1
-_LEAD_WORDS = 2  # version, and a time that is never swept
-_NEVER = np.iinfo(np.int64).max
-
-
-def progress_key(host: int) -> int:
-    """Return the key under which a partition keeps how much of a host's journal it has."""
-    digest = hashlib.sha256(b"progress" + host.to_bytes(8, "little", signed=True)).digest()
-    return int.from_bytes(digest[:8], "little", signed=True)
-
-
-def progress_of(blob: bytes | memoryview | None, inputs: int) -> NDArray[np.int64]:
-    """Return int64[inputs]: the last position of a host's journal that came from each, or -1."""
-    if blob is None:
-        return np.full(inputs, -1, np.int64)
-    return np.frombuffer(blob, np.int64)[_LEAD_WORDS:].copy()
 
 
 class FoldLane:
@@ -59,7 +43,7 @@ class FoldLane:
     ) -> None:
         self._number = number
         self._at: Partition = (kafka.topic(UPDATES), number)
-        self._inputs = inputs
+        self._sources = inputs * KINDS
         self._schema = schema
         self._open_store = open_store
         self._arena = Arena(arena_bytes_max)
@@ -83,6 +67,11 @@ class FoldLane:
             )
             self.offset = oldest
         return {self._at: self.offset}
+
+    def states(self) -> list[tuple[int, bytes]]:
+        """Return every state in memory, and what each host has in them."""
+        rows = [(progress_key(host), pack_progress(row)) for host, row in self._hosts.items()]
+        return self._arena.states() + rows
 
     async def stop(self) -> None:
         """Close the store."""
@@ -108,8 +97,7 @@ class FoldLane:
 
     def _write(self, changed: set[int], offset: int) -> None:
         states = self._arena.states(dirty_only=True)
-        lead = np.array([PROGRESS_VERSION, _NEVER], np.int64).tobytes()
-        states += [(progress_key(h), lead + self._hosts[h].tobytes()) for h in sorted(changed)]
+        states += [(progress_key(h), pack_progress(self._hosts[h])) for h in sorted(changed)]
         self._live().write(states, [], offset)
         self._arena.clean()
         self.offset = offset
@@ -118,21 +106,22 @@ class FoldLane:
         assert self._store is not None  # noqa: S101 - a lane is fed only after its start
         return self._store
 
-    def _note(self, source: int, rows: NDArray[np.void]) -> set[int]:
+    def _note(self, partition: int, rows: NDArray[np.void]) -> set[int]:
         """Take in how far each host is; return which ones moved."""
-        hosts, positions = rows["host"], rows["position"]
-        moved = set(np.unique(hosts).tolist()) - {0}  # 0: from no journal
-        for host in moved:
+        moved = set()
+        for host, source, last in sources_of(rows, partition):
+            if not host:
+                continue  # from no journal that anybody follows
             if host not in self._hosts:
                 self._hosts[host] = self._read_progress(host)
-            last = int(positions[hosts == host].max())
             self._hosts[host][source] = max(int(self._hosts[host][source]), last)
+            moved.add(host)
         return moved
 
     def _read_progress(self, host: int) -> NDArray[np.int64]:
         snapshot = self._live().snapshot()
         try:
-            return progress_of(snapshot.get_many([progress_key(host)])[0], self._inputs)
+            return read_progress(snapshot.get_many([progress_key(host)])[0], self._sources)
         finally:
             snapshot.close()
 

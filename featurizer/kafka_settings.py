@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 SECURITY = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+PARTITIONS_MAX = 4_096
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 
@@ -21,6 +22,8 @@ class KafkaSettings:
     the password alone. ``linger_ms`` is how long a batch waits for more, which a relay that makes
     its own batches does not want. A member of a group that is silent for ``session_ms`` loses its
     partitions; a transaction that is open for ``transaction_ms`` is aborted by the broker.
+    ``event_partitions`` and ``entity_partitions`` are how many the topics have, and
+    ``replication`` how many copies of each are made where we create one.
     """
 
     bootstrap: str
@@ -39,6 +42,9 @@ class KafkaSettings:
     fetch_bytes_max: int = 8 << 20
     batch_bytes_max: int = 4 << 20
     linger_ms: int = 0
+    event_partitions: int = 8
+    entity_partitions: int = 8
+    replication: int = 1
 
     def topic(self, name: str) -> str:
         """Return the full name of a topic."""
@@ -73,10 +79,17 @@ def kafka_settings(url: str) -> KafkaSettings:
             raise ValueError(f"{name!r} is no setting of Kafka, or is given twice")
         given[name] = int(text) if known[name] == "int" else text
     settings = KafkaSettings(**given)  # type: ignore[arg-type]  # the types are those of the fields
+    _check(settings)
+    return settings
+
+
+def _check(settings: KafkaSettings) -> None:
+    counts = (settings.event_partitions, settings.entity_partitions, settings.replication)
+    if not all(1 <= count <= PARTITIONS_MAX for count in counts):
+        raise ValueError(f"counts of partitions and copies lie between 1 and {PARTITIONS_MAX}")
     if settings.security not in SECURITY:
         raise ValueError(f"security is one of {', '.join(SECURITY)}, not {settings.security!r}")
     if settings.mechanism not in MECHANISMS:
         raise ValueError(f"mechanism is one of {', '.join(MECHANISMS)}")
     if settings.security.startswith("SASL") and not (settings.user and settings.password_file):
         raise ValueError("SASL wants user and password_file")
-    return settings

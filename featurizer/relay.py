@@ -17,13 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featurizer.eventlog import Batch, EventLog, LogError, Topic
 from featurizer.eventlog_kafka import Message, Partition, Producer, key_bytes, partition_of
 from featurizer.kafka_settings import KafkaSettings
-from featurizer.records import Kind
+from featurizer.progress import SHIPPED_KEY, pack_progress, read_progress
+from featurizer.records import Entity, Kind
 from featurizer.store import Store
 from featurizer.topics import ORIGIN, TOPIC_OF
+from featurizer.updates import KINDS, source_of
 from featurizer.worker import records_of
 
 _log = logging.getLogger(__name__)
@@ -32,12 +35,8 @@ LOOKS_MAX = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class RelaySettings:
-    """Bounds of the loop: bytes a batch, pauses when idle and after an error, how often to tell.
+    """Bounds of the loop: bytes a batch, pauses when idle and after an error, how often to tell."""
 
-    ``partitions`` is how many the topics of events have.
-    """
-
-    partitions: int
     read_bytes: int = 4 << 20
     idle_ms: float = 1.0
     retry_ms: float = 500.0
@@ -55,9 +54,7 @@ class RelayStatus:
     errors: int
 
 
-def messages_of(
-    batch: Batch, host: int, settings: KafkaSettings, partitions: int
-) -> dict[Partition, list[Message]]:
+def messages_of(batch: Batch, host: int, settings: KafkaSettings) -> dict[Partition, list[Message]]:
     """Return what a batch of the journal is in Kafka: a record for each entry, in order."""
     origins = np.zeros(len(batch.topics), ORIGIN)
     origins["host"], origins["position"] = host, batch.positions
@@ -68,10 +65,25 @@ def messages_of(
     found: dict[Partition, list[Message]] = {}
     for i, (topic, key) in enumerate(zip(batch.topics.tolist(), batch.keys.tolist(), strict=True)):
         alone = topic in (Topic.MODELS, Topic.DEAD_LETTERS)
-        at = (names[Topic(topic)], 0 if alone else partition_of(key, partitions))
+        at = (names[Topic(topic)], 0 if alone else partition_of(key, settings.event_partitions))
         header = headers[i * width : (i + 1) * width]
         found.setdefault(at, []).append(Message(key_bytes(key), batch.value(i), header))
     return found
+
+
+def note_sources(
+    records: NDArray[np.void], positions: NDArray[np.int64], shipped: NDArray[np.int64], inputs: int
+) -> None:
+    """Take into ``shipped`` int64[partitions, sources] the last position that each is to get."""
+    partitions = shipped.shape[0]
+    keys = records["entities"]
+    events = keys[:, Entity.CUSTOMER].view(np.uint64) % np.uint64(inputs)
+    sources = source_of(events.astype(np.int64), records["kind"].astype(np.int64))
+    homes = keys.view(np.uint64) % np.uint64(partitions)
+    for entity in range(keys.shape[1]):
+        there = keys[:, entity] != 0
+        at = (homes[there, entity].astype(np.int64), sources[there])
+        np.maximum.at(shipped, at, positions[there])
 
 
 def ids_of(batch: Batch) -> list[tuple[int, int]]:
@@ -113,6 +125,9 @@ class Relay:
         self._shipped = 0
         self._looks: deque[tuple[float, int]] = deque(maxlen=LOOKS_MAX)  # when, and the end then
         snapshot = index.snapshot()
+        shape = (kafka.entity_partitions, kafka.event_partitions * KINDS)
+        [row] = snapshot.get_many([SHIPPED_KEY])
+        self._sources = read_progress(row, shape[0] * shape[1]).reshape(shape)
         self.position = max(snapshot.position, journal.ends()[0])
         snapshot.close()
 
@@ -139,9 +154,12 @@ class Relay:
             return 0
         for damage in batch.damage:
             _log.error("the journal is damaged at %d: %s", damage.position, damage.cause)
-        messages = messages_of(batch, self._host, self._kafka, self._settings.partitions)
+        messages = messages_of(batch, self._host, self._kafka)
         await self._producer.send(messages)
-        self._index.write([], ids_of(batch), batch.next_position)
+        records, positions, _ = records_of(batch)
+        note_sources(records, positions, self._sources, self._kafka.event_partitions)
+        rows = [(SHIPPED_KEY, pack_progress(self._sources))]
+        self._index.write(rows, ids_of(batch), batch.next_position)
         self.position = batch.next_position
         self._shipped += len(batch.topics)
         return len(batch.topics)

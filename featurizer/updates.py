@@ -10,7 +10,7 @@ first, so that whoever folded it already can tell.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from featurizer.eventlog import LogError
-from featurizer.records import RECORD, Entity
+from featurizer.records import RECORD, Entity, Kind
 
 UPDATES_VERSION = 1
 HEAD = np.dtype(
@@ -29,6 +29,7 @@ UPDATE = np.dtype(
 )
 PLACE_BITS = 20  # of a log position, below the offset: the row's place in its array
 ROWS_MAX = 1 << PLACE_BITS
+KINDS = len(Kind)  # of records, each of which has a source of its own in a partition
 
 _OFFSETS: Mapping[str, tuple[Any, ...]] = RECORD.fields or {}
 _ENTITIES_WORD = _OFFSETS["entities"][1] // 8
@@ -113,6 +114,24 @@ def pack(
         stop = stops[partition]
         packed[partition] = head.tobytes() + rows[stop - counts[partition] : stop].tobytes()
     return packed
+
+
+def sources_of(rows: NDArray[np.void], partition: int) -> Iterator[tuple[int, int, int]]:
+    """Yield host, source and last position of what each host wrote of a packed array's rows.
+
+    A source is where a host's records come in the order that it wrote them: one kind of record in
+    one partition of the events.
+    """
+    for kind in (Kind.TRANSACTION, Kind.FEEDBACK):
+        of_kind = rows[rows["record"]["kind"] == kind]
+        for host in np.unique(of_kind["host"]).tolist():
+            last = int(of_kind["position"][of_kind["host"] == host].max())
+            yield host, source_of(partition, kind), last
+
+
+def source_of(partition: Any, kind: Any) -> Any:
+    """Return the number of a source; int, or int64[n] from int64[n] each."""
+    return partition * KINDS + kind - Kind.TRANSACTION
 
 
 def unpack(value: bytes, schema: int) -> tuple[int, NDArray[np.void]]:

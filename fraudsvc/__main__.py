@@ -10,6 +10,7 @@ import queue
 import sys
 from pathlib import Path
 
+from featurizer.adapters import store_place
 from featurizer.eventlog import LogError
 from featurizer.hashing import SECRET_BYTES
 from fraudsvc.calls import ScorerSettings
@@ -23,6 +24,7 @@ from fraudsvc.up import UpOptions, print_change, up
 PLACES = (
     ("--log", "FRAUD_LOG", "file://data/log", "URL of the event log"),
     ("--store", "FRAUD_STORE", "lmdb://data/store", "URL of the store"),
+    ("--index", "FRAUD_INDEX", "lmdb://data/index", "URL of the journal's index (shared states)"),
     ("--address", "FRAUD_ADDRESS", "127.0.0.1:50051", "where to serve gRPC"),
     ("--policy", "FRAUD_POLICY", str(DEFAULT_POLICY), "policy file (TOML)"),
     ("--bundle", "FRAUD_BUNDLE", "data/bundle", "model bundle (directory, or a link to one)"),
@@ -61,10 +63,11 @@ def _contract(args: argparse.Namespace) -> ContractSettings:
 
 def _options(args: argparse.Namespace) -> ServeOptions:
     return ServeOptions(
-        log=args.log, store=args.store, address=args.address, policy=Path(args.policy),
-        bundle=Path(args.bundle), public_key=Path(args.public_key), secret=_secret(args.id_secret),
-        cpus=frozenset(int(c) for c in args.cpus.split(",") if c), ready_file=args.ready_file,
-        sync_interval_ms=args.sync_interval_ms, contract=_contract(args),
+        log=args.log, store=store_place(args.store), index=args.index, address=args.address,
+        policy=Path(args.policy), bundle=Path(args.bundle), public_key=Path(args.public_key),
+        secret=_secret(args.id_secret), cpus=frozenset(int(c) for c in args.cpus.split(",") if c),
+        ready_file=args.ready_file, sync_interval_ms=args.sync_interval_ms,
+        contract=_contract(args),
         scorer=ScorerSettings(budget_ms=args.budget_ms, name=host_name()),
         server=ServerSettings(
             threads=args.threads, calls_max=args.calls_max, wait_ms_max=args.wait_ms_max,

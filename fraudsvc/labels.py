@@ -13,14 +13,16 @@ from featurizer.records import Entity, Kind
 from featurizer.store import Snapshot
 from fraudsvc.contract import Checker
 from fraudsvc.errors import item_error, refusal
+from fraudsvc.journal_tail import JournalTail
 from fraudsvc.ledger import Ledger
-from fraudsvc.tail import Tail
 
 
 class Labels:
     """Turns labels into frames of the log."""
 
-    def __init__(self, checker: Checker, hasher: IdHasher, tail: Tail, ledger: Ledger) -> None:
+    def __init__(
+        self, checker: Checker, hasher: IdHasher, tail: JournalTail, ledger: Ledger
+    ) -> None:
         self._checker = checker
         self._hasher = hasher
         self._tail = tail

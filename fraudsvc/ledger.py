@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from featurizer.eventlog import EventLog, LogError, Topic
 from featurizer.records import RECORD
-from fraudsvc.tail import REQUEST_WORD, TRANSACTION_WORD
+from fraudsvc.journal_tail import REQUEST_WORD, TRANSACTION_WORD
 
 FRAME_READ_BYTES = 1 << 16
 

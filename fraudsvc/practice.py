@@ -21,6 +21,7 @@ from fraudsvc.calls import Call, Clocks, ScorerSettings
 from fraudsvc.contract import ContractSettings
 from fraudsvc.policy import Policy
 from fraudsvc.scorer import Scorer
+from fraudsvc.tail import local_tail
 from trainer.bundle import Bundle
 from trainer.calibration import Calibration
 from trainer.model import Model, Trees
@@ -81,7 +82,13 @@ def practise(policy: Policy) -> None:
         worker = Worker(log, store, WorkerSettings(), lambda _: None)
         usual, late = (
             Scorer(
-                log, store, IdHasher(), lambda: bundle, lambda: policy, ContractSettings(), settings
+                log,
+                local_tail(log, store, settings),
+                IdHasher(),
+                lambda: bundle,
+                lambda: policy,
+                ContractSettings(),
+                settings,
             )
             for settings in (ScorerSettings(), ScorerSettings(full_ms=NEVER_FULL_MS))
         )

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from fraud.v1 import decision_pb2, fraud_service_pb2, label_pb2, transaction_pb2
 from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 
-from featurizer.arena import Arena
 from featurizer.eventlog import Entry, EventLog, LogError, Topic
 from featurizer.hashing import (
     PAYLOAD_BITS,
@@ -35,17 +35,16 @@ from fraudsvc.decide import (
     decide,
 )
 from fraudsvc.errors import ServiceError, item_error, refusal
+from fraudsvc.journal_tail import ENTITIES_WORD, REQUEST_WORD, JournalTail
 from fraudsvc.labels import Labels
 from fraudsvc.ledger import Ledger
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
-from fraudsvc.tail import ENTITIES_WORD, REQUEST_WORD, Snapshots, Tail
 from fraudsvc.trace_ids import trace_id_of
 from fraudsvc.wire import Acceptor
 from trainer.bundle import Bundle
 
 ITEMS_AT_ONCE = 32
-STATE_BYTES_USUAL = 2_048  # the index has room for as many states from the start
 # Plain numbers: an enum's attribute is a call.
 _NO_CAUSE = decision_pb2.RUNG_CAUSE_UNSPECIFIED
 _STALE = decision_pb2.RUNG_CAUSE_STATE_STALE
@@ -66,13 +65,14 @@ class Kept:
 class Scorer:
     """Decides transactions and takes labels.
 
-    ``bundle`` and ``policy`` are asked once per decision, so a new one takes effect between two.
+    ``tail`` follows ``log`` and has the states. ``bundle`` and ``policy`` are asked once per
+    decision, so a new one takes effect between two.
     """
 
     def __init__(
         self,
         log: EventLog,
-        store: Snapshots,
+        tail: JournalTail,
         hasher: IdHasher,
         bundle: Callable[[], Bundle | None],
         policy: Callable[[], Policy],
@@ -90,8 +90,7 @@ class Scorer:
         self._budget_ns = int(settings.budget_ms * MS)
         self._full_ns = int(settings.full_ms * MS)
         self._clocks = clocks or Clocks()
-        states = Arena(settings.states_bytes_max, settings.states_bytes_max // STATE_BYTES_USUAL)
-        self._tail = Tail(log, store, states, settings.pending_max)
+        self._tail = tail
         self._space = Workspace()
         records = np.zeros(ITEMS_AT_ONCE, RECORD)
         # A record for each item of a frame, and the same as words.
@@ -250,10 +249,11 @@ class Scorer:
         rung, cause = self._rung(call)
         seen = payment.record
         if rung != RULES_ONLY:
-            if snapshot is None:  # decide as if no entity were known
+            whole = self._load(snapshot, seen)
+            if whole is None:  # decide as if no entity were known
                 rung, cause, seen = PARTIAL, _UNAVAILABLE, payment.record.copy()
                 seen["entities"] = 0
-            elif not tail.load(snapshot, seen, self._space.rows):
+            elif not whole:
                 rung, cause = PARTIAL, _STALE
         draft = decide(payment, seen, self._space, self._bundle(), self._policy(), rung, cause)
         if seen is not payment.record:
@@ -265,6 +265,15 @@ class Scorer:
         self._entries.append(Entry(Topic.TRANSACTIONS, customer, payment.record.tobytes()))
         self._entries.append(Entry(Topic.DECISIONS, customer, decision))
         return Kept(payment, call, assessment)
+
+    def _load(self, snapshot: Snapshot | None, record: NDArray[np.void]) -> bool | None:
+        """Load the states that a record meets; return if all are whole, None where none is had."""
+        if snapshot is None:
+            return None
+        try:
+            return self._tail.load(snapshot, record, self._space.rows)
+        except StoreError:
+            return None
 
     def _rung(self, call: Call) -> tuple[decision_pb2.Rung, decision_pb2.RungCause]:
         """Choose the rung of the ladder that the time left and the states allow."""

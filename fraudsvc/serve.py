@@ -16,18 +16,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from featurizer.adapters import FollowedStore, open_log
+from featurizer.adapters import (
+    INDEX_SCHEMA,
+    FollowedStates,
+    FollowedStore,
+    StorePlace,
+    follow_states,
+    open_log,
+)
+from featurizer.cluster import journal_number
+from featurizer.eventlog import EventLog
 from featurizer.features import INDEX, SCHEMA_VERSION
 from featurizer.hashing import IdHasher
 from featurizer.store import StoreError
 from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
+from fraudsvc.journal_tail import JournalTail
 from fraudsvc.models import BundleFile
 from fraudsvc.policy import PolicyFile
 from fraudsvc.practice import practise
 from fraudsvc.scorer import Scorer
 from fraudsvc.server import Server, ServerSettings
+from fraudsvc.shared_tail import SharedTail, compile_kernels
 from fraudsvc.supervisor import Change, Role, Supervisor
+from fraudsvc.tail import local_tail
 from fraudsvc.topology import cpu_flags
 
 POLL_S = 1.0
@@ -42,7 +54,8 @@ class ServeOptions:
     """Where things are and how the scorer is bound; the defaults are those of embedded mode."""
 
     log: str
-    store: str
+    store: StorePlace
+    index: str
     address: str
     policy: Path
     bundle: Path
@@ -72,6 +85,41 @@ def _wait_for_store(store: FollowedStore, stopping: threading.Event) -> None:
             return
 
 
+@dataclass(slots=True)
+class _Followed:
+    """The state of now, and what has to be looked at now and then for it."""
+
+    tail: JournalTail
+    index: FollowedStore
+    states: FollowedStates | None
+
+    def poll(self) -> None:
+        self.index.poll()
+        if self.states is not None:
+            self.states.poll()
+
+    def close(self) -> None:
+        self.index.close()
+        if self.states is not None:
+            self.states.close()
+
+
+def _follow(log: EventLog, options: ServeOptions) -> _Followed:
+    """Follow one host's own store, or the states that hosts share."""
+    place, scorer = options.store, options.scorer
+    if not place.partitions:
+        store = FollowedStore(place.url, schema=SCHEMA_VERSION)
+        return _Followed(local_tail(log, store, scorer), store, None)
+    index = FollowedStore(options.index, schema=INDEX_SCHEMA)
+    states = follow_states(place)
+    tail = SharedTail(
+        log, index, states, journal_number(options.log), place.partitions, place.inputs,
+        scorer.pending_max,
+    )  # fmt: skip
+    compile_kernels()
+    return _Followed(tail, index, states)
+
+
 def _read_key(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -88,17 +136,17 @@ def serve(options: ServeOptions) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     log = open_log(options.log, sync_interval_ms=options.sync_interval_ms)
-    store = FollowedStore(options.store, schema=SCHEMA_VERSION)
+    followed = _follow(log, options)
     policy = PolicyFile(options.policy, INDEX, lambda e: _log.error("policy refused: %s", e))
     bundle = BundleFile(
         options.bundle, _read_key(options.public_key), lambda e: _log.error("bundle refused: %s", e)
     )
     scorer = Scorer(
-        log, store, IdHasher(options.secret), lambda: bundle.current, lambda: policy.current,
-        options.contract, options.scorer,
+        log, followed.tail, IdHasher(options.secret), lambda: bundle.current,
+        lambda: policy.current, options.contract, options.scorer,
     )  # fmt: skip
     practise(policy.current)
-    _wait_for_store(store, stopping)
+    _wait_for_store(followed.index, stopping)
     server = Server(scorer, options.address, options.server)
     gc.collect()
     gc.freeze()
@@ -110,10 +158,10 @@ def serve(options: ServeOptions) -> int:
     while not stopping.wait(POLL_S):
         policy.poll()
         bundle.poll()
-        store.poll()
+        followed.poll()
     server.stop()
     log.close()
-    store.close()
+    followed.close()
     return 0
 
 

@@ -1,7 +1,6 @@
-"""The state of now: what the store has, and what the log has got since.
+"""The state of now on one host: what the store has, and what the log has got since.
 
-Owns which records are pending, the states caught up with them, and where ids are found. Must not
-know how a decision is made. Not for use by several threads at once: the scorer has a lock.
+Owns the states caught up with the pending records. Must not know how a decision is made.
 
 States that were asked for stay in an arena and get every record of the log folded in as it comes,
 so a decision about entities met before reads no store, and costs the same however far the
@@ -11,29 +10,19 @@ pending records.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
-from typing import Any, Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 
 from featurizer.arena import Arena
-from featurizer.eventlog import Batch, EventLog
-from featurizer.records import RECORD, Entity, Kind
+from featurizer.eventlog import EventLog
+from featurizer.records import Entity
 from featurizer.state import HEADER
 from featurizer.store import Snapshot, StoreError
-from featurizer.worker import records_of
+from fraudsvc.calls import ScorerSettings
+from fraudsvc.journal_tail import ENTITIES_WORD, JournalTail, Snapshots
 
-READ_BYTES = 1 << 20
-_OFFSETS: Mapping[str, tuple[Any, ...]] = RECORD.fields or {}
-# Words of a record: a field of a structured array costs ten times as much to read.
-REQUEST_WORD = _OFFSETS["request"][1] // 8
-TRANSACTION_WORD = _OFFSETS["transaction"][1] // 8
-ENTITIES_WORD = _OFFSETS["entities"][1] // 8
 _ENTITIES = len(Entity)
-CATCH_UP_READS_MAX = 8  # at most so many reads a call; further behind is stale
-IDS_MAX = 1 << 20  # pending; with a featurizer so far behind the oldest repeats go unnoticed
+STATE_BYTES_USUAL = 2_048  # the arena's index has room for as many states from the start
 
 
 def _present(record: NDArray[np.void]) -> int:
@@ -42,114 +31,32 @@ def _present(record: NDArray[np.void]) -> int:
     return sum(1 << entity for entity, key in enumerate(keys) if key)
 
 
-class Snapshots(Protocol):
-    """What a reader needs of a store. Raises StoreError while there is none."""
+class Tail(JournalTail):
+    """Follows the log past the store, which is the index too.
 
-    def snapshot(self) -> Snapshot:
-        """Return a consistent view of the newest write."""
-        ...
-
-
-class Tail:
-    """Follows the log past the store.
-
-    At most ``capacity`` records are pending. When there were more, ``stale`` is true until the
-    store has those that had to go: a state read from it may lack events. ``behind`` is true while
-    the log is too far ahead to be read in one call. ``arena`` bounds the memory of the states.
+    When more records were pending than may be, ``stale`` is true until the store has those that
+    had to go: a state read from it may lack events. ``arena`` bounds the memory of the states.
     """
 
     def __init__(
         self, log: EventLog, store: Snapshots, arena: Arena, capacity: int = 4_096
     ) -> None:
-        self._log = log
-        self._store = store
+        super().__init__(log, store, capacity)
         self._arena = arena
-        self._capacity = capacity
-        self._records = np.zeros(2 * capacity, RECORD)
-        self._words = self._records.view(np.int64).reshape(2 * capacity, -1)
-        self._positions = np.zeros(2 * capacity, np.int64)
-        self._first = 0
-        self._stop = 0
         self._applied = -1  # of the last snapshot
         self._dropped = -1  # position of the last record that is pending no more
-        self.position = 0
         self.stale = False
-        self.behind = False
-        self._staged: dict[int, int] = {}  # request and transaction id of each, in order
-        self._frames: dict[int, int] = {}  # request or transaction id: its first frame pending
-        self._ids: deque[tuple[int, int, int]] = deque()  # position and both ids of each
 
-    def refresh(self) -> Snapshot:
-        """Read the log to its end and return a snapshot, which the caller closes.
+    def load(self, snapshot: Snapshot, record: NDArray[np.void], rows: NDArray[np.int64]) -> bool:
+        """Fill ``rows`` with the states that ``record`` (RECORD[1]) meets; return if all are whole.
 
-        Raises LogError; the pending records are then as they were. Raises StoreError, with the
-        log read all the same.
+        ``rows`` int64[len(Entity), ROW_WORDS]; the row of an entity never seen is empty.
         """
-        try:
-            snapshot = self._store.snapshot()
-        except StoreError:
-            self._forget_ids(-1)
-            self.follow()
-            raise
-        try:
-            applied = snapshot.position
-            self._look_at(applied)
-            self.follow(snapshot)
-            self.stale = applied <= self._dropped
-        except BaseException:
-            snapshot.close()
-            raise
-        return snapshot
-
-    def follow(self, snapshot: Snapshot | None = None) -> None:
-        """Read what the log has got since the last call.
-
-        A request that ``snapshot`` knows is a repeat, though its first append is pending no more.
-        """
-        for _ in range(CATCH_UP_READS_MAX):
-            batch = self._log.read(self.position, READ_BYTES)
-            self.behind = batch.next_position != self.position
-            if not self.behind:
-                return
-            if len(batch.topics):
-                self._take(batch, snapshot)
-            self.position = batch.next_position
-
-    def stage(self, ids: NDArray[np.int64]) -> None:
-        """Take in a transaction before it is appended, as if it stood where it is going to.
-
-        ``ids`` int64[1, n] are the words of its record. Its frame will begin at ``position``, and
-        has it behind the transactions that were staged before, each with its decision.
-        """
-        position = self.position + 1 + 2 * len(self._staged)
-        stop = self._stop if self._stop < len(self._positions) else self._make_room(1)
-        self._words[stop] = ids
-        self._positions[stop] = position
-        self._take_in(stop + 1)
-        self._staged[ids.item(REQUEST_WORD)] = ids.item(TRANSACTION_WORD)
-
-    def is_staged(self, request: int) -> bool:
-        """Return whether a transaction of this request is staged."""
-        return request in self._staged
-
-    @property
-    def staged(self) -> int:
-        """How many transactions are staged."""
-        return len(self._staged)
-
-    def commit(self, frame: int, end: int) -> None:
-        """Keep what was staged, now that its frame stands from ``frame`` to ``end``.
-
-        ``frame`` is ``position``: where others appended in between, ``roll_back`` and ``follow``.
-        """
-        position = frame + 1
-        for request, transaction in self._staged.items():
-            self._frames[request] = frame
-            self._frames.setdefault(transaction, frame)
-            self._ids.append((position, request, transaction))
-            position += 2
-        self._staged.clear()
-        self.position = end
+        missing = self._arena.lend(record, rows)
+        if missing:
+            self._fetch(snapshot, record, rows, missing)
+            return not self.stale and not self.behind
+        return not self.behind
 
     def roll_back(self, rows: NDArray[np.int64]) -> None:
         """Forget what was staged: the states that it was folded into are made anew.
@@ -163,12 +70,12 @@ class Tail:
         if not len(undone):
             return
         try:
-            snapshot = self._store.snapshot()
+            snapshot = self._index.snapshot()
         except StoreError:
             self._arena.clear()
             return
         try:
-            self._look_at(snapshot.position)
+            self._look_at(snapshot)
             if self.stale:
                 self._arena.clear()
                 return
@@ -179,33 +86,17 @@ class Tail:
         finally:
             snapshot.close()
 
-    def _look_at(self, applied: int) -> None:
+    def _look_at(self, snapshot: Snapshot) -> None:
         """Take in how far a snapshot is."""
+        applied = snapshot.position
         if applied != self._applied:
             self._forget(applied)
             self._applied = applied
-        self.stale = applied <= self._dropped
+        self._look_back()
 
-    def find(self, identity: int, snapshot: Snapshot) -> int | None:
-        """Return the position of the first frame with a request or transaction id, or None."""
-        # The store first: what it knows came before whatever is pending.
-        found = snapshot.find_many((identity,))[0]
-        return self._frames.get(identity) if found is None else found
-
-    def first_frame(self, identity: int) -> int | None:
-        """Return the first pending frame with an id, or None."""
-        return self._frames.get(identity)
-
-    def load(self, snapshot: Snapshot, record: NDArray[np.void], rows: NDArray[np.int64]) -> bool:
-        """Fill ``rows`` with the states that ``record`` (RECORD[1]) meets; return if all are whole.
-
-        ``rows`` int64[len(Entity), ROW_WORDS]; the row of an entity never seen is empty.
-        """
-        missing = self._arena.lend(record, rows)
-        if missing:
-            self._fetch(snapshot, record, rows, missing)
-            return not self.stale and not self.behind
-        return not self.behind
+    def _look_back(self) -> None:
+        """Take in what reading the log changed."""
+        self.stale = self._applied <= self._dropped
 
     def _fetch(
         self, snapshot: Snapshot, record: NDArray[np.void], rows: NDArray[np.int64], missing: int
@@ -224,43 +115,6 @@ class Tail:
         except MemoryError:
             self._arena.clear()  # full: start anew from the store
 
-    def _take(self, batch: Batch, snapshot: Snapshot | None) -> None:
-        records, positions, frames = records_of(batch)
-        keep = np.ones(len(records), bool)
-        requests, transactions = records["request"].tolist(), records["transaction"].tolist()
-        folded = snapshot.find_many(requests) if snapshot else [None] * len(requests)
-        kinds = records["kind"].tolist()
-        for i, request in enumerate(requests):
-            if kinds[i] != Kind.TRANSACTION or not request:
-                continue
-            frame = int(frames[i])
-            if request in self._frames or folded[i] not in (None, frame):
-                keep[i] = False  # a second append of the same request: the first one counts
-                continue
-            self._frames[request] = frame
-            self._frames.setdefault(transactions[i], frame)
-            self._ids.append((int(positions[i]), request, transactions[i]))
-        if not keep.all():
-            records, positions = records[keep], positions[keep]
-        if len(records) > self._capacity:
-            self._dropped = int(positions[-self._capacity - 1])
-            records, positions = records[-self._capacity :], positions[-self._capacity :]
-            self._first = self._stop
-            self._arena.clear()  # its states would lack what is left out
-        stop = self._make_room(len(records))
-        self._records[stop : stop + len(records)] = records
-        self._positions[stop : stop + len(records)] = positions
-        self._take_in(stop + len(records))
-
-    def _make_room(self, count: int) -> int:
-        """Return where ``count`` more pending records go."""
-        if self._stop + count > len(self._records):
-            kept = self._stop - self._first
-            self._records[:kept] = self._records[self._first : self._stop]
-            self._positions[:kept] = self._positions[self._first : self._stop]
-            self._first, self._stop = 0, kept
-        return self._stop
-
     def _take_in(self, stop: int) -> None:
         """Count the records up to ``stop`` as pending; the oldest go where there are too many."""
         try:
@@ -272,15 +126,17 @@ class Tail:
             self._first = stop - self._capacity
             self._dropped = int(self._positions[self._first - 1])
 
+    def _skip(self, _: NDArray[np.void], positions: NDArray[np.int64]) -> None:
+        """Do without what ends at these positions."""
+        self._dropped = int(positions[-1])
+        self._arena.clear()  # its states would lack what is left out
+
     def _forget(self, applied: int) -> None:
         """Drop what a snapshot at log position ``applied`` holds."""
         if applied > self.position:  # far behind: nothing between here and there is needed
-            self.position = applied
-            self._first = self._stop = 0
+            self._forget_all(applied)
             self._dropped = applied - 1
             self._arena.clear()  # its states lack what was skipped
-            self._frames.clear()
-            self._ids.clear()
             return
         count = self._stop - self._first
         if count and self._positions[self._first] < applied:
@@ -289,8 +145,8 @@ class Tail:
             self._dropped = int(self._positions[self._first - 1])
         self._forget_ids(applied)
 
-    def _forget_ids(self, applied: int) -> None:
-        while self._ids and (self._ids[0][0] < applied or len(self._ids) > IDS_MAX):
-            _, request, transaction = self._ids.popleft()
-            self._frames.pop(request, None)
-            self._frames.pop(transaction, None)
+
+def local_tail(log: EventLog, store: Snapshots, settings: ScorerSettings) -> Tail:
+    """Return the tail of embedded mode, within a scorer's bounds."""
+    states = Arena(settings.states_bytes_max, settings.states_bytes_max // STATE_BYTES_USUAL)
+    return Tail(log, store, states, settings.pending_max)

@@ -47,6 +47,7 @@ from fraudsvc.payment import Payment
 from fraudsvc.policy import DEFAULT_POLICY, Policy, load_policy
 from fraudsvc.scorer import Scorer
 from fraudsvc.server import Server, ServerSettings
+from fraudsvc.tail import local_tail
 from loadgen.columns import SCHEMA
 from loadgen.history import HistoryWriter
 from loadgen.world import World, WorldSettings
@@ -240,8 +241,10 @@ class Host:
         """Return a new scorer, which knows nothing but log and store."""
         # A busy machine must not decide which rung a test sees.
         bounds = ScorerSettings(**{"budget_ms": 60_000.0, "states_bytes_max": 8 << 20, **settings})
+        log = log or self.log
         made = Scorer(
-            log or self.log, self.store, IdHasher(), lambda: self.bundle, self._policy_now,
+            log, local_tail(log, self.store, bounds), IdHasher(), lambda: self.bundle,
+            self._policy_now,
             ContractSettings(max_age_days=None), bounds, Clocks(now_ms=lambda: self.now_ms),
         )  # fmt: skip
         return Asked(made)

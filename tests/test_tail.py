@@ -8,6 +8,7 @@ from fraud.v1 import decision_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fraudsvc.tail import Tail
 from tests.conftest import (
     SEED,
     Asked,
@@ -154,10 +155,12 @@ def test_others_appends_in_between_cost_only_what_was_staged(host: Host) -> None
             slow.score(batch[0], call_now())
         if i % 7 == 0:
             host.fold(1)
-    known = len(slow.scorer._tail._arena)
+    tail = slow.scorer._tail
+    assert isinstance(tail, Tail)
+    known = len(tail._arena)
     log.before.append(lambda: quick.score(payments.one(), call_now()))
     slow.score_batch([payments.one() for _ in range(4)], call_now())
-    assert len(slow.scorer._tail._arena) >= known > 20
+    assert len(tail._arena) >= known > 20
     # What comes after sees all that came before, in the log's order.
     last = payments.one()
     slow.score(last, call_now())

@@ -32,7 +32,7 @@ from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
 from fraudsvc.policy import DEFAULT_POLICY, Policy, load_policy
 from fraudsvc.scorer import Scorer
-from fraudsvc.tail import Tail
+from fraudsvc.tail import Tail, local_tail
 from loadgen.rows import HistoryRow, Span, read_rows, request_id
 from tests.bench.claims import SEED, claim, make_world, pin, spent
 from tests.bench.serving import CLIENT_CPU, SERVER_CPU, Running, started
@@ -108,10 +108,11 @@ def make_handlers(where: Path) -> Callable[[str], Any]:
     public_key = (where / "key.pub").read_bytes()
     bundle = load_bundle(where / "bundle", schema_version=SCHEMA_VERSION, public_key=public_key)
     policy = load_policy(DEFAULT_POLICY, INDEX)
+    log = open_log(f"file://{where}/log")
+    store = open_store(f"lmdb://{where}/store", schema=SCHEMA_VERSION, read_only=True)
     decider = Scorer(
-        open_log(f"file://{where}/log"),
-        open_store(f"lmdb://{where}/store", schema=SCHEMA_VERSION, read_only=True),
-        IdHasher(), lambda: bundle, lambda: policy, ContractSettings(max_age_days=None),
+        log, local_tail(log, store, ScorerSettings()), IdHasher(), lambda: bundle, lambda: policy,
+        ContractSettings(max_age_days=None),
         ScorerSettings(),
     )  # fmt: skip
     settings = server.ServerSettings()

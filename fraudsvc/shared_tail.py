@@ -1,0 +1,174 @@
+"""The state of now where several hosts share the states: those, and what of our own they lack.
+
+Owns which records of this host's journal are still to be folded into a state that was read. Others'
+records come with the states, as fast as relay, split and fold bring them. Must not know how a
+decision is made, nor which store it is.
+
+A state is read anew for each decision, with a row that says how much of our journal its partition
+has. The records after that are folded into the copy; a state that lacks some that are pending no
+more is stale. The index of the journal, written by the relay, has the ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from featurizer.eventlog import EventLog
+from featurizer.fold import fold
+from featurizer.progress import NONE, SHIPPED_KEY, progress_key, read_progress
+from featurizer.records import RECORD, Entity, Kind
+from featurizer.state import HEADER, POSITION, ROW_WORDS
+from featurizer.store import Snapshot
+from featurizer.updates import KINDS, home_of
+from fraudsvc.journal_tail import JournalTail, Snapshots
+
+_AFTER_ALL = 1 << 62  # beyond every position of the states: ours are another log's
+_ENTITIES = len(Entity)
+
+
+class States(Protocol):
+    """The states of all partitions. Raises StoreError while they are not to be had."""
+
+    def read(self, keys: Sequence[int], homes: Sequence[int]) -> Sequence[bytes | None]:
+        """Return the state of each key of a partition (``homes``); None where there is none."""
+        ...
+
+
+@njit(cache=True)
+def _source_of(rec, inputs):  # type: ignore[no-untyped-def]
+    partition = home_of(rec.entities[Entity.CUSTOMER], inputs)
+    return partition * KINDS + rec.kind - Kind.TRANSACTION
+
+
+@njit(cache=True)
+def _note_dropped(pending, positions, first, stop, dropped):  # type: ignore[no-untyped-def]
+    """Take into ``dropped`` int64[partitions, sources] what is pending no more."""
+    for i in range(first, stop):
+        source = _source_of(pending[i], dropped.shape[1] // KINDS)
+        for entity in range(_ENTITIES):
+            key = pending[i].entities[entity]
+            if key != 0:
+                dropped[home_of(key, dropped.shape[0]), source] = positions[i]
+
+
+@njit(cache=True)
+def _catch_up(records, rows, progress, pending, positions, first, stop, dropped):  # type: ignore[no-untyped-def]
+    """Fold what is pending into the rows that lack it; return whether they lack nothing else.
+
+    ``progress`` int64[entities, sources] is how much of our journal each row has. A row keeps the
+    position that it was stored with.
+    """
+    rec = records[0]
+    whole = True
+    for entity in range(_ENTITIES):
+        key = rec.entities[entity]
+        if key == 0:
+            continue
+        home = home_of(key, dropped.shape[0])
+        for source in range(dropped.shape[1]):
+            if dropped[home, source] > progress[entity, source]:
+                whole = False
+        stored = rows[entity, POSITION]
+        for i in range(first, stop):
+            if pending[i].entities[entity] != key:
+                continue
+            source = _source_of(pending[i], dropped.shape[1] // KINDS)
+            if positions[i] > progress[entity, source]:
+                fold(rows[entity], entity, pending[i], positions[i] + _AFTER_ALL)
+        rows[entity, POSITION] = stored
+    return whole
+
+
+class SharedTail(JournalTail):
+    """Follows this host's journal past the shared states.
+
+    ``index`` is the journal's, ``host`` its number. ``partitions`` and ``inputs`` are those of the
+    entities and of the events.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        index: Snapshots,
+        states: States,
+        host: int,
+        partitions: int,
+        inputs: int,
+        capacity: int = 4_096,
+    ) -> None:
+        super().__init__(log, index, capacity)
+        self._states = states
+        self._partitions = partitions
+        self._row_key = progress_key(host)
+        self._sources = inputs * KINDS
+        self._lost = np.full((partitions, self._sources), NONE, np.int64)
+        self._progress = np.full((_ENTITIES, self._sources), NONE, np.int64)
+
+    def load(self, _: Snapshot, record: NDArray[np.void], rows: NDArray[np.int64]) -> bool:
+        """Fill ``rows`` with the states that ``record`` meets; return if all are whole.
+
+        Raises StoreError where they cannot be read.
+        """
+        keys = record["entities"][0].tolist()
+        present = [entity for entity, key in enumerate(keys) if key]
+        homes = [int(keys[entity]) % (1 << 64) % self._partitions for entity in present]
+        distinct = sorted(set(homes))
+        asked = [keys[entity] for entity in present] + [self._row_key] * len(distinct)
+        blobs = self._states.read(asked, homes + distinct)
+        progress = {
+            home: read_progress(blob, self._sources)
+            for home, blob in zip(distinct, blobs[len(present) :], strict=True)
+        }
+        rows[:, :HEADER] = 0
+        for entity, home, blob in zip(present, homes, blobs, strict=False):
+            self._progress[entity] = progress[home]
+            if blob is not None:
+                rows[entity].view(np.uint8)[: len(blob)] = np.frombuffer(blob, np.uint8)
+        whole: bool = _catch_up(
+            record, rows, self._progress, self._records, self._positions, self._first,
+            self._stop, self._lost,
+        )  # fmt: skip
+        return whole and not self.behind
+
+    def roll_back(self, _: NDArray[np.int64]) -> None:
+        """Forget what was staged."""
+        self._stop -= len(self._staged)
+        self._first = min(self._first, self._stop)
+        self._staged.clear()
+
+    def _look_at(self, snapshot: Snapshot) -> None:
+        """Take in what the relay has shipped: those ids are in the index."""
+        applied = snapshot.position
+        if applied > self.position:  # begin where the relay is
+            [row] = snapshot.get_many([SHIPPED_KEY])
+            shipped = read_progress(row, self._lost.size)
+            self._lost = np.maximum(self._lost, shipped.reshape(self._lost.shape))
+            self._forget_all(applied)
+        self._forget_ids(applied)
+
+    def _skip(self, records: NDArray[np.void], positions: NDArray[np.int64]) -> None:
+        """Do without all that is pending and these."""
+        _note_dropped(self._records, self._positions, self._first, self._stop, self._lost)
+        _note_dropped(records, positions, 0, len(records), self._lost)
+
+    def _take_in(self, stop: int) -> None:
+        """Count the records up to ``stop`` as pending; the oldest go where there are too many."""
+        self._stop = stop
+        first = max(self._first, stop - self._capacity)
+        _note_dropped(self._records, self._positions, self._first, first, self._lost)
+        self._first = first
+
+
+def compile_kernels() -> None:
+    """Compile what a first call would have to wait for."""
+    records, positions = np.zeros(1, RECORD), np.zeros(1, np.int64)
+    rows = np.zeros((_ENTITIES, ROW_WORDS), np.int64)
+    progress = np.zeros((_ENTITIES, KINDS), np.int64)
+    lost = np.zeros((1, KINDS), np.int64)
+    _note_dropped(records, positions, 0, 1, lost)
+    _catch_up(records, rows, progress, records, positions, 0, 1, lost)
