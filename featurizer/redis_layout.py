@@ -1,4 +1,4 @@
-"""What stands in Redis: names of keys, the label of a partition, and the scripts that change it.
+"""What stands in Redis: the names of keys, and the label of a partition.
 
 Owns every byte that is written there. Must not know connections, nor what a state means.
 
@@ -31,35 +31,13 @@ PLACE = (b"0", b"7")
 _HEAD = struct.Struct("<4sqq8s8s")
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
-# A shebang makes a server that is full refuse the script as a whole, before it starts.
-# The label is set last: should a script ever stop half way, no position is ahead of its states.
-WRITE = b"""#!lua
-local label = redis.call('GET', KEYS[1]) or ''
-if label ~= ARGV[1] then return label end
-local states = tonumber(ARGV[3])
-for i = 1, states do redis.call('SET', KEYS[i + 1], ARGV[i + 3]) end
-for i = states + 1, #KEYS - 1 do redis.call('SET', KEYS[i + 1], ARGV[i + 3], 'NX') end
-redis.call('SET', KEYS[1], ARGV[2])
-return 1
-"""
-# What must still go when the server is full.
+# Puts one label in place of another, also where the server is full: what is there can still be
+# opened, swept and deleted.
 RELABEL = b"""#!lua flags=allow-oom
 local label = redis.call('GET', KEYS[1]) or ''
-if label ~= ARGV[1] then return label end
+if label ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
 return 1
-"""
-DROP = b"""#!lua flags=allow-oom
-local label = redis.call('GET', KEYS[1]) or ''
-if label ~= ARGV[1] then return label end
-local dropped = 0
-for i = 2, #KEYS do dropped = dropped + redis.call('UNLINK', KEYS[i]) end
-return dropped
-"""
-PEEK = b"""#!lua flags=no-writes
-local found = {}
-for i = 1, #KEYS do found[i] = redis.call('GETRANGE', KEYS[i], ARGV[1], ARGV[2]) end
-return found
 """
 
 

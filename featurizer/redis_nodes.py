@@ -19,7 +19,7 @@ from typing import Any, Self
 from redis.backoff import NoBackoff
 from redis.connection import Connection, parse_url
 from redis.crc import key_slot
-from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
 from redis.utils import HIREDIS_AVAILABLE
 
@@ -56,10 +56,6 @@ class RedisSettings:
 
 class AnswerLost(StoreError):  # noqa: N818 - it names a state, as StoreStale
     """The command was sent, and its answer did not come: it may take effect, also later."""
-
-
-class ScriptUnknown(StoreError):  # noqa: N818 - it names a state, as StoreStale
-    """The server does not have the script of this digest."""
 
 
 def _pack(command: Command) -> bytes:
@@ -115,12 +111,13 @@ class _Link:
         mode: bytes = self._connection.handshake_metadata.get(b"mode", b"")
         return mode == b"cluster"
 
-    def send(self, commands: Sequence[Command], deadline: float) -> None:
+    def send(self, commands: Sequence[Command], deadline: float, connect: bool = True) -> None:
         """Send commands in one piece; ``receive`` tells of any trouble."""
         if self._trouble is None:
             try:
-                if not self._connection.is_connected and self._clock() > deadline:
-                    raise TimeoutError("no time left")
+                may_connect = connect and self._clock() < deadline
+                if not may_connect and not self._connection.is_connected:
+                    raise TimeoutError("the connection was lost, or there is no time left")
                 self._connection.send_packed_command([b"".join(map(_pack, commands))])
                 self._unread += len(commands)
             except (RedisError, OSError) as error:
@@ -139,8 +136,7 @@ class _Link:
         except ReadOnlyError as error:  # no master any more: ask the name server again
             return self._fail(error, StoreError)
         except ResponseError as error:
-            refusal = ScriptUnknown if isinstance(error, NoScriptError) else StoreError
-            answer = refusal(f"{self.name}: {error}")
+            answer = StoreError(f"{self.name}: {error}")
             answer.__cause__ = error
         except (RedisError, OSError) as error:
             return self._fail(error, AnswerLost)
@@ -206,8 +202,11 @@ class Nodes:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    def ask(self, asked: Sequence[tuple[int, Command]]) -> list[Any]:
-        """Return the answers to commands, each for a slot; all are sent before one is awaited."""
+    def ask(self, asked: Sequence[tuple[int, Command]], *, connect: bool = True) -> list[Any]:
+        """Return the answers to commands, each for a slot; all are sent before one is awaited.
+
+        Without ``connect`` they go by the connections that there are, or fail.
+        """
         missing = [slot for slot, _ in asked if slot not in self._owners]
         if missing:
             self._due = True
@@ -218,7 +217,7 @@ class Nodes:
         for link in batches:
             link.admit()
         for link, commands in batches.items():
-            link.send(commands, self._deadline)
+            link.send(commands, self._deadline, connect)
         answers = [self._owners[slot].receive(self._deadline) for slot, _ in asked]
         for answer in answers:
             if isinstance(answer, StoreError):

@@ -1,4 +1,4 @@
-"""The keys of one partition in Redis, and the commands and scripts that touch them.
+"""The keys of one partition in Redis, and the commands that touch them.
 
 Must not know what a Store promises.
 """
@@ -6,17 +6,22 @@ Must not know what a Store promises.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from hashlib import sha1
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
-from featurizer.redis_layout import DROP, PEEK, RELABEL, WRITE, Names
-from featurizer.redis_nodes import Nodes, RedisSettings, ScriptUnknown, slot_of
+from featurizer.redis_layout import RELABEL, Names
+from featurizer.redis_nodes import Command, Nodes, RedisSettings, slot_of
 from featurizer.store import StoreError
 
-_DIGESTS = {
-    script: sha1(script, usedforsecurity=False).hexdigest().encode()
-    for script in (WRITE, RELABEL, DROP, PEEK)
-}
+T = TypeVar("T")
+
+
+class OtherLabel(StoreError):  # noqa: N818 - it names a state, as StoreStale
+    """Another process took the partition over, or Redis lost it; ``found`` stands there now."""
+
+    def __init__(self, found: bytes) -> None:
+        super().__init__("another process took the partition over, or Redis has an older copy")
+        self.found = found
 
 
 class Partition:
@@ -30,17 +35,12 @@ class Partition:
 
     def ask(self, *command: bytes) -> Any:
         """Return the answer to one command. Raises StoreError."""
-        with self._nodes as nodes:
-            return nodes.ask([(self._slot, command)])[0]
+        return self.ask_all([command])[0]
 
-    def run(self, script: bytes, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
-        """Run a script, which a server forgets when it starts anew. Raises StoreError."""
-        command = (b"EVALSHA", _DIGESTS[script], b"%d" % len(keys), *keys, *arguments)
-        try:
-            return self.ask(*command)
-        except ScriptUnknown:
-            self.ask(b"SCRIPT", b"LOAD", script)
-            return self.ask(*command)
+    def ask_all(self, commands: Sequence[Command]) -> list[Any]:
+        """Return the answers to commands, sent in one piece. Raises StoreError."""
+        with self._nodes as nodes:
+            return nodes.ask([(self._slot, command) for command in commands])
 
     def label(self) -> bytes:
         """Return the label as it stands there, b"" where there is none."""
@@ -48,8 +48,28 @@ class Partition:
 
     def relabel(self, before: bytes, after: bytes) -> None:
         """Put one label in place of another. Raises StoreError where it is not there any more."""
-        if self.run(RELABEL, [self.names.label], [before, after]) != 1:
+        if self.ask(b"EVAL", RELABEL, b"1", self.names.label, before, after) != 1:
             raise StoreError("another process took the partition over at this moment")
+
+    def change(self, before: bytes, commands: Sequence[Command]) -> list[Any]:
+        """Return the answers to commands that are all run, or none. Raises StoreError.
+
+        None is run, and OtherLabel raised, where the label is not ``before`` at the moment that
+        they would be. Between those that are run Redis does nothing else.
+        """
+        label, slot = self.names.label, self._slot
+        with self._nodes as nodes:
+            found = nodes.ask([(slot, (b"WATCH", label)), (slot, (b"GET", label))])[1] or b""
+            if found != before:
+                nodes.ask([(slot, (b"UNWATCH",))])
+                raise OtherLabel(found)
+            # By the connection that watches, or not at all.
+            frame = [(b"MULTI",), *commands, (b"EXEC",)]
+            asked = [(slot, command) for command in frame]
+            answers: list[Any] | None = nodes.ask(asked, connect=False)[-1]
+        if answers is None:
+            raise OtherLabel(self.label())
+        return answers
 
     def scan(self, cursor: bytes, kinds: bytes) -> tuple[bytes, list[bytes]]:
         """Return where to go on, b"0" at the end, and some keys of the kinds."""
@@ -58,10 +78,15 @@ class Partition:
         cursor, keys = self.ask(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", count)
         return cursor, keys
 
-    def chunks(self, keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-        """Yield as many keys at a time as one command may have."""
+    def chunks(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
+        """Yield as many at a time as one command may have."""
         size = self.settings.keys_per_command
-        return (keys[start : start + size] for start in range(0, len(keys), size))
+        return (items[start : start + size] for start in range(0, len(items), size))
+
+    def values(self, names: Sequence[bytes]) -> list[bytes | None]:
+        """Return what stands at each name, in order. Raises StoreError."""
+        found = self.ask_all([(b"MGET", *chunk) for chunk in self.chunks(names)])
+        return list(chain.from_iterable(found))
 
     def close(self) -> None:
         """Let go of the connections."""

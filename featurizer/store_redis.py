@@ -15,22 +15,21 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
+from typing import Any
 
 from featurizer.redis_layout import (
     DISCARDING,
-    DROP,
     EVENT_TIME,
     NUMBER,
-    PEEK,
     PLACE,
-    WRITE,
     Label,
     Names,
     read_label,
     read_position,
 )
-from featurizer.redis_nodes import AnswerLost, Nodes, RedisSettings, slot_of
-from featurizer.redis_partition import Partition, Walk
+from featurizer.redis_nodes import AnswerLost, Command, Nodes, RedisSettings, slot_of
+from featurizer.redis_partition import OtherLabel, Partition, Walk
 from featurizer.store import StoreError, StoreStale
 
 __all__ = ["RedisSettings", "RedisSnapshot", "RedisStates", "RedisStore"]
@@ -99,8 +98,8 @@ class RedisStore:
     call ``discard`` and rebuild from the log). Raises StoreError where Redis cannot be reached, or
     would drop states of its own accord. ``chance`` gives as many random bytes.
 
-    A write is one script, for which every other call to Redis waits. Where its answer is lost it
-    may have been made, or still be; the next call that changes anything finds out first.
+    A write is one transaction. Where its answer is lost it may have been made, or still be; the
+    next call that changes anything finds out first.
     """
 
     def __init__(
@@ -149,14 +148,14 @@ class RedisStore:
         """
         keys = Partition(settings, partition, clock)
         mark = DISCARDING + chance(8)
-        label = keys.names.label
         try:
             keys.relabel(keys.label(), mark)
-            cursor, found = keys.scan(b"0", b"[si]")
-            while isinstance(keys.run(DROP, [label, *found], [mark]), int) and cursor != b"0":
-                cursor, found = keys.scan(cursor, b"[si]")
-            if keys.run(DROP, [label, label], [mark]) != 1:
-                raise StoreError("another process deletes the partition")
+            cursor = b""
+            while cursor != b"0":
+                cursor, found = keys.scan(cursor or b"0", b"[si]")
+                if found:
+                    keys.change(mark, [(b"UNLINK", *found)])
+            keys.change(mark, [(b"UNLINK", keys.names.label)])
         finally:
             keys.close()
 
@@ -183,27 +182,24 @@ class RedisStore:
         before = self._settle()
         if position < self._label.position:
             raise StoreError(f"position {position} goes back")
-        names, pack = self._partition.names, NUMBER.pack
         blobs, places = dict(states), dict(reversed(ids))
         self._check_sizes(blobs)
         label = self._next_label(position)
         with _numbers_checked():
             after = label.pack()
-            keys = [names.label]
-            keys += [names.states + pack(key) for key in blobs]
-            keys += [names.ids + pack(key) for key in places]
-            values = [*blobs.values(), *(pack(place) for place in places.values())]
+            values = self._values(blobs, places)
+        commands: list[Command] = [
+            (b"MSET", *chain.from_iterable(pairs)) for pairs in self._partition.chunks(values)
+        ]
+        commands.append((b"SET", self._partition.names.label, after))
         self._possible[after] = label
         try:
-            answer = self._partition.run(WRITE, keys, [before, after, b"%d" % len(blobs), *values])
+            self._change(before, commands)
         except AnswerLost:
             raise
         except StoreError:
             del self._possible[after]
             raise
-        if answer != 1:
-            del self._possible[after]
-            raise self._fenced(answer)
         self._label, self._possible = label, {after: label}
 
     def sweep(self, oldest_event_time_ms: int, oldest_position: int, limit: int) -> int:
@@ -216,17 +212,15 @@ class RedisStore:
         before, partition, dropped = self._settle(), self._partition, 0
         bounds = ((EVENT_TIME, oldest_event_time_ms), (PLACE, oldest_position))
         for walk, (span, oldest) in zip(self._walks, bounds, strict=True):
-            for chunk in partition.chunks(walk.take(partition, limit)):
-                heads = partition.run(PEEK, chunk, span)
+            for keys in partition.chunks(walk.take(partition, limit)):
+                heads = partition.ask_all([(b"GETRANGE", key, *span) for key in keys])
                 old = [
                     key
-                    for key, head in zip(chunk, heads, strict=True)
+                    for key, head in zip(keys, heads, strict=True)
                     if len(head) == NUMBER.size and NUMBER.unpack(head)[0] < oldest
                 ]
-                answer = partition.run(DROP, [partition.names.label, *old], [before])
-                if not isinstance(answer, int):
-                    raise self._fenced(answer)
-                dropped += answer
+                if old:
+                    dropped += self._change(before, [(b"UNLINK", *old)])[0]
         return dropped
 
     def close(self) -> None:
@@ -240,6 +234,17 @@ class RedisStore:
             raise StoreError(f"a state has at most {most} bytes, not {largest}")
         if sum(sizes) > self._settings.write_bytes_max:
             raise StoreError(f"a write has at most {self._settings.write_bytes_max} bytes")
+
+    def _values(self, blobs: dict[int, bytes], places: dict[int, int]) -> list[tuple[bytes, bytes]]:
+        """Return names and values of states, and of ids that are new.
+
+        Nobody else adds one before the label is another, and then nothing of this is written.
+        """
+        names, pack = self._partition.names, NUMBER.pack
+        ids = [(names.ids + pack(id_), pack(place)) for id_, place in places.items()]
+        known = self._partition.values([name for name, _ in ids])
+        new = [pair for pair, found in zip(ids, known, strict=True) if found is None]
+        return [(names.states + pack(key), blob) for key, blob in blobs.items()] + new
 
     def _next_label(self, position: int) -> Label:
         self._writes += 1
@@ -257,9 +262,16 @@ class RedisStore:
             self._label, self._possible = label, {label.pack(): label}
         return next(iter(self._possible))
 
+    def _change(self, before: bytes, commands: Sequence[Command]) -> list[Any]:
+        try:
+            return self._partition.change(before, commands)
+        except OtherLabel as error:
+            raise self._fenced(error.found) from error
+
     def _fenced(self, found: bytes) -> StoreError:
+        """Return why another label stands there. Raises StoreStale where there is none."""
         read_label(found, self._label.schema)
-        return StoreError("another process took the partition over, or Redis has an older copy")
+        return OtherLabel(found)
 
 
 class RedisStates:
