@@ -31,13 +31,20 @@ PLACE = (b"0", b"7")
 _HEAD = struct.Struct("<4sqq8s8s")
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
-# Puts one label in place of another, also where the server is full: what is there can still be
-# opened, swept and deleted.
+# These two do something only where the label is the one that is given, and also where the server is
+# full, which refuses a transaction: what is there can still be opened, swept and deleted.
 RELABEL = b"""#!lua flags=allow-oom
 local label = redis.call('GET', KEYS[1]) or ''
-if label ~= ARGV[1] then return 0 end
+if label ~= ARGV[1] then return label end
 redis.call('SET', KEYS[1], ARGV[2])
 return 1
+"""
+DROP = b"""#!lua flags=allow-oom
+local label = redis.call('GET', KEYS[1]) or ''
+if label ~= ARGV[1] then return label end
+local dropped = 0
+for i = 2, #KEYS do dropped = dropped + redis.call('UNLINK', KEYS[i]) end
+return dropped
 """
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
-from featurizer.redis_layout import RELABEL, Names
+from featurizer.redis_layout import DROP, RELABEL, Names
 from featurizer.redis_nodes import Command, Nodes, RedisSettings, slot_of
 from featurizer.store import StoreError
 
@@ -40,36 +40,38 @@ class Partition:
     def ask_all(self, commands: Sequence[Command]) -> list[Any]:
         """Return the answers to commands, sent in one piece. Raises StoreError."""
         with self._nodes as nodes:
-            return nodes.ask([(self._slot, command) for command in commands])
+            return nodes.ask(self._here(commands))
 
     def label(self) -> bytes:
         """Return the label as it stands there, b"" where there is none."""
         return self.ask(b"GET", self.names.label) or b""
 
     def relabel(self, before: bytes, after: bytes) -> None:
-        """Put one label in place of another. Raises StoreError where it is not there any more."""
-        if self.ask(b"EVAL", RELABEL, b"1", self.names.label, before, after) != 1:
-            raise StoreError("another process took the partition over at this moment")
+        """Put one label in place of another. Raises OtherLabel where it is not there any more."""
+        self._run(RELABEL, [], [before, after])
 
-    def change(self, before: bytes, commands: Sequence[Command]) -> list[Any]:
-        """Return the answers to commands that are all run, or none. Raises StoreError.
+    def drop(self, label: bytes, keys: Sequence[bytes]) -> int:
+        """Delete keys, return how many there were. Raises OtherLabel where it is not ``label``."""
+        return self._run(DROP, keys, [label])
 
-        None is run, and OtherLabel raised, where the label is not ``before`` at the moment that
-        they would be. Between those that are run Redis does nothing else.
+    def write(self, before: bytes, pairs: Sequence[tuple[bytes, bytes]], after: bytes) -> None:
+        """Set values by names and a new label, all or nothing. Raises StoreError.
+
+        Nothing is set, and OtherLabel raised, where the label is not ``before`` at the moment that
+        it would be. Redis does nothing else meanwhile; a script would hold it nine times as long.
         """
-        label, slot = self.names.label, self._slot
+        commands = [(b"MSET", *chain.from_iterable(chunk)) for chunk in self.chunks(pairs)]
+        frame = [(b"MULTI",), *commands, (b"SET", self.names.label, after), (b"EXEC",)]
         with self._nodes as nodes:
-            found = nodes.ask([(slot, (b"WATCH", label)), (slot, (b"GET", label))])[1] or b""
+            watch = [(b"WATCH", self.names.label), (b"GET", self.names.label)]
+            found = nodes.ask(self._here(watch))[1] or b""
             if found != before:
-                nodes.ask([(slot, (b"UNWATCH",))])
+                nodes.ask(self._here([(b"UNWATCH",)]))
                 raise OtherLabel(found)
             # By the connection that watches, or not at all.
-            frame = [(b"MULTI",), *commands, (b"EXEC",)]
-            asked = [(slot, command) for command in frame]
-            answers: list[Any] | None = nodes.ask(asked, connect=False)[-1]
-        if answers is None:
+            done = nodes.ask(self._here(frame), connect=False)[-1]
+        if done is None:
             raise OtherLabel(self.label())
-        return answers
 
     def scan(self, cursor: bytes, kinds: bytes) -> tuple[bytes, list[bytes]]:
         """Return where to go on, b"0" at the end, and some keys of the kinds."""
@@ -91,6 +93,16 @@ class Partition:
     def close(self) -> None:
         """Let go of the connections."""
         self._nodes.close()
+
+    def _run(self, script: bytes, keys: Sequence[bytes], arguments: Sequence[bytes]) -> int:
+        names = (self.names.label, *keys)
+        answer = self.ask(b"EVAL", script, b"%d" % len(names), *names, *arguments)
+        if not isinstance(answer, int):
+            raise OtherLabel(answer)
+        return answer
+
+    def _here(self, commands: Sequence[Command]) -> list[tuple[int, Command]]:
+        return [(self._slot, command) for command in commands]
 
 
 class Walk:

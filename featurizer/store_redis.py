@@ -15,8 +15,6 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
-from typing import Any
 
 from featurizer.redis_layout import (
     DISCARDING,
@@ -28,7 +26,7 @@ from featurizer.redis_layout import (
     read_label,
     read_position,
 )
-from featurizer.redis_nodes import AnswerLost, Command, Nodes, RedisSettings, slot_of
+from featurizer.redis_nodes import AnswerLost, Nodes, RedisSettings, slot_of
 from featurizer.redis_partition import OtherLabel, Partition, Walk
 from featurizer.store import StoreError, StoreStale
 
@@ -153,9 +151,8 @@ class RedisStore:
             cursor = b""
             while cursor != b"0":
                 cursor, found = keys.scan(cursor or b"0", b"[si]")
-                if found:
-                    keys.change(mark, [(b"UNLINK", *found)])
-            keys.change(mark, [(b"UNLINK", keys.names.label)])
+                keys.drop(mark, found)
+            keys.drop(mark, [keys.names.label])
         finally:
             keys.close()
 
@@ -187,16 +184,15 @@ class RedisStore:
         label = self._next_label(position)
         with _numbers_checked():
             after = label.pack()
-            values = self._values(blobs, places)
-        commands: list[Command] = [
-            (b"MSET", *chain.from_iterable(pairs)) for pairs in self._partition.chunks(values)
-        ]
-        commands.append((b"SET", self._partition.names.label, after))
+            pairs = self._pairs(blobs, places)
         self._possible[after] = label
         try:
-            self._change(before, commands)
+            self._partition.write(before, pairs, after)
         except AnswerLost:
             raise
+        except OtherLabel as error:
+            del self._possible[after]
+            raise self._fenced(error.found) from error
         except StoreError:
             del self._possible[after]
             raise
@@ -219,8 +215,10 @@ class RedisStore:
                     for key, head in zip(keys, heads, strict=True)
                     if len(head) == NUMBER.size and NUMBER.unpack(head)[0] < oldest
                 ]
-                if old:
-                    dropped += self._change(before, [(b"UNLINK", *old)])[0]
+                try:
+                    dropped += partition.drop(before, old)
+                except OtherLabel as error:
+                    raise self._fenced(error.found) from error
         return dropped
 
     def close(self) -> None:
@@ -235,7 +233,7 @@ class RedisStore:
         if sum(sizes) > self._settings.write_bytes_max:
             raise StoreError(f"a write has at most {self._settings.write_bytes_max} bytes")
 
-    def _values(self, blobs: dict[int, bytes], places: dict[int, int]) -> list[tuple[bytes, bytes]]:
+    def _pairs(self, blobs: dict[int, bytes], places: dict[int, int]) -> list[tuple[bytes, bytes]]:
         """Return names and values of states, and of ids that are new.
 
         Nobody else adds one before the label is another, and then nothing of this is written.
@@ -261,12 +259,6 @@ class RedisStore:
             self._partition.relabel(found, label.pack())  # what is still under way comes too late
             self._label, self._possible = label, {label.pack(): label}
         return next(iter(self._possible))
-
-    def _change(self, before: bytes, commands: Sequence[Command]) -> list[Any]:
-        try:
-            return self._partition.change(before, commands)
-        except OtherLabel as error:
-            raise self._fenced(error.found) from error
 
     def _fenced(self, found: bytes) -> StoreError:
         """Return why another label stands there. Raises StoreStale where there is none."""
