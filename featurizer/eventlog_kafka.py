@@ -146,11 +146,15 @@ class Producer:
             await self._producer.start()
 
     async def stop(self) -> None:
-        """Let go of the connections, whatever state they are in."""
+        """Let go of the connections; what is not acknowledged yet is not tried again."""
         producer, self._producer = self._producer, None
         if producer is not None:
             with contextlib.suppress(LogError):
                 async with _bounded("stop", self._settings.request_ms):
+                    # Otherwise aiokafka goes on for ever: idempotent batches never expire.
+                    if producer._sender is not None and producer._sender.sender_task is not None:
+                        producer._sender.sender_task.cancel()
+                    await producer.client.close()
                     await producer.stop()
 
     async def send(self, batches: Mapping[Partition, Sequence[Message]]) -> dict[Partition, int]:
@@ -161,11 +165,8 @@ class Producer:
         """
         async with _bounded("send", 2 * self._settings.request_ms):
             waiting = {at: await self._add(at, messages) for at, messages in batches.items()}
-            first: dict[Partition, int] = {}
-            for at, futures in waiting.items():
-                found = [await future for future in futures]
-                first[at] = found[0].offset
-            return first
+            await asyncio.gather(*(future for futures in waiting.values() for future in futures))
+            return {at: futures[0].result().offset for at, futures in waiting.items()}
 
     async def transaction(
         self,
