@@ -259,6 +259,14 @@ class Host:
         while (steps is None or taken < steps) and self.worker.step():
             taken += 1
 
+    def states(self, keys: Sequence[int]) -> dict[int, bytes]:
+        """Return those states that are in the store."""
+        snapshot = self.store.snapshot()
+        blobs = snapshot.get_many(keys)
+        found = {k: bytes(b) for k, b in zip(keys, blobs, strict=True) if b is not None}
+        snapshot.close()
+        return found
+
     def close(self) -> None:
         self.store.close()
         self.log.close()
