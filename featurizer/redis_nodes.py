@@ -37,8 +37,9 @@ class RedisSettings:
 
     ``urls`` are ``redis://USER:PASSWORD@HOST:PORT``, or ``rediss://`` for TLS: one server, or some
     nodes of a cluster. ``prefix`` begins every key. A read ends within connect and socket timeout,
-    whatever the server does. ``breaker_failures`` in a row, and a node is not asked for
-    ``breaker_open_ms``. ``scan_calls_max`` bounds one sweep.
+    whatever the server does; but where HOST is a name, a name server is waited for as the system
+    does. ``breaker_failures`` in a row, and a node is not asked for ``breaker_open_ms``.
+    ``scan_calls_max`` bounds one sweep.
     """
 
     urls: tuple[str, ...] = field(repr=False)
@@ -168,6 +169,8 @@ class Nodes:
         slots: Iterable[int],
         clock: Callable[[], float],
     ) -> None:
+        if not all(url.startswith(("redis://", "rediss://")) for url in settings.urls):
+            raise ValueError("the states want URLs such as redis://HOST:PORT")
         if not HIREDIS_AVAILABLE:
             raise StoreError("hiredis is not installed, and without it Redis is too slow")
         self._settings = settings
@@ -238,6 +241,8 @@ class Nodes:
         asked.admit()
         self.is_cluster = asked.is_cluster()
         if not self.is_cluster:
+            if len(self._seeds) > 1:
+                raise StoreError(f"{asked.name} is one server, and several are given")
             self._owners = dict.fromkeys(self._slots, asked)
             self._due = False
             return

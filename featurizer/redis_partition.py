@@ -87,6 +87,8 @@ class Partition:
 
     def values(self, names: Sequence[bytes]) -> list[bytes | None]:
         """Return what stands at each name, in order. Raises StoreError."""
+        if not names:
+            return []
         found = self.ask_all([(b"MGET", *chunk) for chunk in self.chunks(names)])
         return list(chain.from_iterable(found))
 

@@ -2,93 +2,33 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from deploy.testing.redis import RedisCluster, RedisServer
+from deploy.testing.redis import RedisServer
 from featurizer.redis_layout import DISCARDING, Names
-from featurizer.redis_nodes import slot_of
 from featurizer.store import StoreError, StoreStale
-from featurizer.store_redis import RedisSettings, RedisStates, RedisStore
-from tests.redis_servers import need_redis, redis_server
+from featurizer.store_redis import RedisSettings, RedisStore
+from tests.redis_servers import (
+    PARTITIONS,
+    close,
+    fails_soon,
+    need_redis,
+    open_states,
+    open_store,
+    redis_server,
+    server,
+    settings_of,
+    states_of,
+    succeeds,
+    until,
+)
 
-__all__ = ["redis_server"]
-
-PARTITIONS = 8
-OPEN_MS = 200.0
-# No call may take longer, on a machine however busy; without bounds it would be seconds.
-LONG_S = 1.0
-TIMES = {"socket_timeout_ms": 50.0, "write_timeout_ms": 100.0, "breaker_open_ms": OPEN_MS}
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of the test's own, to be broken."""
-    need_redis()
-    with RedisServer(tmp_path / "redis") as server:
-        yield server
-
-
-def settings_of(*urls: str, **settings: object) -> RedisSettings:
-    return RedisSettings(urls, **{**TIMES, **settings})  # type: ignore[arg-type]
-
-
-def open_store(server: RedisServer, partition: int = 0, schema: str = "one") -> RedisStore:
-    return RedisStore(settings_of(server.url), partition, schema)
-
-
-def open_states(server: RedisServer, schema: str = "one") -> RedisStates:
-    return RedisStates(settings_of(server.url), PARTITIONS, schema)
-
-
-def states_of(store: RedisStore, keys: list[int]) -> list[bytes | None]:
-    return [None if s is None else bytes(s) for s in store.snapshot().get_many(keys)]
-
-
-def close(*opened: RedisStore | RedisStates) -> None:
-    for each in opened:
-        each.close()
-
-
-def fails_soon(call: Callable[[], object], error: type[StoreError] = StoreError) -> float:
-    """Return how many seconds a call took to fail."""
-    start = time.monotonic()
-    with pytest.raises(error):
-        call()
-    took = time.monotonic() - start
-    assert took < LONG_S
-    return took
-
-
-def succeeds(call: Callable[[], object]) -> bool:
-    """Return whether a call raised nothing and returned something else than False."""
-    try:
-        return call() is not False
-    except StoreError:
-        return False
-
-
-def until(call: Callable[[], object]) -> None:
-    """Wait until a call succeeds."""
-    end = time.monotonic() + 20
-    while not succeeds(call):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def is_stale(call: Callable[[], object]) -> bool:
-    try:
-        call()
-    except StoreStale:
-        return True
-    return False
+__all__ = ["redis_server", "server"]
 
 
 # Reading.
@@ -127,84 +67,6 @@ def test_a_reader_tells_states_that_are_missing_or_not_its_own(server: RedisServ
     close(states, others)
 
 
-def test_a_read_from_a_stopped_server_ends_in_time_and_the_breaker_opens(
-    server: RedisServer,
-) -> None:
-    store, states = open_store(server), open_states(server)
-    store.write([(1, b"x")], [], 8)
-    assert states.read([1], [0]) == [b"x"]
-
-    server.pause()
-    for _ in range(3):
-        fails_soon(lambda: states.read([1], [0]))
-    begun, refused = time.monotonic(), 0
-    while time.monotonic() < begun + OPEN_MS / 2000:
-        with pytest.raises(StoreError, match="3 times in a row"):
-            states.read([1], [0])
-        refused += 1
-    assert refused > 50  # each would wait for the server, were it asked
-    time.sleep(OPEN_MS / 1000)
-    with pytest.raises(StoreError, match="imeout"):
-        states.read([1], [0])  # one call asks
-    with pytest.raises(StoreError, match="4 times in a row"):
-        states.read([1], [0])
-
-    server.resume()
-    until(lambda: states.read([1], [0]) == [b"x"])
-    close(store, states)
-
-
-def test_a_reader_waits_for_no_server_and_finds_it_when_it_is_there(server: RedisServer) -> None:
-    server.kill()
-    states = open_states(server)
-    for _ in range(10):
-        fails_soon(lambda: states.read([1], [0]))
-    fails_soon(lambda: open_store(server))
-
-    server.start()
-    open_store(server).close()
-    until(lambda: states.read([1], [0]) == [None])
-    states.close()
-
-
-def test_an_address_that_answers_nothing_costs_no_more_than_the_bounds() -> None:
-    states = RedisStates(settings_of("redis://10.255.255.1:6379"), 1, "one")
-    fails_soon(lambda: states.read([1], [0]))
-    states.close()
-
-
-def test_an_answer_that_came_too_late_is_nobody_elses(server: RedisServer) -> None:
-    store, states = open_store(server), open_states(server)
-    store.write([(1, b"one"), (2, b"two")], [], 8)
-    assert states.read([1], [0]) == [b"one"]
-
-    server.pause()
-    fails_soon(lambda: states.read([1], [0]))
-    server.resume()
-    until(lambda: states.read([2], [0]) == [b"two"])
-    close(store, states)
-
-
-def test_threads_share_a_reader(server: RedisServer) -> None:
-    store, states = open_store(server), open_states(server)
-    store.write([(key, b"%d" % key) for key in range(50)], [], 8)
-    wrong: list[object] = []
-
-    def read(key: int) -> None:
-        for _ in range(200):
-            found = states.read([key], [0])
-            if found != [b"%d" % key]:
-                wrong.append((key, found))
-
-    threads = [threading.Thread(target=read, args=[key]) for key in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
-    assert wrong == []
-    close(store, states)
-
-
 # Writing.
 
 
@@ -231,6 +93,36 @@ def test_a_writer_that_was_replaced_changes_nothing(server: RedisServer) -> None
     close(zombie, successor)
 
 
+@pytest.mark.parametrize("at", range(1, 13))
+def test_a_writer_that_is_replaced_in_the_middle_of_a_write(
+    redis_server: RedisServer, at: int
+) -> None:
+    settings = RedisSettings((redis_server.url,), f"race-{at}")
+    first = RedisStore(settings, 0, "one")
+    first.write([(1, b"old")], [], 8)
+    looks = -1000  # not while the store is opened
+    successors: list[RedisStore] = []
+
+    def clock() -> float:  # is looked at before and after each step of a write
+        nonlocal looks
+        looks += 1
+        if looks == at:
+            successors.append(RedisStore(settings, 0, "one"))
+        return time.monotonic()
+
+    zombie = RedisStore(settings, 0, "one", clock=clock)
+    looks = 0
+    written = succeeds(partial(zombie.write, [(1, b"zombie")], [(7, 8)], 16))
+    successor = successors[0] if successors else RedisStore(settings, 0, "one")
+
+    assert written == (states_of(successor, [1]) == [b"zombie"])
+    assert successor.snapshot().position == (16 if written else 8)
+    successor.write([(1, b"new")], [], 16)
+    fails_soon(partial(zombie.write, [(1, b"zombie")], [], 24))
+    assert states_of(successor, [1]) == [b"new"]
+    close(first, zombie, successor)
+
+
 def test_of_two_that_write_by_turns_the_last_opened_goes_on(server: RedisServer) -> None:
     stores = []
     for n in range(5):
@@ -242,23 +134,33 @@ def test_of_two_that_write_by_turns_the_last_opened_goes_on(server: RedisServer)
     close(*stores)
 
 
-def test_a_write_whose_answer_was_lost_is_found_out(server: RedisServer) -> None:
-    store = open_store(server)
-    store.write([(1, b"one")], [], 8)
-    for n in range(2, 8):
-        server.pause()
-        threading.Timer(0.05 * (n % 4), server.resume).start()
-        taken = succeeds(partial(store.write, [(1, b"%d" % n)], [(n, n)], 8))
-        server.resume()
-        until(partial(store.write, [(2, b"%d" % n)], [], 8))
+@pytest.mark.parametrize("at", range(1, 13))
+def test_a_write_whose_answer_was_lost_is_found_out(server: RedisServer, at: int) -> None:
+    looks = -1000
 
-        first, second = states_of(store, [1, 2])
-        assert second == b"%d" % n
-        if taken:
-            assert first == b"%d" % n
-        time.sleep(0.05)
-        assert states_of(store, [1, 2]) == [first, second], "an older write came later"
-    store.close()
+    def clock() -> float:
+        nonlocal looks
+        looks += 1
+        if looks == at:
+            server.pause()
+        return time.monotonic()
+
+    settings = settings_of(server.url, write_timeout_ms=100.0, breaker_failures=1_000)
+    store, states = RedisStore(settings, 0, "one", clock=clock), open_states(server)
+    store.write([(1, b"one")], [], 8)
+    looks = 0
+    written = succeeds(partial(store.write, [(1, b"two")], [(7, 8)], 16))
+    looks = 1000
+    server.resume()
+    until(partial(store.write, [(2, b"three")], [], 16))
+
+    found = states.read([1, 2], [0, 0])
+    print(f"written {written}, found {found}")
+    assert found[1] == b"three"
+    assert found[0] == b"two" or (found[0] == b"one" and not written)
+    time.sleep(0.05)
+    assert states.read([1, 2], [0, 0]) == found, "what was lost came later"
+    close(store, states)
 
 
 @pytest.mark.parametrize("lose", [RedisServer.flush, RedisServer.restart])
@@ -400,85 +302,3 @@ def test_a_partition_that_is_half_deleted_is_not_opened(server: RedisServer) -> 
 def test_a_prefix_that_could_be_a_pattern_is_refused(prefix: str) -> None:
     with pytest.raises(StoreError, match="prefix"):
         Names(prefix, 0)
-
-
-def test_a_password_is_sent_and_not_shown(server: RedisServer) -> None:
-    server.command("ACL", "SETUSER", "fold", "on", ">open:sesame", "~*", "&*", "+@all")
-    server.command("ACL", "SETUSER", "default", "resetpass", "off")
-    url = server.url.replace("//", "//fold:open%3Asesame@")
-    settings = settings_of(url)
-    assert "sesame" not in repr(settings)
-
-    store = RedisStore(settings, 0, "one")
-    store.write([(1, b"x")], [], 8)
-    assert states_of(store, [1]) == [b"x"]
-    store.close()
-    with pytest.raises(StoreError, match="authenticated"):
-        open_store(server)
-
-
-def test_without_hiredis_there_is_no_store() -> None:
-    code = (
-        "import sys; sys.modules['hiredis'] = None\n"
-        "from featurizer.store_redis import RedisSettings, RedisStates\n"
-        "RedisStates(RedisSettings(('redis://localhost',)), 1, 'one')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    assert "StoreError: hiredis is not installed" in done.stderr
-
-
-# A cluster.
-
-
-def test_a_cluster_that_lost_a_node_serves_the_others(tmp_path: Path) -> None:
-    need_redis()
-    with RedisCluster(tmp_path / "cluster") as cluster:
-        settings = settings_of(*cluster.urls)
-        stores = [RedisStore(settings, partition, "one") for partition in range(PARTITIONS)]
-        for store in stores:
-            store.write([(1, b"x")], [], 8)
-        states = RedisStates(settings, PARTITIONS, "one")
-        assert states.read([1] * PARTITIONS, list(range(PARTITIONS))) == [b"x"] * PARTITIONS
-
-        owners = [cluster.node_of(slot_of(Names("fraud", p).label)) for p in range(PARTITIONS)]
-        dead = owners[0]
-        alive = next(p for p, owner in enumerate(owners) if owner is not dead)
-        dead.kill()
-        for _ in range(10):
-            fails_soon(lambda: states.read([1, 1], [0, alive]))
-            fails_soon(lambda: stores[0].write([(1, b"y")], [], 16))
-            assert states.read([1], [alive]) == [b"x"]
-        stores[alive].write([(1, b"y")], [], 16)
-        assert states.read([1], [alive]) == [b"y"]
-
-        dead.start()
-        until(lambda: is_stale(lambda: states.read([1], [0])))
-        until(lambda: is_stale(stores[0].snapshot))
-        close(*stores, states)
-
-
-def test_a_slot_that_moved_is_found_again(tmp_path: Path) -> None:
-    need_redis()
-    with RedisCluster(tmp_path / "cluster") as cluster:
-        settings = settings_of(cluster.urls[0])
-        store, states = RedisStore(settings, 0, "one"), RedisStates(settings, 1, "one")
-        assert states.read([1], [0]) == [None]
-        slot = slot_of(Names("fraud", 0).label)
-        owner = cluster.node_of(slot)
-        heir = next(node for node in cluster.nodes if node is not owner)
-        RedisStore.discard(settings, 0)
-        name = heir.command("CLUSTER", "MYID")
-        for node in (heir, owner, *cluster.nodes):
-            node.command("CLUSTER", "SETSLOT", slot, "NODE", name)
-
-        with pytest.raises(StoreError):
-            states.read([1], [0])
-        with pytest.raises(StoreStale):
-            states.read([1], [0])
-        store.close()
-        store = RedisStore(settings, 0, "one")
-        store.write([(1, b"x")], [], 8)
-        assert heir.command("DBSIZE") == "2"
-        until(lambda: states.read([1], [0]) == [b"x"])
-        store.close()
-        states.close()

@@ -61,6 +61,8 @@ class RedisServer:
         ]
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
+        # Free when the server was made; it listens there where a test says so.
+        self.tls_port = _free_port()
         directory.mkdir(parents=True, exist_ok=True)
         for _ in range(_PORT_ATTEMPTS):
             self.port = _free_port()
