@@ -10,12 +10,27 @@ import pytest
 
 from featurizer.eventlog import Entry, EventLog, LogError, Topic
 from featurizer.eventlog_file import FileEventLog
+from featurizer.eventlog_kafka import TopicSize
+from featurizer.eventlog_partition import KafkaEventLog
+from featurizer.kafka_settings import KafkaSettings
+from featurizer.topics import DAY_MS, TopicRow
+from tests.servers import kafka_fixture  # noqa: F401 - a fixture
 
-Factory = Callable[[Path], EventLog]
+ROW = TopicRow("log", "-", "one", DAY_MS, False, "tests")
+
+# What opens a log for the test with this folder.
+Factory = Callable[[Path, pytest.FixtureRequest], EventLog]
+
+
+def open_kafka(path: Path, request: pytest.FixtureRequest) -> EventLog:
+    bootstrap = request.getfixturevalue("kafka").bootstrap
+    return KafkaEventLog(KafkaSettings(bootstrap, prefix=path.name), ROW, TopicSize(1, 1))
+
 
 FACTORIES: dict[str, Factory] = {
-    "file": lambda path: FileEventLog(path / "log"),
-    "file-rolling": lambda path: FileEventLog(path / "log", segment_bytes=4096),
+    "file": lambda path, _: FileEventLog(path / "log"),
+    "file-rolling": lambda path, _: FileEventLog(path / "log", segment_bytes=4096),
+    "kafka": open_kafka,
 }
 
 
@@ -23,7 +38,7 @@ FACTORIES: dict[str, Factory] = {
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], EventLog]:
     """Open the log of this test; twice gives the same log again."""
     factory = FACTORIES[request.param]
-    return lambda: factory(tmp_path)
+    return lambda: factory(tmp_path, request)
 
 
 @pytest.fixture

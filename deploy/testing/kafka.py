@@ -188,7 +188,8 @@ class Broker:
         self.directory.mkdir(parents=True)
         lines = [f"{name}={value}\n" for name, value in settings.items()]
         self.properties.write_text("".join(lines))
-        tool = ["format", "-t", cluster_id, "-c", str(self.properties)]
+        # One argument with its name, because an id may begin with a dash.
+        tool = ["format", f"--cluster-id={cluster_id}", "-c", str(self.properties)]
         if "SASL_SSL" in self.ports:
             tool += ["--add-scram", f"SCRAM-SHA-512=[name={USER},password={PASSWORD}]"]
         _run(_java("kafka.tools.StorageTool", *tool), TOOL_S)
