@@ -29,6 +29,7 @@ EVENT_TIME = (b"8", b"15")
 PLACE = (b"0", b"7")
 
 _HEAD = struct.Struct("<4sqq8s8s")
+_START = struct.Struct("<4sq")
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 # These two do something only where the label is the one that is given, and also where the server is
@@ -99,7 +100,8 @@ def read_label(value: bytes | None, schema: str) -> Label:
 
 def read_position(value: bytes | None, schema: bytes) -> int:
     """Return the position alone: ``read_label`` for who reads often. ``schema`` is encoded."""
-    if value is None or value[_HEAD.size :] != schema or not value.startswith(FORMAT):
-        return read_label(value, schema.decode()).position
-    position: int = NUMBER.unpack_from(value, len(FORMAT))[0]
-    return position
+    if value is not None and value[_HEAD.size :] == schema:
+        format_, position = _START.unpack_from(value)
+        if format_ == FORMAT:
+            return int(position)
+    return read_label(value, schema.decode()).position

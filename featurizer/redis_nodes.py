@@ -28,8 +28,6 @@ from featurizer.store import StoreError
 READ_BUFFER_BYTES = 64 << 10
 _LEAST_WAIT_S = 0.001
 
-Command = Sequence[bytes]
-
 
 @dataclass(frozen=True, slots=True)
 class RedisSettings:
@@ -59,9 +57,14 @@ class AnswerLost(StoreError):  # noqa: N818 - it names a state, as StoreStale
     """The command was sent, and its answer did not come: it may take effect, also later."""
 
 
-def _pack(command: Command) -> bytes:
+def pack_argument(value: bytes) -> bytes:
+    """Return one word of a command as Redis reads it."""
+    return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+def pack(words: Sequence[bytes]) -> bytes:
     """Return a command as Redis reads it. redis-py's way takes twice as long for large ones."""
-    return b"*%d\r\n" % len(command) + b"".join([b"$%d\r\n%b\r\n" % (len(c), c) for c in command])
+    return b"*%d\r\n" % len(words) + b"".join(map(pack_argument, words))
 
 
 class _Link:
@@ -112,14 +115,14 @@ class _Link:
         mode: bytes = self._connection.handshake_metadata.get(b"mode", b"")
         return mode == b"cluster"
 
-    def send(self, commands: Sequence[Command], deadline: float, connect: bool = True) -> None:
-        """Send commands in one piece; ``receive`` tells of any trouble."""
+    def send(self, commands: Sequence[bytes], deadline: float, connect: bool = True) -> None:
+        """Send packed commands in one piece; ``receive`` tells of any trouble."""
         if self._trouble is None:
             try:
                 may_connect = connect and self._clock() < deadline
                 if not may_connect and not self._connection.is_connected:
                     raise TimeoutError("the connection was lost, or there is no time left")
-                self._connection.send_packed_command([b"".join(map(_pack, commands))])
+                self._connection.send_packed_command([b"".join(commands)])
                 self._unread += len(commands)
             except (RedisError, OSError) as error:
                 self._fail(error, StoreError)
@@ -205,8 +208,8 @@ class Nodes:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    def ask(self, asked: Sequence[tuple[int, Command]], *, connect: bool = True) -> list[Any]:
-        """Return the answers to commands, each for a slot; all are sent before one is awaited.
+    def ask(self, asked: Sequence[tuple[int, bytes]], *, connect: bool = True) -> list[Any]:
+        """Return the answers to packed commands, each for a slot; all are sent at once.
 
         Without ``connect`` they go by the connections that there are, or fail.
         """
@@ -214,7 +217,7 @@ class Nodes:
         if missing:
             self._due = True
             raise StoreError(f"no node has slot {missing[0]}")
-        batches: dict[_Link, list[Command]] = {}
+        batches: dict[_Link, list[bytes]] = {}
         for slot, command in asked:
             batches.setdefault(self._owners[slot], []).append(command)
         for link in batches:
@@ -246,7 +249,7 @@ class Nodes:
             self._owners = dict.fromkeys(self._slots, asked)
             self._due = False
             return
-        asked.send([(b"CLUSTER", b"SLOTS")], self._deadline)
+        asked.send([pack([b"CLUSTER", b"SLOTS"])], self._deadline)
         ranges = asked.receive(self._deadline)
         if isinstance(ranges, StoreError):
             raise ranges

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from featurizer.redis_layout import DROP, RELABEL, Names
-from featurizer.redis_nodes import Command, Nodes, RedisSettings, slot_of
+from featurizer.redis_nodes import Nodes, RedisSettings, pack, slot_of
 from featurizer.store import StoreError
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ class Partition:
         """Return the answer to one command. Raises StoreError."""
         return self.ask_all([command])[0]
 
-    def ask_all(self, commands: Sequence[Command]) -> list[Any]:
+    def ask_all(self, commands: Sequence[Sequence[bytes]]) -> list[Any]:
         """Return the answers to commands, sent in one piece. Raises StoreError."""
         with self._nodes as nodes:
             return nodes.ask(self._here(commands))
@@ -103,8 +103,8 @@ class Partition:
             raise OtherLabel(answer)
         return answer
 
-    def _here(self, commands: Sequence[Command]) -> list[tuple[int, Command]]:
-        return [(self._slot, command) for command in commands]
+    def _here(self, commands: Sequence[Sequence[bytes]]) -> list[tuple[int, bytes]]:
+        return [(self._slot, pack(command)) for command in commands]
 
 
 class Walk:

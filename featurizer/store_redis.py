@@ -26,7 +26,7 @@ from featurizer.redis_layout import (
     read_label,
     read_position,
 )
-from featurizer.redis_nodes import AnswerLost, Nodes, RedisSettings, slot_of
+from featurizer.redis_nodes import AnswerLost, Nodes, RedisSettings, pack_argument, slot_of
 from featurizer.redis_partition import OtherLabel, Partition, Walk
 from featurizer.store import StoreError, StoreStale
 
@@ -282,9 +282,10 @@ class RedisStates:
     ) -> None:
         self._schema = schema.encode()
         names = [Names(settings.prefix, partition) for partition in range(partitions)]
-        self._labels = [each.label for each in names]
-        self._heads = [each.states for each in names]
-        self._slots = [slot_of(label) for label in self._labels]
+        # Packed as far as they are known, since a read is all that waits for Redis in a decision.
+        self._labels = [pack_argument(each.label) for each in names]
+        self._heads = [pack_argument(each.states + bytes(8))[:-10] for each in names]
+        self._slots = [slot_of(each.label) for each in names]
         self._nodes = Nodes(settings, settings.socket_timeout_ms, self._slots, clock)
 
     def read(self, keys: Sequence[int], partition_of: Sequence[int]) -> list[bytes | None]:
@@ -307,7 +308,7 @@ class RedisStates:
             asked = [
                 (
                     self._slots[group[0]],
-                    [b"MGET", *[labels[p] for p in group], *[names[i] for i in at]],
+                    _mget([*[labels[p] for p in group], *[names[i] for i in at]]),
                 )
                 for group, at in groups
             ]
@@ -326,18 +327,26 @@ class RedisStates:
 
     def _names(self, keys: Sequence[int], partition_of: Sequence[int]) -> list[bytes]:
         heads, pack = self._heads, NUMBER.pack
-        with _numbers_checked():
-            return [heads[p] + pack(key) for key, p in zip(keys, partition_of, strict=True)]
+        try:
+            pairs = zip(keys, partition_of, strict=True)
+            return [b"%b%b\r\n" % (heads[p], pack(key)) for key, p in pairs]
+        except struct.error as error:
+            raise StoreError(f"keys are of 64 bits: {error}") from error
 
     def _read_positions(
         self, group: Sequence[int], labels: Sequence[bytes | None], into: dict[int, int]
     ) -> None:
-        schema = self._schema
-        for partition, label in zip(group, labels, strict=False):  # the states follow
-            try:
+        partition, schema = 0, self._schema
+        try:
+            for partition, label in zip(group, labels, strict=False):  # the states follow
                 into[partition] = read_position(label, schema)
-            except StoreStale as error:
-                raise StoreStale(f"partition {partition}: {error}") from error
+        except StoreStale as error:
+            raise StoreStale(f"partition {partition}: {error}") from error
+
+
+def _mget(arguments: Sequence[bytes]) -> bytes:
+    """Return a packed command of arguments that are packed."""
+    return b"*%d\r\n$4\r\nMGET\r\n%b" % (len(arguments) + 1, b"".join(arguments))
 
 
 def _groups(partition_of: Sequence[int], is_cluster: bool) -> list[tuple[list[int], Sequence[int]]]:
