@@ -5,8 +5,8 @@ Is the only importer of redis. Must not know what is kept there: here it is comm
 Redis may be gone or stopped at any time and is never waited for beyond a bound: a call uses one
 connection to each node it needs, tries once, and after some failures in a row a breaker answers
 for the node without asking it. No call follows a redirection: it fails, and the next one asks the
-cluster anew who has which slot. (redis-py's own cluster client sleeps, retries and asks every
-node inside a call.)
+cluster anew who has which slot. (redis-py's own cluster client does that inside the call, and
+sleeps 250 ms where the cluster is down.)
 """
 
 from __future__ import annotations
