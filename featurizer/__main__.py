@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from featurizer.adapters import open_log, store_place
+from featurizer.adapters import open_log
 from featurizer.arena import Arena
 from featurizer.backfill import backfill, read_history
 from featurizer.cluster import (
@@ -43,6 +43,7 @@ from featurizer.hashing import IdHasher
 from featurizer.history import OPTIONAL, REQUIRED, History, HistoryError
 from featurizer.kafka_settings import kafka_settings
 from featurizer.load import LoggedArena
+from featurizer.places import store_place
 from featurizer.records import NO_TIME_MS
 from featurizer.role import RoleOptions, run
 from featurizer.state import DAY_MS

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
-from urllib.parse import parse_qsl, urlsplit
+from typing import Protocol
+from urllib.parse import urlsplit
 
 from featurizer.eventlog import EventLog
 from featurizer.eventlog_file import FileEventLog
-from featurizer.features import SCHEMA_VERSION
+from featurizer.places import StorePlace
 from featurizer.store import Snapshot, Store, StoreError
 from featurizer.store_lmdb import LmdbStore
+from featurizer.store_redis import RedisStates, RedisStore
 
 
 def _directory(url: str, scheme: str, what: str) -> Path:
@@ -57,47 +59,6 @@ def discard_store(url: str) -> None:
     LmdbStore.discard(_directory(url, "lmdb", "the store"))
 
 
-class StorePlace(NamedTuple):
-    """What a store's URL says. ``partitions`` is 0 for the one of embedded mode.
-
-    ``inputs`` is how many partitions the events come from; ``shared`` whether other hosts use it.
-    """
-
-    url: str
-    partitions: int
-    inputs: int
-
-    @property
-    def shared(self) -> bool:
-        """Whether other hosts read and write it, too."""
-        return not self.url.startswith("lmdb:")
-
-    @property
-    def schema(self) -> str:
-        """What states in it are made by: features, and how keys are spread."""
-        return f"{SCHEMA_VERSION}/{self.partitions}/{self.inputs}"
-
-
-def store_place(url: str) -> StorePlace:
-    """Read ``lmdb://DIR``, or with ``?partitions=P&inputs=I`` that or ``redis://HOST:PORT/N``.
-
-    Raises ValueError, naming what is wrong.
-    """
-    base, _, query = url.partition("?")
-    given = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
-    counts = [int(given.pop(name, "0")) for name in ("partitions", "inputs")]
-    scheme = urlsplit(base).scheme
-    if given or min(counts) < 0 or (min(counts) == 0) != (max(counts) == 0):
-        raise ValueError(f"the store wants ?partitions=P&inputs=I, not {query!r}")
-    if scheme not in ("lmdb", "redis", "rediss", "redis+cluster") or (
-        scheme != "lmdb" and not counts[0]
-    ):
-        raise ValueError(
-            f"the store wants lmdb://DIR or redis://HOST:PORT/N?partitions=P&inputs=I, not {url!r}"
-        )
-    return StorePlace(base, *counts)
-
-
 INDEX_SCHEMA = "index/1"
 
 
@@ -106,19 +67,44 @@ def open_index(url: str) -> Store:
     return LmdbStore(_directory(url, "lmdb", "the index"), schema=INDEX_SCHEMA)
 
 
-def open_partition(place: StorePlace, partition: int, *, read_only: bool = False) -> Store:
-    """Open one partition of the states. Raises StoreError, StoreStale."""
-    directory = _partition_directory(place, partition)
-    return LmdbStore(directory, schema=place.schema, read_only=read_only)
+def open_partition(place: StorePlace, partition: int) -> Store:
+    """Open one partition of the states for writing, alone. Raises StoreError, StoreStale."""
+    if place.redis is not None:
+        return RedisStore(place.redis, partition, place.schema)
+    return LmdbStore(_partition_directory(place, partition), schema=place.schema)
 
 
 def discard_partition(place: StorePlace, partition: int) -> None:
     """Delete one partition of the states, to be made anew from the log."""
-    LmdbStore.discard(_partition_directory(place, partition))
+    if place.redis is not None:
+        RedisStore.discard(place.redis, partition)
+    else:
+        LmdbStore.discard(_partition_directory(place, partition))
+
+
+def read_partition(place: StorePlace, partition: int) -> Readable:
+    """Open one partition of the states for reading. Raises StoreError, StoreStale."""
+    if place.redis is not None:
+        patient = replace(place.redis, socket_timeout_ms=place.redis.write_timeout_ms)
+        return _RedisPartition(RedisStates(patient, place.partitions, place.schema), partition)
+    directory = _partition_directory(place, partition)
+    return LmdbStore(directory, schema=place.schema, read_only=True)
 
 
 def _partition_directory(place: StorePlace, partition: int) -> Path:
     return _directory(place.url, "lmdb", "the store") / f"{partition:04}"
+
+
+class Readable(Protocol):
+    """What can be looked at. Raises StoreError."""
+
+    def snapshot(self) -> Snapshot:
+        """Return a view of the newest write."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+        ...
 
 
 class FollowedStates(Protocol):
@@ -128,8 +114,8 @@ class FollowedStates(Protocol):
         """Return the state of each key of a partition (``homes``), in order; None where none is."""
         ...
 
-    def poll(self) -> bool:
-        """Look whether something was replaced; return whether all is there."""
+    def poll(self) -> None:
+        """Look whether something was replaced. Another thread may read meanwhile."""
         ...
 
     def close(self) -> None:
@@ -139,7 +125,43 @@ class FollowedStates(Protocol):
 
 def follow_states(place: StorePlace) -> FollowedStates:
     """Return a reader of shared states."""
+    if place.redis is not None:
+        return _RedisFollowed(place.redis, place.partitions, place.schema)
     return PartitionedStates(place)
+
+
+class _RedisPartition:
+    """One partition of the states in Redis, for who only reads. Its own snapshot."""
+
+    def __init__(self, states: RedisStates, partition: int, position: int = 0) -> None:
+        self._states = states
+        self._partition = partition
+        self.position = position
+
+    def snapshot(self) -> Snapshot:
+        """Return a view of the newest write; its states may be newer, its position is not."""
+        _, positions = self._states.read_at([0], [self._partition])
+        return _RedisPartition(self._states, self._partition, positions[self._partition])
+
+    def get_many(self, keys: Sequence[int]) -> list[memoryview | None]:
+        """Return the state of each entity key, in order; None where there is none."""
+        found = self._states.read(keys, [self._partition] * len(keys))
+        return [None if blob is None else memoryview(blob) for blob in found]
+
+    def find_many(self, ids: Sequence[int]) -> list[int | None]:
+        """Return nothing: shared states have no ids, the journals' indexes do."""
+        return [None] * len(ids)
+
+    def close(self) -> None:
+        """Let go of the connections; they are made again when needed."""
+        self._states.close()
+
+
+class _RedisFollowed(RedisStates):
+    """States in Redis, which nobody replaces as files are."""
+
+    def poll(self) -> None:
+        """Do nothing: each read sees what is there."""
 
 
 class PartitionedStates:
@@ -154,10 +176,10 @@ class PartitionedStates:
             for n in range(place.partitions)
         ]
 
-    def poll(self) -> bool:
-        """Look whether a partition was replaced; return whether all were open at the last look."""
-        looks = [store.poll() for store in self._stores]
-        return all(looks)
+    def poll(self) -> None:
+        """Look whether a partition was replaced."""
+        for store in self._stores:
+            store.poll()
 
     def read(self, keys: Sequence[int], homes: Sequence[int]) -> list[bytes | None]:
         """Return the state of each key of a partition (``homes``), in order; None where none is.

@@ -20,18 +20,19 @@ from pathlib import Path
 import numpy as np
 
 from featurizer.adapters import (
-    StorePlace,
     directory_of,
     discard_partition,
     open_index,
     open_log,
     open_partition,
+    read_partition,
 )
 from featurizer.arena import Arena
 from featurizer.eventlog_kafka import TopicSize, ensure_topics
 from featurizer.features import SCHEMA_VERSION
 from featurizer.folder import UPDATES, FoldLane
 from featurizer.kafka_settings import KafkaSettings
+from featurizer.places import StorePlace
 from featurizer.rebuild import Compared, rebuild_partition, scratch_place
 from featurizer.records import RECORD
 from featurizer.relay import Relay, RelaySettings, RelayStatus
@@ -168,7 +169,7 @@ def run_fold(options: StageOptions) -> int:
     if place.inputs != kafka.event_partitions:
         raise ValueError("the store's URL must name as many inputs as Kafka's events have")
     group = f"{kafka.prefix}.fold"
-    if not place.shared:  # a replica of this host alone
+    if place.redis is None:  # a replica of this host alone
         where = hashlib.sha256(str(Path(place.url).absolute()).encode()).hexdigest()[:12]
         group += f".{socket.gethostname()}.{where}"
     return _run_stage(
@@ -214,7 +215,7 @@ def rebuild(
     found: dict[int, Compared] = {}
     with directory:
         for number in range(place.partitions):
-            live = open_partition(place, number, read_only=True)
+            live = read_partition(place, number)
             try:
                 work = rebuild_partition(
                     number, kafka, live, into or scratch, schema_number(), partial(tell, number)

@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from featurizer.adapters import StorePlace, open_partition
+from featurizer.adapters import Readable, open_partition
 from featurizer.eventlog_kafka import Consumer, Partition
 from featurizer.folder import FoldLane
 from featurizer.kafka_settings import KafkaSettings
+from featurizer.places import StorePlace
 from featurizer.splitter import READ_RECORDS, READ_WAIT_MS
 from featurizer.state import POSITION
-from featurizer.store import Snapshot, Store
+from featurizer.store import Snapshot
 from featurizer.updates import PLACE_BITS
 
 COMPARE_KEYS = 512
@@ -41,7 +42,7 @@ Tell = Callable[[int, int], None]  # updates' offsets done, and of how many
 
 
 async def rebuild_partition(
-    number: int, kafka: KafkaSettings, live: Store, into: StorePlace, schema: int, tell: Tell
+    number: int, kafka: KafkaSettings, live: Readable, into: StorePlace, schema: int, tell: Tell
 ) -> Compared:
     """Fold a partition from its beginning up to where ``live`` is, and compare all states.
 

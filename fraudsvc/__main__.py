@@ -10,9 +10,9 @@ import queue
 import sys
 from pathlib import Path
 
-from featurizer.adapters import store_place
 from featurizer.eventlog import LogError
 from featurizer.hashing import SECRET_BYTES
+from featurizer.places import store_place
 from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
 from fraudsvc.policy import DEFAULT_POLICY, PolicyError

@@ -20,7 +20,6 @@ from featurizer.adapters import (
     INDEX_SCHEMA,
     FollowedStates,
     FollowedStore,
-    StorePlace,
     follow_states,
     open_log,
 )
@@ -28,6 +27,7 @@ from featurizer.cluster import journal_number
 from featurizer.eventlog import EventLog
 from featurizer.features import INDEX, SCHEMA_VERSION
 from featurizer.hashing import IdHasher
+from featurizer.places import StorePlace
 from featurizer.store import StoreError
 from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings

@@ -13,6 +13,7 @@ from fraud.v1 import decision_pb2, transaction_pb2
 from fraud.v1 import fraud_service_pb2 as pb
 
 from deploy.testing.kafka import KafkaCluster
+from deploy.testing.redis import RedisServer
 from featurizer.adapters import directory_of
 from featurizer.cluster import create_topics, rebuild
 from featurizer.eventlog_file import FileEventLog
@@ -22,6 +23,7 @@ from featurizer.state import POSITION
 from tests.checker import Found, check, gather
 from tests.clusters import PARTITIONS, Cluster, stopping
 from tests.conftest import Connected, Host, Payments, Trained, accepted, call_now, decisions, until
+from tests.redis_servers import redis_server  # noqa: F401 - a fixture
 from tests.servers import kafka_fixture, prefix_fixture  # noqa: F401 - fixtures
 
 TIMEOUT_S = 10.0
@@ -30,13 +32,20 @@ APART = 30
 AT_ONCE = 120
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["lmdb", "redis"])
 def cluster(
-    tmp_path_factory: pytest.TempPathFactory, kafka: KafkaCluster, trained: Trained
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    kafka: KafkaCluster,
+    trained: Trained,
 ) -> Iterator[Cluster]:
     """Two hosts, and one of each stage."""
-    folder = tmp_path_factory.mktemp("hosts")
-    made = Cluster(folder, kafka.bootstrap, "hosts", f"lmdb://{folder}/states", trained)
+    folder, kind = tmp_path_factory.mktemp("hosts"), request.param
+    store = f"lmdb://{folder}/states"
+    if kind == "redis":
+        server: RedisServer = request.getfixturevalue("redis_server")
+        store = f"{server.url}/hosts"
+    made = Cluster(folder, kafka.bootstrap, f"hosts-{kind}", store, trained)
     asyncio.run(create_topics(made.kafka))
     with stopping(made):
         made.start("serve-0", "serve-1", "split-0", "fold-0")
@@ -45,9 +54,10 @@ def cluster(
 
 
 @pytest.fixture(scope="module")
-def sent() -> list[transaction_pb2.Transaction]:
-    """What the hosts acknowledged so far."""
-    return []
+def sent(cluster: Cluster) -> list[transaction_pb2.Transaction]:
+    """What the hosts of a cluster acknowledged so far."""
+    assert not cluster.sent
+    return cluster.sent
 
 
 def score(client: Connected, transaction: transaction_pb2.Transaction) -> decision_pb2.Assessment:
