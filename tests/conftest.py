@@ -82,10 +82,8 @@ class Trained(NamedTuple):
     bundle: Bundle
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A tiny world through backfill and trainer, once a session."""
-    folder = tmp_path_factory.mktemp("trained")
+def train_tiny(folder: Path) -> Trained:
+    """Take a tiny world through backfill and trainer."""
     history, vectors, key = folder / "history.parquet", folder / "vectors.parquet", folder / "key"
     with HistoryWriter(history, SCHEMA) as writer:
         for table in World(WORLD).days(WORLD_DAYS):
@@ -97,6 +95,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     public = public_path(key).read_bytes()
     bundle = load_bundle(folder / "bundle", schema_version=SCHEMA_VERSION, public_key=public)
     return Trained(history, folder / "bundle", key, public, bundle)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A tiny world through backfill and trainer, once a session."""
+    return train_tiny(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="session")

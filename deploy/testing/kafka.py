@@ -266,10 +266,17 @@ class KafkaCluster:
             connect(kafka.bootstrap)
 
     All brokers start and stop together; one by one they are ``brokers``. The thread that starts
-    one must live as long as the broker should.
+    one must live as long as the broker should. ``address`` is one of this machine's, without TLS.
     """
 
-    def __init__(self, directory: Path, brokers: int = 1, *, tls: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        brokers: int = 1,
+        *,
+        tls: bool = False,
+        address: str = "127.0.0.1",
+    ) -> None:
         listeners = ["CONTROLLER", "PLAINTEXT", *(["SSL", "SASL_SSL"] if tls else [])]
         ports = iter(free_ports(brokers * len(listeners)))
         self.directory = directory
@@ -279,6 +286,7 @@ class KafkaCluster:
         ]
         self.certificates: Certificates | None = None
         self._tls = tls
+        self._address = address
         self._formatted = False
 
     @property
@@ -333,7 +341,7 @@ class KafkaCluster:
         self.kill()
 
     def _addresses(self, listener: str) -> str:
-        return ",".join(f"127.0.0.1:{broker.ports[listener]}" for broker in self.brokers)
+        return ",".join(f"{self._address}:{broker.ports[listener]}" for broker in self.brokers)
 
     def _format(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -346,8 +354,10 @@ class KafkaCluster:
 
     def _settings(self, broker: Broker) -> dict[str, str]:
         count = len(self.brokers)
-        listeners = {name: f"{name}://127.0.0.1:{port}" for name, port in broker.ports.items()}
-        voters = [f"{b.number}@127.0.0.1:{b.ports['CONTROLLER']}" for b in self.brokers]
+        listeners = {
+            name: f"{name}://{self._address}:{port}" for name, port in broker.ports.items()
+        }
+        voters = [f"{b.number}@{self._address}:{b.ports['CONTROLLER']}" for b in self.brokers]
         replicas, in_sync = str(min(count, 3)), str(min(max(count - 1, 1), 2))
         settings = {
             **_SETTINGS,
