@@ -2,6 +2,18 @@
 
 Shares no code with relay, split and fold: reads the topics by itself, knows the layout of a packed
 array by its own table, and folds one entity at a time with the kernel alone.
+
+A client that had no answer may ask another host, and journals are per host: so a request may stand
+on the log more than once, each time with a decision. The first record of it in its partition of
+``transactions`` is the event, and the decision written with it is the decision; every later one is
+a repeat, and must be in no state. "No decision twice" means that the event has exactly one
+decision, and that whatever a client was told bears the id of that one: ids are made of request
+and payload, so two hosts give the same.
+
+What a relay sent again, which is not beyond its host's last in the partition, is the same record.
+
+No record of an aborted transaction counts: the topics are read as committed, so an update or a
+state that comes from an aborted one is met as one too many, or differs.
 """
 
 from __future__ import annotations
@@ -10,11 +22,13 @@ import asyncio
 import hashlib
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import ItemsView, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import aiokafka
 import numpy as np
+from fraud.v1 import decision_pb2
 
 from featurizer.fold import fold
 from featurizer.records import RECORD
@@ -23,7 +37,21 @@ from featurizer.state import ROW_WORDS, length
 ORIGIN = struct.Struct("<qqBBHI")
 HEAD = struct.Struct("<BBHIq")
 ROW = np.dtype([("mask", "<i8"), ("host", "<i8"), ("position", "<i8"), ("record", RECORD)])
-QUIET_MS = 1_500
+UPDATES = "entity-updates"
+TOPICS = (UPDATES, "decisions", "feedback", "transactions")  # what follows from the others first
+READ_MS = 200
+READS_MAX = 600
+
+At = tuple[int, int]  # host and position of a record
+
+
+class Raw(NamedTuple):
+    """A record of a topic as it was read."""
+
+    partition: int
+    offset: int
+    headers: Mapping[str, bytes]
+    value: bytes
 
 
 class Sent(NamedTuple):
@@ -45,156 +73,249 @@ class Update(NamedTuple):
     mask: int
     host: int
     position: int
-    record: bytes
 
 
-class Found(NamedTuple):
-    """What a run left on the log, and what the states ought to be by it (key to bytes)."""
+class Faults(NamedTuple):
+    """What is wrong with a run, each as a sentence."""
 
-    transactions: list[Sent]
-    feedback: list[Sent]
-    decisions: list[Sent]
-    updates: list[Update]
-    states: dict[int, bytes]
+    lost: list[str]
+    twice: list[str]
+    different: list[str]
 
 
-async def _read(
-    bootstrap: str, topic: str, partitions: int
-) -> list[tuple[int, int, dict[str, bytes], bytes]]:
-    consumer = aiokafka.AIOKafkaConsumer(
-        bootstrap_servers=bootstrap, isolation_level="read_committed", enable_auto_commit=False
-    )
-    await consumer.start()
-    try:
-        at = [aiokafka.TopicPartition(topic, number) for number in range(partitions)]
-        consumer.assign(at)
-        await consumer.seek_to_beginning(*at)
+@dataclass
+class Found:
+    """What a run left on the log, and what the states ought to be by it.
+
+    Grows with ``take``; what is wrong for good is kept.
+    """
+
+    partitions: int
+    transactions: list[Sent] = field(default_factory=list)
+    feedback: list[Sent] = field(default_factory=list)
+    decisions: dict[At, list[str]] = field(default_factory=dict)
+    updates: list[Update] = field(default_factory=list)
+    first: dict[int, At] = field(default_factory=dict)  # of each request: its event
+    arrays: int = 0  # packed ones
+    ends: dict[int, int] = field(default_factory=dict)  # the offset of the last in each partition
+    repeats: int = 0  # of requests, at another host
+    resent: int = 0  # by relays
+    wrong: Faults = field(default_factory=lambda: Faults([], [], []))
+    _records: dict[At, bytes] = field(default_factory=dict)
+    _waiting: dict[At, int] = field(default_factory=dict)  # events: the entities not updated yet
+    _met: Counter[tuple[int, int, int]] = field(default_factory=Counter)
+    _last: dict[tuple[object, ...], int] = field(default_factory=dict)
+    _words: dict[int, np.ndarray] = field(default_factory=dict)
+    _progress: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+
+    @property
+    def states(self) -> dict[int, bytes]:
+        """Every state, by its key."""
+        return {key: words[: int(length(words))].tobytes() for key, words in self._words.items()}
+
+    @property
+    def progress(self) -> dict[tuple[int, int], bytes]:
+        """What each partition is to say of each host: key and row."""
+        lead = np.array([1, np.iinfo(np.int64).max], np.int64).tobytes()
+        return {at: lead + row.tobytes() for at, row in self._progress.items()}
+
+    @property
+    def waiting(self) -> Set[At]:
+        """Which events have entities that no update on the log is for."""
+        return self._waiting.keys()
+
+    def left(self) -> ItemsView[At, int]:
+        """Return those with the bits of the entities."""
+        return self._waiting.items()
+
+    def take(self, raw: Mapping[str, Sequence[Raw]]) -> None:
+        """Take in what was read of each topic, each in order."""
+        for sent in self._fresh("transactions", raw["transactions"]):
+            request = int(np.frombuffer(sent.value, RECORD)["request"][0])
+            self.transactions.append(sent)
+            if self.first.setdefault(request, (sent.host, sent.position)) == sent[2:4]:
+                self._wait_for(sent)
+            else:
+                self.repeats += 1
+        for sent in self._fresh("feedback", raw["feedback"]):
+            self.feedback.append(sent)
+            self._wait_for(sent)
+        for sent in self._fresh("decisions", raw["decisions"]):
+            decision = decision_pb2.Decision.FromString(sent.value)
+            at = (sent.host, sent.position - 1)
+            self.decisions.setdefault(at, []).append(decision.assessment.decision_id)
+        for each in raw[UPDATES]:
+            self.arrays += 1
+            self.ends[each.partition] = each.offset
+            self._update(each)
+
+    def _fresh(self, topic: str, raw: Sequence[Raw]) -> list[Sent]:
+        """Drop what a relay sent again, which must be the same; note what was overtaken."""
         found = []
-        while batch := await consumer.getmany(timeout_ms=QUIET_MS):
-            for place, records in batch.items():
-                found += [(place.partition, r.offset, dict(r.headers), r.value) for r in records]
+        for partition, offset, headers, value in raw:
+            host, position, *_ = ORIGIN.unpack(headers["o"])
+            last = (topic, partition, host)
+            known = self._records.get((host, position))
+            if position > self._last.get(last, -1):
+                self._last[last] = position
+                self._records[host, position] = b"" if topic == "decisions" else value
+                found.append(Sent(partition, offset, host, position, value))
+                continue
+            self.resent += 1
+            if known is None:
+                self.wrong.lost.append(f"{topic} {host} {position} was overtaken")
+            elif topic != "decisions" and known != value:
+                self.wrong.different.append(f"{topic} {host} {position} was sent in two forms")
         return found
-    finally:
-        await consumer.stop()
 
+    def _wait_for(self, sent: Sent) -> None:
+        keys = np.frombuffer(sent.value, RECORD)["entities"][0].tolist()
+        mask = sum(1 << entity for entity, key in enumerate(keys) if key)
+        self._waiting[sent.host, sent.position] = mask
 
-def _sent(raw: list[tuple[int, int, dict[str, bytes], bytes]]) -> list[Sent]:
-    """Drop what a relay sent again: what is not beyond its host's last in the partition."""
-    last: dict[tuple[int, int], int] = {}
-    found = []
-    for partition, offset, headers, value in raw:
-        host, position, *_ = ORIGIN.unpack(headers["o"])
-        if position > last.get((partition, host), -1):
-            last[partition, host] = position
-            found.append(Sent(partition, offset, host, position, value))
-    return found
-
-
-def _updates(raw: list[tuple[int, int, dict[str, bytes], bytes]]) -> list[Update]:
-    found = []
-    for partition, offset, _, value in raw:
+    def _update(self, raw: Raw) -> None:
+        partition, offset, _, value = raw
         rows = np.frombuffer(value, ROW, offset=HEAD.size)
-        assert len(rows) == HEAD.unpack_from(value)[3]
-        for place, row in enumerate(rows):
-            found.append(
-                Update(
-                    partition,
-                    offset,
-                    place + 1,
-                    int(row["mask"]),
-                    int(row["host"]),
-                    int(row["position"]),
-                    row["record"].tobytes(),
-                )
-            )
-    return found
+        if len(rows) != HEAD.unpack_from(value)[3]:
+            self.wrong.different.append(f"updates at {partition}/{offset} are cut")
+        for place, row in enumerate(rows, 1):
+            at = (int(row["host"]), int(row["position"]))
+            update = Update(partition, offset, place, int(row["mask"]), *at)
+            self.updates.append(update)
+            self._judge(update, at, row["record"])
+            self._fold(update, row["record"])
 
+    def _judge(self, update: Update, at: At, record: np.void) -> None:
+        """Find what is wrong with an update by itself and by those before it."""
+        if self._records.get(at) != record.tobytes():
+            self.wrong.different.append(f"an update of {at} is not what was sent")
+        if record["kind"] == 1 and self.first.get(int(record["request"])) != at:
+            self.wrong.twice.append(f"{at} was updated, and is a repeat")
+        keys = record["entities"].tolist()
+        for entity in (entity for entity in range(9) if update.mask >> entity & 1):
+            self._met[(*at, entity)] += 1
+            if self._met[(*at, entity)] > 1 or not keys[entity]:
+                self.wrong.twice.append(f"entity {entity} of {at} was updated once too often")
+            if keys[entity] % (1 << 64) % self.partitions != update.partition:
+                self.wrong.different.append(f"entity {entity} of {at} is in a wrong partition")
+        left = self._waiting.pop(at, 0) & ~update.mask
+        if left:
+            self._waiting[at] = left
+        if update.mask & 1:
+            self._order(at, (keys[0], at[0], int(record["kind"])))
 
-def _folded(updates: list[Update]) -> dict[int, bytes]:
-    states: dict[int, np.ndarray] = {}
-    for update in updates:
-        record = np.frombuffer(update.record, RECORD)[0]
+    def _order(self, at: At, customer: tuple[int, int, int]) -> None:
+        """Take in that a record of a customer, by host and kind, was updated next."""
+        if at[1] <= self._last.get(customer, -1):
+            self.wrong.different.append(f"{at} is out of its customer's order")
+        self._last[customer] = at[1]
+
+    def _fold(self, update: Update, record: np.void) -> None:
         for entity, key in enumerate(record["entities"].tolist()):
             if update.mask >> entity & 1:
-                words = states.setdefault(key, np.zeros(ROW_WORDS, np.int64))
+                words = self._words.setdefault(key, np.zeros(ROW_WORDS, np.int64))
                 fold(words, entity, record, (update.offset << 20) + update.place)
-    return {key: words[: int(length(words))].tobytes() for key, words in states.items()}
-
-
-def _progress(updates: list[Update], inputs: int) -> dict[tuple[int, int], bytes]:
-    """Return what each partition is to say of each host: key and row."""
-    rows: dict[tuple[int, int], np.ndarray] = {}
-    for update in updates:
-        record = np.frombuffer(update.record, RECORD)[0]
-        source = int(record["entities"][0]) % (1 << 64) % inputs * 2 + int(record["kind"]) - 1
+        source = int(record["entities"][0]) % (1 << 64) % self.partitions * 2
+        source += int(record["kind"]) - 1
         digest = hashlib.sha256(b"progress" + update.host.to_bytes(8, "little", signed=True))
-        key = int.from_bytes(digest.digest()[:8], "little", signed=True)
-        row = rows.setdefault((update.partition, key), np.full(2 * inputs, -1, np.int64))
+        row_key = int.from_bytes(digest.digest()[:8], "little", signed=True)
+        none = np.full(2 * self.partitions, -1, np.int64)
+        row = self._progress.setdefault((update.partition, row_key), none)
         row[source] = max(row[source], update.position)
-    lead = np.array([1, np.iinfo(np.int64).max], np.int64).tobytes()
-    return {at: lead + row.tobytes() for at, row in rows.items()}
 
 
-async def _gather(bootstrap: str, prefix: str, partitions: int) -> Found:
-    names = ("transactions", "feedback", "decisions", "entity-updates")
-    raw = [await _read(bootstrap, f"{prefix}.{name}", partitions) for name in names]
-    updates = _updates(raw[3])
-    return Found(_sent(raw[0]), _sent(raw[1]), _sent(raw[2]), updates, _folded(updates))
+class Reader:
+    """Reads the topics of a run further each time. ``partitions`` is how many each has."""
+
+    def __init__(self, bootstrap: str, prefix: str, partitions: int) -> None:
+        self._bootstrap = bootstrap
+        self._prefix = prefix
+        self._positions: dict[aiokafka.TopicPartition, int] = {}
+        self.found = Found(partitions)
+
+    def read(self) -> Found:
+        """Take in what came since. Raises KafkaError, TimeoutError, with nothing taken in."""
+        return asyncio.run(self._read())
+
+    def uncommitted(self) -> int:
+        """Count all packed arrays ever written, those of aborted transactions, too."""
+        places = self._places(UPDATES)
+        raw = asyncio.run(self._collect(places, dict.fromkeys(places, 0), "read_uncommitted"))
+        return len(raw[0])
+
+    async def _read(self) -> Found:
+        read: dict[str, Sequence[Raw]] = {}
+        positions: dict[aiokafka.TopicPartition, int] = {}
+        for name in TOPICS:
+            places = self._places(name)
+            starts = {at: self._positions.get(at, 0) for at in places}
+            read[name], after = await self._collect(places, starts, "read_committed")
+            positions |= after
+        self._positions |= positions
+        self.found.take(read)
+        return self.found
+
+    def _places(self, name: str) -> list[aiokafka.TopicPartition]:
+        topic = f"{self._prefix}.{name}"
+        return [aiokafka.TopicPartition(topic, n) for n in range(self.found.partitions)]
+
+    async def _collect(
+        self,
+        places: list[aiokafka.TopicPartition],
+        starts: Mapping[aiokafka.TopicPartition, int],
+        isolation: str,
+    ) -> tuple[list[Raw], dict[aiokafka.TopicPartition, int]]:
+        """Return the records up to what the ends are now, and where to read on."""
+        consumer = aiokafka.AIOKafkaConsumer(
+            bootstrap_servers=self._bootstrap, isolation_level=isolation, enable_auto_commit=False
+        )
+        await consumer.start()
+        try:
+            consumer.assign(places)
+            for at, offset in starts.items():
+                consumer.seek(at, offset)
+            found: list[Raw] = []
+            ends = await consumer.end_offsets(places)
+            for _ in range(READS_MAX):
+                after = {at: await consumer.position(at) for at in places}
+                if all(after[at] >= ends[at] for at in places):
+                    return found, after
+                for at, records in (await consumer.getmany(timeout_ms=READ_MS)).items():
+                    found += [
+                        Raw(at.partition, r.offset, dict(r.headers), r.value) for r in records
+                    ]
+            raise TimeoutError(f"{after} after {READS_MAX} reads, and not {ends}")
+        finally:
+            await consumer.stop()
 
 
 def gather(bootstrap: str, prefix: str, partitions: int) -> Found:
     """Read the log of a run and work out the states."""
-    return asyncio.run(_gather(bootstrap, prefix, partitions))
+    return Reader(bootstrap, prefix, partitions).read()
+
+
+def faults(found: Found, acknowledged: Mapping[int, str]) -> Faults:
+    """Return what is wrong once all is folded; ``acknowledged`` has the decision of each request.
+
+    "" is for a decision whose id the client did not keep.
+    """
+    lost, twice, different = (list(each) for each in found.wrong)
+    for request, told in acknowledged.items():
+        at = found.first.get(request)
+        if at is None:
+            lost.append(f"request {request} is lost")
+        elif told and found.decisions.get(at, [""])[0] != told:
+            different.append(f"request {request} was told {told}: {found.decisions.get(at)}")
+    for at in found.first.values():
+        count = len(found.decisions.get(at, []))
+        if count != 1:
+            (twice if count else lost).append(f"{at} is decided {count} times")
+    lost += [f"entities {mask:b} of {at} were not updated" for at, mask in found.left()]
+    return Faults(lost, twice, different)
 
 
 def check(found: Found, acknowledged: Sequence[int], partitions: int) -> list[str]:
     """Return what is wrong with a run; ``acknowledged`` are the hashes of its requests."""
-    wrong: list[str] = []
-    records = {
-        (sent.host, sent.position): sent.value for sent in (*found.transactions, *found.feedback)
-    }
-    requests = Counter(
-        int(np.frombuffer(sent.value, RECORD)["request"][0]) for sent in found.transactions
-    )
-    wrong += [f"request {request} is lost" for request in acknowledged if not requests[request]]
-    first: dict[int, tuple[int, int]] = {}
-    for sent in found.transactions:
-        first.setdefault(
-            int(np.frombuffer(sent.value, RECORD)["request"][0]), (sent.host, sent.position)
-        )
-    counted = {*first.values(), *((sent.host, sent.position) for sent in found.feedback)}
-    decided = Counter((sent.host, sent.position - 1) for sent in found.decisions)
-    wrong += [f"{at} is decided {decided[at]} times" for at in first.values() if decided[at] != 1]
-    met: Counter[tuple[int, int, int]] = Counter()
-    for update in found.updates:
-        at = (update.host, update.position)
-        if records.get(at) != update.record:
-            wrong.append(f"an update of {at} is not what was sent")
-        for entity in range(9):
-            if update.mask >> entity & 1:
-                met[(*at, entity)] += 1
-                key = int(np.frombuffer(update.record, RECORD)["entities"][0][entity])
-                if key % (1 << 64) % partitions != update.partition:
-                    wrong.append(f"entity {entity} of {at} is in partition {update.partition}")
-    for at in counted:
-        keys = np.frombuffer(records[at], RECORD)["entities"][0].tolist()
-        for entity, key in enumerate(keys):
-            if met.pop((*at, entity), 0) != (key != 0):
-                wrong.append(f"entity {entity} of {at} was not updated once")
-    wrong += [f"{at} was updated and does not count" for at in met]
-    return wrong + _disorder(found)
-
-
-def _disorder(found: Found) -> list[str]:
-    """Return the customers whose records stand in another order than they were written in."""
-    wrong = []
-    last: dict[tuple[int, int], int] = {}
-    for update in found.updates:
-        if not update.mask & 1:
-            continue
-        record = np.frombuffer(update.record, RECORD)[0]
-        at = (update.host, int(record["entities"][0]) * 4 + int(record["kind"]))
-        if update.position < last.get(at, -1):
-            wrong.append(f"customer {at} is out of order at {update.position}")
-        last[at] = update.position
-    return wrong
+    assert found.partitions == partitions
+    lost, twice, different = faults(found, dict.fromkeys(acknowledged, ""))
+    return lost + twice + different
