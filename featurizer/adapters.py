@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from urllib.parse import urlsplit
 from featurizer.eventlog import EventLog
 from featurizer.eventlog_file import FileEventLog
 from featurizer.places import StorePlace
+from featurizer.segments import read_format
 from featurizer.store import Snapshot, Store, StoreError
 from featurizer.store_lmdb import LmdbStore
 from featurizer.store_redis import RedisStates, RedisStore
@@ -57,6 +60,16 @@ def open_store(url: str, *, schema: str, read_only: bool = False) -> Store:
 def discard_store(url: str) -> None:
     """Delete a store that is stale, so that it can be made anew from the log."""
     LmdbStore.discard(_directory(url, "lmdb", "the store"))
+
+
+def journal_number(url: str) -> int:
+    """Return 64 bits that name the journal in a directory, and no other that is ever there.
+
+    Raises LogError where there is none yet.
+    """
+    salt = read_format(directory_of(url)).salt
+    digest = hashlib.sha256(f"journal {socket.gethostname()} {salt}".encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True) or 1
 
 
 INDEX_SCHEMA = "index/1"

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from featurizer.adapters import (
-    directory_of,
     discard_partition,
+    journal_number,
     open_index,
     open_log,
     open_partition,
@@ -36,7 +36,6 @@ from featurizer.places import StorePlace
 from featurizer.rebuild import Compared, rebuild_partition, scratch_place
 from featurizer.records import RECORD
 from featurizer.relay import Relay, RelaySettings, RelayStatus
-from featurizer.segments import read_format
 from featurizer.splitter import INPUTS, SplitLane, SplitSettings
 from featurizer.stage import Lane, Stage, StageSettings
 from featurizer.store import Store, StoreStale
@@ -50,16 +49,6 @@ def schema_number(schema: str = SCHEMA_VERSION) -> int:
     """Return 64 bits of a schema version, as it stands in packed updates."""
     digest = hashlib.sha256(schema.encode()).digest()
     return int.from_bytes(digest[:8], "little", signed=True)
-
-
-def journal_number(url: str) -> int:
-    """Return 64 bits that name the journal in a directory, and no other that is ever there.
-
-    Raises LogError where there is none yet.
-    """
-    salt = read_format(directory_of(url)).salt
-    digest = hashlib.sha256(f"journal {socket.gethostname()} {salt}".encode()).digest()
-    return int.from_bytes(digest[:8], "little", signed=True) or 1
 
 
 async def create_topics(kafka: KafkaSettings) -> list[str]:

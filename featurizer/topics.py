@@ -50,6 +50,7 @@ TOPICS = (
     TopicRow("labels", "transaction", "events", HISTORY_MS, False, "trainer"),
     TopicRow("entity-updates", "partition", "entities", HISTORY_MS, False, "fold"),
     TopicRow("split-progress", "partition", "events", FOREVER_MS, True, "split"),
+    TopicRow("stream-progress", "partition", "events", FOREVER_MS, True, "stream"),
     TopicRow("models", "-", "one", FOREVER_MS, False, "scorer, console"),
     TopicRow("dead-letters", "-", "one", 90 * DAY_MS, False, "console, dead-letters"),
 )

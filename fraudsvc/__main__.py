@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import getpass
 import logging
 import logging.handlers
 import os
@@ -12,6 +14,7 @@ from pathlib import Path
 
 from featurizer.eventlog import LogError
 from featurizer.hashing import SECRET_BYTES
+from featurizer.kafka_settings import kafka_settings
 from featurizer.places import store_place
 from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
@@ -160,6 +163,75 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.set_defaults(run=_demo)
 
 
+def _stream(args: argparse.Namespace) -> int:
+    # Here, because a scorer never speaks Kafka.
+    from fraudsvc.stream import StreamSettings  # noqa: PLC0415 - as said
+    from fraudsvc.stream_role import StreamOptions, run_stream  # noqa: PLC0415 - as said
+
+    listener = _log_through_queue(args.log_level)
+    logging.getLogger("aiokafka").setLevel(logging.ERROR)  # we say what its errors mean
+    options = StreamOptions(
+        kafka=kafka_settings(args.kafka), store=store_place(args.store), policy=Path(args.policy),
+        bundle=Path(args.bundle), public_key=Path(args.public_key), secret=_secret(args.id_secret),
+        instance=args.instance, ready_file=args.ready_file, pending_max=args.pending_max,
+        contract=_contract(args), stream=StreamSettings(name=host_name()),
+    )  # fmt: skip
+    try:
+        return run_stream(options)
+    finally:
+        listener.stop()
+
+
+def _add_kafka(parser: argparse.ArgumentParser) -> None:
+    default = os.environ.get("FRAUD_KAFKA", "kafka://127.0.0.1:9092/fraud")
+    parser.add_argument("--kafka", default=default, help="URL of Kafka (FRAUD_KAFKA)")
+    parser.add_argument("--log-level", default=os.environ.get("FRAUD_LOG_LEVEL", "INFO"))
+
+
+def _add_stream(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("stream", help="decide payments that come through Kafka")
+    _add_kafka(parser)
+    for flag, variable, default, meaning in PLACES:
+        if flag not in ("--log", "--index", "--address"):
+            parser.add_argument(
+                flag, default=os.environ.get(variable, default), help=f"{meaning} ({variable})"
+            )
+    parser.add_argument("--instance", default="", help="static membership: a name of its own")
+    parser.add_argument("--pending-max", type=int, default=65_536, help="records ahead of states")
+    parser.add_argument("--max-age-days", type=int, default=90, help="of an event; 0 for any")
+    parser.add_argument("--ready-file", type=Path, help="is written once the role is up")
+    parser.set_defaults(run=_stream)
+
+
+def _dead_letters(args: argparse.Namespace) -> int:
+    # Here, because a scorer never speaks Kafka.
+    from fraudsvc.dead_letters import DeadLetters  # noqa: PLC0415 - as said
+    from fraudsvc.dead_letters_report import print_letter, print_letters  # noqa: PLC0415 - as said
+
+    letters = DeadLetters(kafka_settings(args.kafka))
+    if args.action == "list":
+        print_letters(asyncio.run(letters.all()))
+        return 0
+    if not args.numbers:
+        raise ValueError(f"dead-letters {args.action} wants the numbers of letters")
+    for number in args.numbers:
+        letter = asyncio.run(letters.one(number))
+        if args.action == "show":
+            print_letter(letter, asyncio.run(letters.record(letter)))
+        else:
+            offset = asyncio.run(letters.resend(letter, getpass.getuser()))
+            print(f"letter {number} was sent again, as offset {offset}")
+    return 0
+
+
+def _add_dead_letters(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("dead-letters", help="see what was passed over, and send it again")
+    parser.add_argument("action", choices=("list", "show", "resend"))
+    parser.add_argument("numbers", type=int, nargs="*", metavar="NUMBER", help="of letters")
+    _add_kafka(parser)
+    parser.set_defaults(run=_dead_letters)
+
+
 def main() -> int:
     """Run one command; the exit status is 2 where its options cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m fraudsvc", description=__doc__)
@@ -167,6 +239,8 @@ def main() -> int:
     _add_serve(commands)
     _add_up(commands)
     _add_demo(commands)
+    _add_stream(commands)
+    _add_dead_letters(commands)
     args = parser.parse_args()
     try:
         return int(args.run(args))

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from featurizer.features import SCHEMA_VERSION
 from trainer.bundle import MANIFEST, Bundle, BundleError, load_bundle
+
+_log = logging.getLogger(__name__)
+
+
+def read_key(path: Path) -> bytes:
+    """Return the public key in a file; nothing, with a warning, where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        _log.warning("no public key, so no bundle will be trusted: %s", error)
+        return b""
 
 
 class BundleFile:

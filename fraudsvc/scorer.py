@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from fraud.v1 import decision_pb2, fraud_service_pb2, label_pb2, transaction_pb2
-from google.protobuf.message import DecodeError
+from fraud.v1 import decision_pb2, fraud_service_pb2, label_pb2
 from numpy.typing import NDArray
 
 from featurizer.eventlog import Entry, EventLog, LogError, Topic
@@ -34,14 +33,14 @@ from fraudsvc.decide import (
     Workspace,
     decide,
 )
-from fraudsvc.errors import ServiceError, item_error, refusal
+from fraudsvc.errors import ServiceError, item_error
+from fraudsvc.intake import Intake
 from fraudsvc.journal_tail import ENTITIES_WORD, REQUEST_WORD, JournalTail
 from fraudsvc.labels import Labels
 from fraudsvc.ledger import Ledger
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
 from fraudsvc.trace_ids import trace_id_of
-from fraudsvc.wire import Acceptor
 from trainer.bundle import Bundle
 
 ITEMS_AT_ONCE = 32
@@ -84,8 +83,7 @@ class Scorer:
         self._hasher = hasher
         self._bundle = bundle
         self._policy = policy
-        self._acceptor = Acceptor(hasher, contract)
-        self._checker = Checker(hasher, contract)
+        self._intake = Intake(hasher, contract)
         self._settings = settings
         self._budget_ns = int(settings.budget_ms * MS)
         self._full_ns = int(settings.full_ms * MS)
@@ -98,7 +96,7 @@ class Scorer:
         self._ids = [row.view(np.int64).reshape(1, -1) for row in self._rows]
         self._entries: list[Entry] = []  # of the frame that is being made
         self._ledger = Ledger(log)
-        self._labels = Labels(self._checker, hasher, self._tail, self._ledger)
+        self._labels = Labels(Checker(hasher, contract), hasher, self._tail, self._ledger)
         self._lock = threading.Lock()
         self._writer = Writer(hasher.key, random.SystemRandom().getrandbits(64))
         self._origin = origin_of("", settings.name)
@@ -209,19 +207,7 @@ class Scorer:
 
     def _check(self, data: bytes, place: int) -> Payment:
         """Fill the record at ``place``, which holds until the next check of that place."""
-        now_ms, record = self._clocks.now_ms(), self._rows[place]
-        if self._acceptor.accept(data, now_ms, record):
-            return Payment(data, record, self._ids[place], now_ms)
-        # In doubt: the judge's turn.
-        try:
-            message = transaction_pb2.Transaction.FromString(data)
-        except DecodeError:
-            raise ServiceError("MALFORMED_MESSAGE") from None
-        violations = self._checker.check(message, now_ms, record)
-        if violations:
-            raise refusal("INVALID_TRANSACTION", violations)
-        data = message.SerializeToString(deterministic=True)
-        return Payment(data, record, self._ids[place], now_ms, message)
+        return self._intake.take(data, self._clocks.now_ms(), self._rows[place], self._ids[place])
 
     def _snapshot(self) -> Snapshot | None:
         """Follow the log and return the store's state, None where there is none."""

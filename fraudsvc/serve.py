@@ -21,9 +21,9 @@ from featurizer.adapters import (
     FollowedStates,
     FollowedStore,
     follow_states,
+    journal_number,
     open_log,
 )
-from featurizer.cluster import journal_number
 from featurizer.eventlog import EventLog
 from featurizer.features import INDEX, SCHEMA_VERSION
 from featurizer.hashing import IdHasher
@@ -32,7 +32,7 @@ from featurizer.store import StoreError
 from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
 from fraudsvc.journal_tail import JournalTail
-from fraudsvc.models import BundleFile
+from fraudsvc.models import BundleFile, read_key
 from fraudsvc.policy import PolicyFile
 from fraudsvc.practice import practise
 from fraudsvc.scorer import Scorer
@@ -120,14 +120,6 @@ def _follow(log: EventLog, options: ServeOptions) -> _Followed:
     return _Followed(tail, index, states)
 
 
-def _read_key(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        _log.warning("no public key, so no bundle will be trusted: %s", error)
-        return b""
-
-
 def serve(options: ServeOptions) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status."""
     if options.cpus:
@@ -139,7 +131,7 @@ def serve(options: ServeOptions) -> int:
     followed = _follow(log, options)
     policy = PolicyFile(options.policy, INDEX, lambda e: _log.error("policy refused: %s", e))
     bundle = BundleFile(
-        options.bundle, _read_key(options.public_key), lambda e: _log.error("bundle refused: %s", e)
+        options.bundle, read_key(options.public_key), lambda e: _log.error("bundle refused: %s", e)
     )
     scorer = Scorer(
         log, followed.tail, IdHasher(options.secret), lambda: bundle.current,

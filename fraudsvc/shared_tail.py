@@ -27,7 +27,7 @@ from featurizer.store import Snapshot
 from featurizer.updates import KINDS, home_of
 from fraudsvc.journal_tail import JournalTail, Snapshots
 
-_AFTER_ALL = 1 << 62  # beyond every position of the states: ours are another log's
+AFTER_ALL = 1 << 62  # beyond every position of the states: ours are another log's
 _ENTITIES = len(Entity)
 
 
@@ -79,7 +79,7 @@ def _catch_up(records, rows, progress, pending, positions, first, stop, dropped)
                 continue
             source = _source_of(pending[i], dropped.shape[1] // KINDS)
             if positions[i] > progress[entity, source]:
-                fold(rows[entity], entity, pending[i], positions[i] + _AFTER_ALL)
+                fold(rows[entity], entity, pending[i], positions[i] + AFTER_ALL)
         rows[entity, POSITION] = stored
     return whole
 

@@ -1,0 +1,106 @@
+"""Dead letters: what was passed over, shown to a person, and sent again.
+
+Owns how a letter is found and what sending again means. A letter names a place; what stands there
+is read when it is asked for, and is gone when the topic no longer keeps it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fraud.v1 import dead_letter_pb2
+
+from featurizer.eventlog import LogError
+from featurizer.eventlog_kafka import Consumer, Message, Partition, Producer, Received
+from featurizer.kafka_settings import KafkaSettings
+from featurizer.splitter import read_all
+
+TOPIC = "dead-letters"
+# What may be shown of a record, and sent again: not one that was refused for a card number.
+SECRET_REASONS = ("CARD_NUMBER_REFUSED",)
+
+
+class Letter(NamedTuple):
+    """A letter: its number on the topic, what it says, and as which offsets it was sent again."""
+
+    number: int
+    content: dead_letter_pb2.DeadLetter
+    resent: tuple[int, ...]
+
+    @property
+    def place(self) -> tuple[Partition, int]:
+        """The record's partition and offset."""
+        return (self.content.topic, self.content.partition), self.content.offset
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetters:
+    """The letters of a Kafka cluster. Raises LogError."""
+
+    kafka: KafkaSettings
+
+    async def all(self) -> list[Letter]:
+        """Return every letter that is kept, oldest first."""
+        async with self._reader() as reader:
+            found: dict[tuple[Partition, int], Letter] = {}
+            async for record in read_all(reader, self._at, 0):
+                content = dead_letter_pb2.DeadLetter.FromString(record.value or b"")
+                letter = Letter(record.offset, content, ())
+                first = found.setdefault(letter.place, letter)
+                if content.HasField("resent_offset"):
+                    resent = (*first.resent, content.resent_offset)
+                    found[letter.place] = first._replace(resent=resent)
+            return list(found.values())
+
+    async def one(self, number: int) -> Letter:
+        """Return a letter by its number. Raises LogError where there is none."""
+        for letter in await self.all():
+            if letter.number == number:
+                return letter
+        raise LogError(f"there is no dead letter {number}")
+
+    async def record(self, letter: Letter) -> Received:
+        """Return what a letter is about. Raises LogError where that is gone."""
+        at, offset = letter.place
+        async with self._reader() as reader:
+            async for record in read_all(reader, at, offset, offset + 1):
+                if record.offset == offset:
+                    found: Received = record
+                    return found
+        raise LogError(f"offset {offset} of {at[0]}-{at[1]} is kept no more")
+
+    async def resend(self, letter: Letter, author: str) -> int:
+        """Send a letter's record again, to where it was; return its new offset."""
+        if letter.content.reason in SECRET_REASONS:
+            raise LogError("it holds what looks like a card number: whoever sent it must mend it")
+        record = await self.record(letter)
+        at, _ = letter.place
+        producer = Producer(self.kafka)
+        await producer.start()
+        try:
+            again = await producer.send({at: [Message(record.key or b"", record.value or b"")]})
+            note = dead_letter_pb2.DeadLetter()
+            note.CopyFrom(letter.content)
+            note.author, note.resent_offset = author, again[at]
+            note.letter_time.FromMilliseconds(time.time_ns() // 1_000_000)
+            await producer.send({self._at: [Message(b"", note.SerializeToString())]})
+        finally:
+            await producer.stop()
+        return again[at]
+
+    @property
+    def _at(self) -> Partition:
+        return self.kafka.topic(TOPIC), 0
+
+    @asynccontextmanager
+    async def _reader(self) -> AsyncIterator[Consumer]:
+        reader = Consumer(self.kafka)
+        try:
+            await reader.start()
+            yield reader
+        finally:
+            await reader.stop()
