@@ -70,14 +70,19 @@ class Cluster:
         host = self.folder / number
         ready = ("--ready-file", str(self.folder / f"{role}.ready"))
         index = ("--index", f"lmdb://{host}/index")
+        deciding = (
+            "--store", self.store_url, "--bundle", str(self.trained.bundle_path), "--public-key",
+            str(public_path(self.folder / "key")), "--policy", str(DEFAULT_POLICY),
+            "--max-age-days", "0", *ready, *self.extra.get(kind, ()),
+        )  # fmt: skip
         if kind == "serve":
+            address = f"127.0.0.1:{self.port(role)}"
             return (
-                "fraudsvc", "serve", "--log", self.journal(number), "--store", self.store_url,
-                *index, "--address", f"127.0.0.1:{self.port(role)}", "--bundle",
-                str(self.trained.bundle_path), "--public-key",
-                str(public_path(self.folder / "key")), "--policy", str(DEFAULT_POLICY),
-                "--max-age-days", "0", "--budget-ms", "60000", *ready, *self.extra.get(kind, ()),
+                "fraudsvc", "serve", "--log", self.journal(number), *index, "--address", address,
+                "--budget-ms", "60000", *deciding,
             )  # fmt: skip
+        if kind == "stream":
+            return ("fraudsvc", "stream", "--kafka", self.kafka_url, "--instance", role, *deciding)
         common = ("featurizer", kind, "--kafka", self.kafka_url, *ready, *self.extra.get(kind, ()))
         if kind == "relay":
             return (*common, "--log", self.journal(number), *index)
