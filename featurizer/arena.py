@@ -24,7 +24,10 @@ from featurizer.arena_memory import (
     SIZES_WORDS,
     STATES,
     USED_WORDS,
+    absent,
+    collect,
     find,
+    measure,
     rehash,
     reserve,
     reserve_words,
@@ -326,14 +329,14 @@ class Arena:
                 self._grow()
 
     def __contains__(self, key: int) -> bool:
-        row = self._index[find(self._index, key)]
-        # A batch that ran out of memory may leave room for a state without the state.
-        return bool(row[KEY] == key and self._words[row[PLACE] + META] != 0)
+        return not absent(self._words, self._index, np.array([key], np.int64))[0]
 
     def missing(self, keys: NDArray[np.int64]) -> list[int]:
         """Return the distinct keys (0 excepted) that are not here."""
         distinct = np.unique(keys)
-        return [int(k) for k in distinct if k and int(k) not in self]
+        distinct = distinct[distinct != 0]
+        found: list[int] = distinct[absent(self._words, self._index, distinct)].tolist()
+        return found
 
     def states(self, *, dirty_only: bool = False) -> list[tuple[int, bytes]]:
         """Return key and blob of each state, sorted by key as unsigned numbers."""
@@ -341,13 +344,15 @@ class Arena:
             rows = self._index[rows_of(self._index, self._dirty_keys())]
         else:
             rows = self._index[self._index[:, KEY] != EMPTY]
+        rows = rows[self._words[rows[:, PLACE] + META] != 0]
         rows = rows[np.argsort(rows[:, KEY].view(np.uint64))]
-        found = []
-        for key, place, size, _ in rows.tolist():
-            words = self._words[place : place + int(SIZES_WORDS[size])]
-            if words[META] != 0:
-                found.append((key, words[: int(length(words))].tobytes()))
-        return found
+        places, stops = np.ascontiguousarray(rows[:, PLACE]), np.empty(len(rows), np.int64)
+        packed = np.empty(measure(self._words, places, stops), np.int64)
+        collect(self._words, places, stops, packed)
+        data, ends = packed.tobytes(), (8 * stops).tolist()
+        starts = [0, *ends[:-1]]
+        blobs = [data[start:end] for start, end in zip(starts, ends, strict=True)]
+        return list(zip(rows[:, KEY].tolist(), blobs, strict=True))
 
     def clean(self) -> None:
         """Mark every state as written."""

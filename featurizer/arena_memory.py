@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from featurizer.state import ROW_WORDS, length
+from featurizer.state import META, ROW_WORDS, length
 
 SIZES_WORDS = np.array([64, 128, 256, 512, ROW_WORDS], np.int64)
 EMPTY = 0
@@ -113,3 +113,34 @@ def rehash(old, new):  # type: ignore[no-untyped-def]
     for i in range(old.shape[0]):
         if old[i, KEY] != EMPTY:
             new[find(new, old[i, KEY])] = old[i]
+
+
+@njit(cache=True, nogil=True)
+def absent(words, index, keys):  # type: ignore[no-untyped-def]
+    """Return bool[n]: for which keys there is no state."""
+    found = np.empty(len(keys), np.bool_)
+    for i in range(len(keys)):
+        row = find(index, keys[i])
+        # A batch that ran out of memory may leave room for a state without the state.
+        found[i] = index[row, KEY] != keys[i] or words[index[row, PLACE] + META] == 0
+    return found
+
+
+@njit(cache=True, nogil=True)
+def measure(words, places, stops):  # type: ignore[no-untyped-def]
+    """Fill ``stops`` int64[n] with where each state ends when they stand in a row; return where."""
+    end = 0
+    for i in range(len(places)):
+        end += length(words[places[i] :])
+        stops[i] = end
+    return end
+
+
+@njit(cache=True, nogil=True)
+def collect(words, places, stops, out):  # type: ignore[no-untyped-def]
+    """Copy the states at ``places`` into ``out``, one after another, as ``measure`` said."""
+    start = 0
+    for i in range(len(places)):
+        size = stops[i] - start
+        out[start : stops[i]] = words[places[i] : places[i] + size]
+        start = stops[i]
