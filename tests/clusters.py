@@ -16,6 +16,7 @@ from fraud.v1 import transaction_pb2
 from featurizer.adapters import read_partition
 from featurizer.kafka_settings import KafkaSettings, kafka_settings
 from featurizer.places import StorePlace, store_place
+from featurizer.store import StoreError
 from fraudsvc.policy import DEFAULT_POLICY
 from tests.conftest import START_S, Connected, Process, Trained, connected, free_port
 from trainer.signing import public_path
@@ -41,10 +42,11 @@ class Cluster:
     processes: dict[str, Process] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
     sent: list[transaction_pb2.Transaction] = field(default_factory=list)
+    partitions: int = PARTITIONS
 
     @property
     def kafka_url(self) -> str:
-        query = f"event_partitions={PARTITIONS}&entity_partitions={PARTITIONS}"
+        query = f"event_partitions={self.partitions}&entity_partitions={self.partitions}"
         return f"kafka://{self.bootstrap}/{self.prefix}?{query}&session_ms={self.session_ms}"
 
     @property
@@ -59,7 +61,7 @@ class Cluster:
     def store_url(self) -> str:
         # A busy machine must not decide which rung a test sees.
         patient = "" if self.store.startswith("lmdb") else "&socket_timeout_ms=2000"
-        return f"{self.store}?partitions={PARTITIONS}&inputs={PARTITIONS}{patient}"
+        return f"{self.store}?partitions={self.partitions}&inputs={self.partitions}{patient}"
 
     def journal(self, host: str) -> str:
         return f"file://{self.folder}/{host}/journal"
@@ -117,8 +119,8 @@ class Cluster:
     def states(self, keys: Sequence[int]) -> dict[int, bytes]:
         """Return those states that are in the stores."""
         found: dict[int, bytes] = {}
-        for number in range(PARTITIONS):
-            own = [key for key in keys if key % (1 << 64) % PARTITIONS == number]
+        for number in range(self.partitions):
+            own = [key for key in keys if key % (1 << 64) % self.partitions == number]
             store = read_partition(self.place, number)
             snapshot = store.snapshot()
             for key, blob in zip(own, snapshot.get_many(own), strict=True):
@@ -127,6 +129,20 @@ class Cluster:
             snapshot.close()
             store.close()
         return found
+
+    def position(self, number: int) -> int:
+        """Return the offset that a partition's states are at; 0 where there are none yet."""
+        try:
+            store = read_partition(self.place, number)
+            try:
+                snapshot = store.snapshot()
+                position = snapshot.position
+                snapshot.close()
+            finally:
+                store.close()
+        except StoreError:
+            return 0
+        return position
 
     def stop(self) -> None:
         """End every role."""
