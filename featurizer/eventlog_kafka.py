@@ -286,7 +286,8 @@ class Consumer:
         if consumer is not None:
             with contextlib.suppress(LogError):
                 async with _bounded("stop", self._settings.request_ms):
-                    await consumer.stop()
+                    # aiokafka hands on the cancellation of a fetch of its own: a result, here.
+                    await asyncio.gather(consumer.stop(), return_exceptions=True)
 
     def assign(self, offsets: Mapping[Partition, int]) -> None:
         """Read these partitions from these offsets, and no others."""

@@ -22,6 +22,7 @@ from featurizer.kafka_settings import KafkaSettings
 from featurizer.store import StoreError
 
 _log = logging.getLogger(__name__)
+FAILURES_MAX = 8  # reads in a row; then the role ends, for its supervisor to start it anew
 
 
 class Lane(Protocol):
@@ -84,6 +85,7 @@ class Stage:
         self._consumer = Consumer(kafka, member)
         self._reader = Consumer(kafka)
         self.counted = 0
+        self._failures = 0  # reads in a row
 
     @property
     def partitions(self) -> tuple[int, ...]:
@@ -91,7 +93,10 @@ class Stage:
         return tuple(number for number, held in self._held.items() if held.fed)
 
     async def run(self, stopping: Callable[[], bool]) -> None:
-        """Work until ``stopping`` says so. Raises LogError where the cluster is not to be had."""
+        """Work until ``stopping`` says so.
+
+        Raises LogError where the cluster is not to be had at the start, or reads keep failing.
+        """
         try:
             await self._reader.start()
             await self._consumer.start()
@@ -106,7 +111,12 @@ class Stage:
         """Start what is due, read once and feed the lanes; return how many records counted."""
         await self._start_due()
         epoch = self._epoch
-        found = await self._consumer.poll(self._settings.records_max, self._settings.wait_ms)
+        try:
+            found = await self._consumer.poll(self._settings.records_max, self._settings.wait_ms)
+        except LogError as error:
+            await self._read_failed(error)
+            return 0
+        self._failures = 0
         async with self._lock:
             if epoch != self._epoch or not found:
                 return 0
@@ -126,6 +136,20 @@ class Stage:
         except (LogError, StoreError) as error:
             await self._put_off(number, held, error)
             return 0
+
+    async def _read_failed(self, error: LogError) -> None:
+        """Begin all lanes anew: what was read may be lost with the read that failed.
+
+        One that was stopped for a while meets this, as the time for its read is over.
+        """
+        self._failures += 1
+        if self._failures > FAILURES_MAX:
+            raise error
+        async with self._lock:
+            for number, held in list(self._held.items()):
+                if held.fed:
+                    await self._put_off(number, held, error)
+        await asyncio.sleep(self._settings.retry_ms / 1000)
 
     async def _put_off(self, number: int, held: _Held, error: Exception) -> None:
         """Begin a lane anew, later: it alone knows what of the last batch counts."""
