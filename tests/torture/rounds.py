@@ -33,7 +33,7 @@ from tests.torture.traffic import Traffic
 WARM_S = 2.0  # of traffic before a fault, so that it meets work
 RECOVER_S = 90.0
 ANSWER_S = 60.0  # for the last requests of a round
-DISK_BYTES = 1 << 30
+DISK_BYTES = 1 << 29
 LOOK_S = 0.1
 SHOWN = 5  # of what is wrong
 

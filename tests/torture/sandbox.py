@@ -125,12 +125,16 @@ class SmallDisk:
         self._filler = directory / "filler"
         self._directory = directory
 
-    def fill(self) -> int:
-        """Take all that is free but for half a page; return how many bytes."""
+    def fill(self) -> None:
+        """Take all that is free, to the last byte, though others write meanwhile."""
         disk = os.statvfs(self._directory)
-        with self._filler.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize)
-        return disk.f_bavail * disk.f_frsize
+        step = disk.f_bavail * disk.f_frsize
+        with self._filler.open("ab", buffering=0) as file:
+            while step:
+                try:
+                    os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), step)
+                except OSError:
+                    step //= 2
 
     def free(self) -> None:
         """Give it back."""
