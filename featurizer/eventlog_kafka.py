@@ -168,20 +168,12 @@ class Producer:
             await asyncio.gather(*(future for futures in waiting.values() for future in futures))
             return {at: futures[0].result().offset for at, futures in waiting.items()}
 
-    async def transaction(
-        self,
-        batches: Mapping[Partition, Sequence[Message]],
-        offsets: Mapping[Partition, int] | None = None,
-        group: str = "",
-    ) -> None:
-        """Send messages, and commit a group's ``offsets`` if given, all of it or nothing."""
+    async def transaction(self, batches: Mapping[Partition, Sequence[Message]]) -> None:
+        """Send messages, all of them or none."""
         producer = self._live()
         async with _bounded("commit a transaction", self._settings.transaction_ms):
             await producer.begin_transaction()
             waiting = [await self._add(at, messages) for at, messages in batches.items()]
-            if offsets:
-                commits = {aiokafka.TopicPartition(*at): n for at, n in offsets.items()}
-                await producer.send_offsets_to_transaction(commits, group)
             await producer.commit_transaction()
             for future in (future for futures in waiting for future in futures):
                 await future  # a batch that failed makes the commit fail, too

@@ -27,13 +27,13 @@ from featurizer.eventlog_kafka import (
     Consumer,
     Message,
     Partition,
-    Producer,
     Received,
     key_bytes,
     origins_of,
 )
 from featurizer.kafka_settings import KafkaSettings
 from featurizer.records import RECORD, Kind
+from featurizer.transactions import Transactions
 from featurizer.updates import pack
 
 _log = logging.getLogger(__name__)
@@ -138,13 +138,13 @@ class SplitLane:
         self._number = number
         self._kafka = kafka
         self._settings = settings
-        self._producer = Producer(kafka, f"{kafka.prefix}.split-{number}")
+        self._transactions = Transactions(kafka, f"split-{number}")
         self._progress = Progress()
         self._repeats = Repeats(settings.repeats_max)
 
     async def start(self, reader: Consumer) -> dict[Partition, int]:
         """Fence the lane before, and return where to read on. ``reader`` is free for use."""
-        await self._producer.start()
+        await self._transactions.start()
         self._progress = await self._read_progress(reader)
         ends = await reader.ends([self._at(name) for name in INPUTS])
         for name in INPUTS:
@@ -155,8 +155,8 @@ class SplitLane:
         return {self._at(name): self._progress.offsets[name] for name in INPUTS}
 
     async def stop(self) -> None:
-        """Let go of the producer."""
-        await self._producer.stop()
+        """Let go of the connections."""
+        await self._transactions.stop()
 
     async def take(self, found: Mapping[Partition, Sequence[Received]]) -> int:
         """Split what was read of each input; return how many records counted.
@@ -181,7 +181,7 @@ class SplitLane:
                 self._pack(rows, origins, batches)
         progress = (self._kafka.topic("split-progress"), 0)
         batches[progress] = [Message(key_bytes(self._number), self._progress.to_bytes())]
-        await self._producer.transaction(batches)
+        await self._transactions.commit(batches)
         return counted
 
     def _pack(

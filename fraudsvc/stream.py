@@ -27,7 +27,6 @@ from featurizer.eventlog_kafka import (
     Consumer,
     Message,
     Partition,
-    Producer,
     Received,
     key_bytes,
     partition_of,
@@ -37,6 +36,7 @@ from featurizer.records import RECORD
 from featurizer.splitter import Repeats, read_all
 from featurizer.store import StoreError
 from featurizer.topics import ORIGIN
+from featurizer.transactions import Transactions
 from fraudsvc.answers import Stamp, Writer, origin_of
 from fraudsvc.calls import Clocks
 from fraudsvc.decide import FULL, RULES_ONLY, Workspace, decide
@@ -121,14 +121,14 @@ class StreamLane:
         self._states = states
         self._judges = judges
         self._settings = settings
-        self._producer = Producer(kafka, f"{kafka.prefix}.stream-{number}")
+        self._transactions = Transactions(kafka, f"stream-{number}")
         self._repeats = Repeats(settings.repeats_max)
         self._space = Workspace()
         self._origin = origin_of("", settings.name)
 
     async def start(self, reader: Consumer) -> dict[Partition, int]:
         """Fence the lane before, and return where to read on."""
-        await self._producer.start()
+        await self._transactions.start()
         offset = 0
         async for record in read_all(reader, (self._kafka.topic(PROGRESS), self._at[1]), 0):
             if record.value is not None:
@@ -142,8 +142,8 @@ class StreamLane:
         return {self._at: offset}
 
     async def stop(self) -> None:
-        """Let go of the producer."""
-        await self._producer.stop()
+        """Let go of the connections."""
+        await self._transactions.stop()
 
     async def take(self, found: Mapping[Partition, Sequence[Received]]) -> int:
         """Decide what was read; return how many payments were. Raises LogError, StoreError."""
@@ -159,7 +159,7 @@ class StreamLane:
         offset = batch.received[-1].offset + 1
         progress = Message(key_bytes(self._at[1]), _write_progress(offset, self._states.sent))
         batch.out[self._kafka.topic(PROGRESS), self._at[1]] = [progress]
-        await self._producer.transaction(batch.out)
+        await self._transactions.commit(batch.out)
         self._states.commit(records, positions)
         return len(batch.payments)
 
