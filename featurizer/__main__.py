@@ -160,7 +160,13 @@ def _relay(args: argparse.Namespace) -> int:
     _log_to_terminal(args)
     return run_relay(
         RelayOptions(
-            kafka_settings(args.kafka), args.log, args.index, args.metrics_file, args.ready_file
+            kafka_settings(args.kafka),
+            args.log,
+            args.index,
+            args.metrics_file,
+            args.ready_file,
+            None if args.retain_gib is None else round(args.retain_gib * (1 << 30)),
+            args.retain_days,
         )
     )
 
@@ -287,6 +293,8 @@ def _add_cluster(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         each.add_argument("--ready-file", type=Path, help="is written once the role is up")
     relay.add_argument("--log", default=os.environ.get("FRAUD_LOG", "file://data/log"))
     relay.add_argument("--index", default=os.environ.get("FRAUD_INDEX", "lmdb://data/index"))
+    relay.add_argument("--retain-gib", type=float, help="of what is shipped; the rest always stays")
+    relay.add_argument("--retain-days", type=float, help="of what is shipped")
     relay.add_argument("--metrics-file", type=Path, help="for Prometheus' textfile collector")
     again.add_argument("--into", metavar="URL", help="keep the new states there, a local replica")
     topics.set_defaults(run=_topics)

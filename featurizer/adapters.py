@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from featurizer.eventlog import EventLog
 from featurizer.eventlog_file import FileEventLog
 from featurizer.places import StorePlace
 from featurizer.segments import read_format
@@ -38,7 +37,8 @@ def open_log(
     sync_interval_ms: int = 50,
     retain_bytes: int | None = None,
     retain_ms: int | None = None,
-) -> EventLog:
+    bytes_max: int | None = None,
+) -> FileEventLog:
     """Open the event log that ``url`` names: ``file://DIR``.
 
     Raises ValueError for a URL of no known adapter, LogError where it cannot be opened.
@@ -46,6 +46,7 @@ def open_log(
     return FileEventLog(
         _directory(url, "file", "the log"), read_only=read_only,
         sync_interval_ms=sync_interval_ms, retain_bytes=retain_bytes, retain_ms=retain_ms,
+        bytes_max=bytes_max,
     )  # fmt: skip
 
 

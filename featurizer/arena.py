@@ -350,8 +350,7 @@ class Arena:
         packed = np.empty(measure(self._words, places, stops), np.int64)
         collect(self._words, places, stops, packed)
         data, ends = packed.tobytes(), (8 * stops).tolist()
-        starts = [0, *ends[:-1]]
-        blobs = [data[start:end] for start, end in zip(starts, ends, strict=True)]
+        blobs = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
         return list(zip(rows[:, KEY].tolist(), blobs, strict=True))
 
     def clean(self) -> None:

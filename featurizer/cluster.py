@@ -39,7 +39,7 @@ from featurizer.relay import Relay, RelaySettings, RelayStatus
 from featurizer.splitter import INPUTS, SplitLane, SplitSettings
 from featurizer.stage import Lane, Stage, StageSettings
 from featurizer.store import Store, StoreStale
-from featurizer.topics import TOPICS
+from featurizer.topics import DAY_MS, TOPICS
 from featurizer.updates import pack, unpack
 
 _log = logging.getLogger(__name__)
@@ -84,23 +84,33 @@ def run_until_stopped(work: Callable[[Callable[[], bool]], object]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class RelayOptions:
-    """Where the journal, its index and Kafka are, and where to write the metrics."""
+    """Where the journal, its index and Kafka are, and where to write the metrics.
+
+    What is shipped may be dropped from the journal when it is beyond ``retain_bytes`` or older
+    than ``retain_days``; until then a scorer finds its answers there.
+    """
 
     kafka: KafkaSettings
     log: str
     index: str
     metrics_file: Path | None = None
     ready_file: Path | None = None
+    retain_bytes: int | None = None
+    retain_days: float | None = None
 
 
 def run_relay(options: RelayOptions) -> int:
     """Ship the journal until stopped."""
-    journal = open_log(options.log)
+    days = options.retain_days
+    journal = open_log(
+        options.log, retain_bytes=options.retain_bytes,
+        retain_ms=None if days is None else round(days * DAY_MS),
+    )  # fmt: skip
     index = open_index(options.index)
     try:
         relay = Relay(
             journal, index, options.kafka, journal_number(options.log), RelaySettings(),
-            lambda status: _tell(status, options.metrics_file),
+            lambda status: _tell(status, options.metrics_file), journal.drop_oldest,
         )  # fmt: skip
         if options.ready_file is not None:
             options.ready_file.write_text(str(relay.position))

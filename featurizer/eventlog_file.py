@@ -255,6 +255,9 @@ class FileEventLog:
     writes to it decides for those who join. ``sync_interval_ms`` is what a power cut may cost.
     ``retain_bytes`` and ``retain_ms`` bound the log by size and by the age of a segment's last
     write; the newest segment always stays. A position older than what was kept raises LogError.
+    ``bytes_max`` refuses appends instead, from the segment on that is the first beyond it until
+    somebody dropped enough: for a journal that nobody may drop from who does not know what others
+    still need.
     ``read_only`` follows a log that others write. ``opened_damage`` tells what was cut at open.
 
     One object serves all threads of a process. A fork must not share it: open one in each child.
@@ -269,6 +272,7 @@ class FileEventLog:
         sync_interval_ms: int = 50,
         retain_bytes: int | None = None,
         retain_ms: int | None = None,
+        bytes_max: int | None = None,
         read_only: bool = False,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
@@ -277,6 +281,7 @@ class FileEventLog:
         self._directory = Path(directory)
         self._retain_bytes = retain_bytes
         self._retain_ms = retain_ms
+        self._bytes_max = bytes_max
         self._now_ms = now_ms
         self.opened_damage: tuple[Damage, ...] = ()
         self._lock_descriptor = -1
@@ -289,6 +294,7 @@ class FileEventLog:
             self._syncer = _Syncer(self._directory, sync_interval_ms)
             self._writer = _Writer(self._directory, self._end, self._syncer)
             self._syncer.start()
+        self._full = not self._has_room()
 
     def _join(self, segment_bytes: int) -> None:
         """Become one of the writers; who finds no other repairs the log first."""
@@ -310,10 +316,14 @@ class FileEventLog:
             raise LogError("the log is closed or open for reading only")
         if not frames:
             return []
+        if self._full and not self._has_room():
+            raise LogError(f"the log is full: it has more than {self._bytes_max} bytes")
+        self._full = False
         rolls = writer.rolls
         positions = writer.append(frames)
         if writer.rolls != rolls:
             self.drop_oldest()
+            self._full = not self._has_room()
         else:
             self._reader.extend(writer.first, positions[-1])
         return positions
@@ -328,17 +338,26 @@ class FileEventLog:
         self._end = _last_position(self._reader, max(self._end, firsts[-1]))
         return firsts[0], self._end
 
-    def drop_oldest(self) -> int:
+    def _has_room(self) -> bool:
+        if self._bytes_max is None:
+            return True
+        paths = [Path(segment_path(self._directory, f)) for f in list_segments(self._directory)]
+        return sum(path.stat().st_size for path in paths) <= self._bytes_max
+
+    def drop_oldest(self, before: int | None = None) -> int:
         """Delete the oldest segments that the bounds do not keep; return how many.
 
-        A reader that is inside one may read it to its end; then LogError tells it that it fell
-        behind.
+        With ``before`` only such as end at or before that position. A reader that is inside one
+        may read it to its end; then LogError tells it that it fell behind.
         """
-        paths = [Path(segment_path(self._directory, f)) for f in list_segments(self._directory)]
+        firsts = list_segments(self._directory)
+        paths = [Path(segment_path(self._directory, first)) for first in firsts]
         facts = [path.stat() for path in paths]
         kept_bytes = sum(fact.st_size for fact in facts)
         dropped = 0
-        for path, fact in zip(paths[:-1], facts, strict=False):
+        for path, fact, end in zip(paths[:-1], facts, firsts[1:], strict=False):
+            if before is not None and end > before:
+                break
             too_big = self._retain_bytes is not None and kept_bytes > self._retain_bytes
             age_ms = self._now_ms() - fact.st_mtime_ns // 1_000_000
             if not too_big and not (self._retain_ms is not None and age_ms > self._retain_ms):

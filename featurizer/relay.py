@@ -100,7 +100,7 @@ def ids_of(batch: Batch) -> list[tuple[int, int]]:
 class Relay:
     """Ships one journal. ``index`` keeps the ids and how far it got; ``host`` is its own hash.
 
-    ``dropping`` is told a position below which the journal may be dropped.
+    ``drop`` is called now and then with a position before which everything is shipped.
     """
 
     def __init__(
@@ -111,6 +111,7 @@ class Relay:
         host: int,
         settings: RelaySettings,
         tell: Callable[[RelayStatus], None],
+        drop: Callable[[int], object] = lambda _: None,
         clock_ms: Callable[[], float] = lambda: time.time_ns() / 1e6,
     ) -> None:
         self._journal = journal
@@ -119,6 +120,7 @@ class Relay:
         self._host = host
         self._settings = settings
         self._tell = tell
+        self._drop = drop
         self._clock_ms = clock_ms
         self._producer = Producer(kafka)
         self._errors = 0
@@ -144,6 +146,7 @@ class Relay:
                     rate = (self._shipped - shipped) / (now_ms - told_ms) * 1000
                     told_ms, shipped = now_ms, self._shipped
                     self._tell(self._status(rate, now_ms))
+                    self._drop(self.position)
         finally:
             await self._producer.stop()
 

@@ -71,6 +71,7 @@ def _options(args: argparse.Namespace) -> ServeOptions:
         secret=_secret(args.id_secret), cpus=frozenset(int(c) for c in args.cpus.split(",") if c),
         ready_file=args.ready_file, sync_interval_ms=args.sync_interval_ms,
         contract=_contract(args),
+        log_bytes_max=None if args.journal_gib is None else round(args.journal_gib * (1 << 30)),
         scorer=ScorerSettings(budget_ms=args.budget_ms, name=host_name()),
         server=ServerSettings(
             threads=args.threads, calls_max=args.calls_max, wait_ms_max=args.wait_ms_max,
@@ -116,6 +117,9 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--wait-ms-max", type=float, default=25.0, help="for a thread; then shed")
     parser.add_argument("--budget-ms", type=float, default=50.0, help="time within which to answer")
     parser.add_argument("--sync-interval-ms", type=int, default=50, help="between syncs to disk")
+    parser.add_argument(
+        "--journal-gib", type=float, help="bound of the log; then calls are refused"
+    )
     parser.add_argument("--max-age-days", type=int, default=90, help="of an event; 0 for any")
     parser.add_argument("--reflection", action="store_true", help="serve gRPC reflection")
     parser.add_argument("--ready-file", type=Path, help="is given the port once it is open")

@@ -64,6 +64,7 @@ class ServeOptions:
     cpus: frozenset[int] = frozenset()
     ready_file: Path | None = None
     sync_interval_ms: int = 50
+    log_bytes_max: int | None = None
     contract: ContractSettings = field(default_factory=ContractSettings)
     scorer: ScorerSettings = field(default_factory=ScorerSettings)
     server: ServerSettings = field(default_factory=ServerSettings)
@@ -127,7 +128,9 @@ def serve(options: ServeOptions) -> int:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    log = open_log(options.log, sync_interval_ms=options.sync_interval_ms)
+    log = open_log(
+        options.log, sync_interval_ms=options.sync_interval_ms, bytes_max=options.log_bytes_max
+    )
     followed = _follow(log, options)
     policy = PolicyFile(options.policy, INDEX, lambda e: _log.error("policy refused: %s", e))
     bundle = BundleFile(

@@ -444,3 +444,30 @@ def test_a_reader_does_not_append(tmp_path: Path) -> None:
 
     assert values_of(read_to_end(log)) == [b"x"]
     log.close()
+
+
+def test_a_bounded_log_refuses_until_somebody_dropped_enough(tmp_path: Path) -> None:
+    frame = [Entry(Topic.LABELS, 1, bytes(1_000))]
+    log = FileEventLog(tmp_path, segment_bytes=4096, bytes_max=20_000)
+    keeper = FileEventLog(tmp_path, segment_bytes=4096, retain_bytes=0)
+    positions = []
+    while log.ends()[1] <= 20_000:
+        positions += log.append([frame])[:1]
+    refused = 0
+    for _ in range(5):  # the segment that is not full yet takes some more
+        try:
+            positions += log.append([frame])[:1]
+        except LogError:
+            refused += 1
+    end = log.ends()[1]
+    assert refused
+
+    assert 20_000 < end < 30_000
+    assert keeper.drop_oldest(before=positions[1]) == 0
+    with pytest.raises(LogError, match="full"):
+        log.append([frame])
+    assert keeper.drop_oldest(before=positions[-1]) > 0
+    assert log.append([frame])[0] == end
+    assert log.ends()[0] <= positions[-1]
+    log.close()
+    keeper.close()
