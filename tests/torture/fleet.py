@@ -110,6 +110,19 @@ class Fleet(Cluster):
                 for role in self._wanted
             )
 
+    def not_ready(self) -> list[str]:
+        """Return which roles are not up, and what the system says each is at."""
+        found = []
+        with self._lock:
+            for role in sorted(self._wanted):
+                pid = self.processes[role].popen.pid
+                proc = Path(f"/proc/{pid}")
+                if (self.folder / f"{role}.ready").exists() or not proc.exists():
+                    continue
+                wait, times = (proc / "wchan").read_text(), (proc / "stat").read_text().split()
+                found.append(f"{role} {pid} {times[2]} in {wait} after {times[13]} ticks")
+        return found
+
     def retire(self, role: str) -> None:
         """Stop a role as an operator does, for good."""
         with self._lock:

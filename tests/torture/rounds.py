@@ -66,7 +66,8 @@ class Round:
     aborted: int = 0  # packed arrays of transactions that were aborted, so far
     repeats: int = 0  # records of requests that another host had decided before, so far
     resent: int = 0  # records that a relay sent twice, so far
-    exits: dict[str, int] = field(default_factory=dict)
+    exits: dict[str, int] = field(default_factory=dict)  # that nobody ordered, so far
+    rungs: dict[str, int] = field(default_factory=dict)  # of the answers of this round
     wrong: list[str] = field(default_factory=list)
 
     @property
@@ -109,6 +110,7 @@ class Torture:
         self._possible = [fault for fault in FAULTS if not missing[fault.name]]
         targets = [self._fleet.target(host) for host in range(HOSTS)]
         self._traffic = Traffic(targets, options.rate, options.seed)
+        self._rungs: Counter[str] = Counter()
         self._reader = Reader(self._fleet.bootstrap, self._fleet.prefix, PARTITIONS)
 
     def run(self, tell: Callable[[Round], None]) -> Report:
@@ -184,7 +186,10 @@ class Torture:
     def _behind(self) -> str:
         positions = [self._fleet.position(n) for n in range(PARTITIONS)]
         found = self._reader.found
-        return f"{len(found.waiting)} events without updates, states are at {positions}"
+        return (
+            f"{len(found.waiting)} events without updates, {sorted(found.waiting)[:SHOWN]}, states"
+            f" are at {positions}, not up: {self._fleet.not_ready()}"
+        )
 
     def _settles(self) -> bool:
         """Wait until all of the log is in the states."""
@@ -229,7 +234,9 @@ class Torture:
         done.acknowledged = len(acknowledged)
         done.aborted = self._reader.uncommitted() - found.arrays
         done.repeats, done.resent = found.repeats, found.resent
-        done.exits = dict(self._fleet.exits)
+        done.exits = {role: count for role, count in self._fleet.exits.items() if count}
+        rungs = self._traffic.rungs()
+        done.rungs, self._rungs = dict(rungs - self._rungs), rungs
 
     @staticmethod
     def _within(wait_s: float, condition: Callable[[], bool]) -> bool:
@@ -287,8 +294,3 @@ def _create_topics(fleet: Fleet) -> None:
         asyncio.run(create_topics(fleet.kafka))
         return
     asyncio.run(create_topics(fleet.kafka))
-
-
-def counted(report: Report) -> Counter[str]:
-    """Return how often each fault was met."""
-    return Counter(each.fault for each in report.rounds)

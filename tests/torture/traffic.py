@@ -25,6 +25,7 @@ TIMEOUT_S = 3.0
 PAUSE_S = (0.05, 0.4)  # before a request is sent again
 BEHIND_S = 1.0  # then the missed calls are let be
 BATCH = 12
+CUSTOMERS = 40  # of all clients: some in every partition, and each met again soon
 # How often a call is a batch, an answered request is sent again to the same host or to the other,
 # and a label follows.
 BATCHES, AGAIN, ELSEWHERE, LABELS = 0.04, 0.03, 0.02, 0.03
@@ -93,13 +94,16 @@ class _Client(threading.Thread):
                     continue
                 self.idle.clear()
                 count = BATCH if self._rng.random() < BATCHES else 1
-                self._ask([self._payments.one() for _ in range(count)])
+                self._ask([self._payment() for _ in range(count)])
                 due_s = max(due_s + count * traffic.period_s, time.monotonic() - BEHIND_S)
                 time.sleep(max(0.0, due_s - time.monotonic()))
         finally:
             self.idle.set()
             for channel in self._channels:
                 channel.close()
+
+    def _payment(self) -> transaction_pb2.Transaction:
+        return self._payments.one(customer_id=f"customer-{self._rng.integers(CUSTOMERS)}")
 
     def _ask(self, payments: Sequence[transaction_pb2.Transaction]) -> None:
         """Ask until each is answered, or the traffic is stopped for good."""
@@ -145,7 +149,7 @@ class _Client(threading.Thread):
         with self._traffic.lock:
             book = self._traffic.book
             book.decisions[request] = told.assessment.decision_id
-            book.rungs[decision_pb2.Rung.Name(told.assessment.rung)] += 1
+            book.rungs[_rung_of(told)] += 1
             book.moved += told.host != self._home
         chance = self._rng.random()
         if chance < AGAIN:
@@ -192,6 +196,16 @@ class _Client(threading.Thread):
             self._traffic.book.wrong.append(what)
 
 
+def _rung_of(told: Told) -> str:
+    """Return host, rung and cause of an answer, without what all names begin with."""
+    assessment = told.assessment
+    rung = decision_pb2.Rung.Name(assessment.rung).removeprefix("RUNG_")
+    if not assessment.rung_cause:
+        return f"{told.host} {rung}"
+    cause = decision_pb2.RungCause.Name(assessment.rung_cause).removeprefix("RUNG_CAUSE_")
+    return f"{told.host} {rung} {cause}"
+
+
 class Traffic:
     """Calls at ``rate`` a second to the hosts at ``targets``, spread over THREADS clients."""
 
@@ -210,6 +224,11 @@ class Traffic:
         """Return the decision of each request that was acknowledged so far."""
         with self.lock:
             return dict(self.book.decisions)
+
+    def rungs(self) -> Counter[str]:
+        """Return how often each rung was answered so far, by host and cause."""
+        with self.lock:
+            return Counter(self.book.rungs)
 
     def pause(self, wait_s: float) -> bool:
         """Start no new request; return whether every one was answered in time."""
