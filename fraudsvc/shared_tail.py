@@ -18,17 +18,18 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from featurizer.eventlog import EventLog
+from featurizer.eventlog import EventLog, LogError
 from featurizer.fold import fold
 from featurizer.progress import NONE, SHIPPED_KEY, progress_key, read_progress
 from featurizer.records import RECORD, Entity, Kind
 from featurizer.state import HEADER, POSITION, ROW_WORDS
 from featurizer.store import Snapshot
 from featurizer.updates import KINDS, home_of
-from fraudsvc.journal_tail import JournalTail, Snapshots
+from fraudsvc.journal_tail import CATCH_UP_READS_MAX, READ_BYTES, JournalTail, Snapshots
 
 AFTER_ALL = 1 << 62  # beyond every position of the states: ours are another log's
 _ENTITIES = len(Entity)
+GAP_MAX = CATCH_UP_READS_MAX * READ_BYTES  # of the journal, which one call can read
 
 
 class States(Protocol):
@@ -141,15 +142,31 @@ class SharedTail(JournalTail):
         self._first = min(self._first, self._stop)
         self._staged.clear()
 
+    def follow(self, snapshot: Snapshot | None = None) -> None:
+        """Read what the log has got since the last call, or begin where that is kept no more."""
+        try:
+            super().follow(snapshot)
+        except LogError:
+            if snapshot is None or snapshot.position <= self.position:
+                raise
+            self._begin_at(snapshot)
+            super().follow(snapshot)
+
     def _look_at(self, snapshot: Snapshot) -> None:
-        """Take in what the relay has shipped: those ids are in the index."""
-        applied = snapshot.position
-        if applied > self.position:  # begin where the relay is
-            [row] = snapshot.get_many([SHIPPED_KEY])
-            shipped = read_progress(row, self._lost.size)
-            self._lost = np.maximum(self._lost, shipped.reshape(self._lost.shape))
-            self._forget_all(applied)
-        self._forget_ids(applied)
+        """Take in what the relay has shipped: those ids are in the index.
+
+        What others of this host appended is read though it was shipped: the states lack it yet.
+        """
+        if snapshot.position - self.position > GAP_MAX:
+            self._begin_at(snapshot)
+        self._forget_ids(snapshot.position)
+
+    def _begin_at(self, snapshot: Snapshot) -> None:
+        """Go to where the relay is; all before that is lost until the states have it."""
+        [row] = snapshot.get_many([SHIPPED_KEY])
+        shipped = read_progress(row, self._lost.size)
+        self._lost = np.maximum(self._lost, shipped.reshape(self._lost.shape))
+        self._forget_all(snapshot.position)
 
     def _skip(self, records: NDArray[np.void], positions: NDArray[np.int64]) -> None:
         """Do without all that is pending and these."""
