@@ -26,6 +26,7 @@ PAUSE_S = (0.05, 0.4)  # before a request is sent again
 BEHIND_S = 1.0  # then the missed calls are let be
 BATCH = 12
 CUSTOMERS = 40  # of all clients: some in every partition, and each met again soon
+LETTERS = str.maketrans("0123456789", "ghijklmnop")  # digits might look like a card number
 # How often a call is a batch, an answered request is sent again to the same host or to the other,
 # and a label follows.
 BATCHES, AGAIN, ELSEWHERE, LABELS = 0.04, 0.03, 0.02, 0.03
@@ -103,7 +104,9 @@ class _Client(threading.Thread):
                 channel.close()
 
     def _payment(self) -> transaction_pb2.Transaction:
-        return self._payments.one(customer_id=f"customer-{self._rng.integers(CUSTOMERS)}")
+        identity = self._rng.bytes(12).hex().translate(LETTERS)
+        customer = f"customer-{self._rng.integers(CUSTOMERS)}"
+        return self._payments.one(customer_id=customer, transaction_id=identity)
 
     def _ask(self, payments: Sequence[transaction_pb2.Transaction]) -> None:
         """Ask until each is answered, or the traffic is stopped for good."""
