@@ -7,12 +7,20 @@ keep their hot states here, backfill all of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from featurizer.arena_kernels import (
+    GROWTH_WORDS,
+    absorb_all,
+    admit,
+    apply_all,
+    lend_all,
+    run_all,
+)
 from featurizer.arena_memory import (
     CHANGED,
     DIRTY,
@@ -20,179 +28,22 @@ from featurizer.arena_memory import (
     FREE,
     KEY,
     PLACE,
-    SIZE,
     SIZES_WORDS,
     STATES,
     USED_WORDS,
     absent,
     collect,
-    find,
     measure,
+    place_all,
     rehash,
     reserve,
     reserve_words,
     rows_of,
 )
 from featurizer.features import FEATURES, OPS
-from featurizer.fold import fold
-from featurizer.records import RECORD, Entity, Kind
+from featurizer.records import RECORD, Entity
 from featurizer.slots import LINES, SLOTS
-from featurizer.state import HEADER, META, ROW_WORDS, check_blob, length
-from featurizer.view import view
-
-GROWTH_WORDS = 16  # more than one fold can add: an event, a bucket, a day and a label
-
-
-@njit(cache=True, nogil=True)
-def _reserve_all(words, index, counters, rec):  # type: ignore[no-untyped-def]
-    for key in rec.entities:
-        if key == 0:
-            continue
-        row = find(index, key)
-        used = 0
-        if index[row, KEY] != EMPTY:
-            used = length(words[index[row, PLACE] :])
-        if reserve(words, index, counters, key, used + GROWTH_WORDS) < 0:
-            return False
-    return True
-
-
-@njit(cache=True, nogil=True)
-def _gather(words, index, rec, rows):  # type: ignore[no-untyped-def]
-    """Copy the states that a record meets into ``rows``; an unknown one is all zeros."""
-    for entity in range(len(rec.entities)):
-        rows[entity, 0] = 0
-        key = rec.entities[entity]
-        if key == 0:
-            continue
-        row = find(index, key)
-        used = 0
-        if index[row, KEY] != EMPTY:
-            place = index[row, PLACE]
-            used = length(words[place:])
-            rows[entity, :used] = words[place : place + used]
-        if used == 0:
-            rows[entity, :32] = 0
-
-
-@njit(cache=True, nogil=True)
-def _fold_all(words, index, counters, changed, rec, position):  # type: ignore[no-untyped-def]
-    for entity in range(len(rec.entities)):
-        key = rec.entities[entity]
-        if key != 0:
-            row = find(index, key)
-            place = index[row, PLACE]
-            fold(words[place : place + SIZES_WORDS[index[row, SIZE]]], entity, rec, position)
-            if index[row, DIRTY] == 0:
-                index[row, DIRTY] = 1
-                changed[counters[CHANGED]] = key
-                counters[CHANGED] += 1
-
-
-@njit(cache=True, nogil=True)
-def _run(words, index, counters, changed, records, positions, marks_of, at, ops, rows, lines, out):  # type: ignore[no-untyped-def]
-    """View (where ``out`` has rows) and fold each record from ``at`` on; return where it ended."""
-    for i in range(at, len(records)):
-        if len(marks_of) > 0 and marks_of[i] >= 0:
-            records[i].flags = records[marks_of[i]].flags
-        rec = records[i]
-        if not _reserve_all(words, index, counters, rec):
-            return i
-        if len(out) > 0 and rec.kind == Kind.TRANSACTION:
-            _gather(words, index, rec, rows)
-            records[i].flags |= view(rows, rec, ops, lines, out[i])
-        _fold_all(words, index, counters, changed, records[i], positions[i])
-    return len(records)
-
-
-@njit(cache=True)
-def _lend(words, index, records, rows):  # type: ignore[no-untyped-def]
-    """Copy the states that ``records[0]`` meets into ``rows``; return bits of those not here.
-
-    Holds the GIL, as ``_admit`` and ``_absorb`` do: their callers answer calls, and giving it up
-    for a microsecond invites a wait that is a thousand times as long.
-    """
-    rec = records[0]
-    missing = 0
-    for entity in range(len(rec.entities)):
-        key = rec.entities[entity]
-        rows[entity, :HEADER] = 0
-        if key == 0:
-            continue
-        row = find(index, key)
-        if index[row, KEY] == EMPTY:
-            missing |= 1 << entity
-            continue
-        place = index[row, PLACE]
-        used = length(words[place:])
-        rows[entity, :used] = words[place : place + used]
-    return missing
-
-
-@njit(cache=True)
-def _admit(words, index, counters, records, rows, missing, pending, positions, first, stop, keep):  # type: ignore[no-untyped-def]
-    """Fold what is pending into the rows of the ``missing`` and keep them; return if all fitted."""
-    rec = records[0]
-    for entity in range(len(rec.entities)):
-        if missing >> entity & 1:
-            for i in range(first, stop):
-                if pending[i].entities[entity] == rec.entities[entity]:
-                    fold(rows[entity], entity, pending[i], positions[i])
-    if not keep:
-        return True
-    for entity in range(len(rec.entities)):
-        if missing >> entity & 1:
-            used = max(length(rows[entity]), HEADER)  # an empty one replaces what is here, too
-            row = reserve(words, index, counters, rec.entities[entity], used + GROWTH_WORDS)
-            if row < 0:
-                return False
-            place = index[row, PLACE]
-            words[place : place + used] = rows[entity, :used]
-    return True
-
-
-@njit(cache=True)
-def _absorb(words, index, counters, records, positions, first, stop):  # type: ignore[no-untyped-def]
-    """Fold the records from ``first`` on into the states that are here; return where it ended."""
-    for i in range(first, stop):
-        rec = records[i]
-        for entity in range(len(rec.entities)):
-            key = rec.entities[entity]
-            row = find(index, key) if key != 0 else 0
-            if key == 0 or index[row, KEY] == EMPTY:
-                continue
-            used = length(words[index[row, PLACE] :])
-            row = reserve(words, index, counters, key, used + GROWTH_WORDS)
-            if row < 0:
-                return i
-            place = index[row, PLACE]
-            fold(words[place : place + SIZES_WORDS[index[row, SIZE]]], entity, rec, positions[i])
-    return stop
-
-
-@njit(cache=True, nogil=True)
-def _apply(words, index, counters, changed, updates, positions, at):  # type: ignore[no-untyped-def]
-    """Fold each update from ``at`` on into the entities that its mask names; return the end."""
-    for i in range(at, len(updates)):
-        rec = updates[i].record
-        for entity in range(len(rec.entities)):
-            key = rec.entities[entity]
-            if not updates[i].mask >> entity & 1:
-                continue
-            row = find(index, key)
-            used = 0
-            if index[row, KEY] != EMPTY:
-                used = length(words[index[row, PLACE] :])
-            row = reserve(words, index, counters, key, used + GROWTH_WORDS)
-            if row < 0:
-                return i
-            place = index[row, PLACE]
-            fold(words[place : place + SIZES_WORDS[index[row, SIZE]]], entity, rec, positions[i])
-            if index[row, DIRTY] == 0:
-                index[row, DIRTY] = 1
-                changed[counters[CHANGED]] = key
-                counters[CHANGED] += 1
-    return len(updates)
+from featurizer.state import META, ROW_WORDS, are_states, check_blob
 
 
 class Arena:
@@ -251,7 +102,7 @@ class Arena:
             marks_of = np.empty(0, np.int64)
         done = 0
         while True:
-            done = _run(
+            done = run_all(
                 self._words, self._index, self._counters, self._changed, records, positions,
                 marks_of, done, OPS, self._rows, self._lines, out,
             )  # fmt: skip
@@ -264,10 +115,25 @@ class Arena:
         done = 0
         while done < len(updates):
             # An update that is begun again is harmless: its position is the state's already.
-            done = _apply(
+            done = apply_all(
                 self._words, self._index, self._counters, self._changed, updates, positions, done
             )
             if done < len(updates):
+                self._grow()
+
+    def run_by(
+        self, kernel: Any, records: NDArray[np.void], positions: NDArray[np.int64], *more: Any
+    ) -> None:
+        """Let ``kernel`` have its way with each record (RECORD[n]), and fold it, in order.
+
+        It is called with this arena's memory (words, index, counters, changed), ``records``,
+        ``positions``, where to begin, and ``more``; it returns where it had no room, or n.
+        """
+        done = 0
+        while done < len(records):
+            memory = (self._words, self._index, self._counters, self._changed)
+            done = kernel(memory, records, positions, done, *more)
+            if done < len(records):
                 self._grow()
 
     def put(self, key: int, blob: bytes | memoryview) -> None:
@@ -287,13 +153,28 @@ class Arena:
             self._counters[CHANGED] = len(others)
         self._index[row, DIRTY] = 0
 
+    def put_new(self, keys: NDArray[np.int64], blobs: Sequence[bytes | memoryview]) -> None:
+        """Load stored states that are not here, as ``put`` one. Raises ValueError for no state."""
+        data = np.frombuffer(b"".join(blobs), np.int64)
+        stops = np.cumsum([len(blob) >> 3 for blob in blobs], dtype=np.int64)
+        if not are_states(data, stops):
+            for blob in blobs:
+                if why := check_blob(blob):
+                    raise ValueError(why)
+        done = 0
+        while done < len(keys):
+            memory = (self._words, self._index, self._counters)
+            done = place_all(*memory, keys, data, stops, done, GROWTH_WORDS)
+            if done < len(keys):
+                self._grow()
+
     def lend(self, record: NDArray[np.void], rows: NDArray[np.int64]) -> int:
         """Copy the states that ``record`` (RECORD[1]) meets into ``rows``.
 
         ``rows`` int64[len(Entity), ROW_WORDS]. Returns a bit for each entity whose state is not
         here; its row is empty then.
         """
-        missing: int = _lend(self._words, self._index, record, rows)
+        missing: int = lend_all(self._words, self._index, record, rows)
         return missing
 
     def admit(
@@ -311,7 +192,7 @@ class Arena:
         that count. A state never seen is taken in empty; what is here already is replaced.
         Without ``keep`` none is taken in.
         """
-        while not _admit(
+        while not admit(
             self._words, self._index, self._counters, record, rows, missing, *pending, keep
         ):
             self._grow()
@@ -322,7 +203,7 @@ class Arena:
     ) -> None:
         """Fold ``records[first:stop]`` (RECORD) into those of their states that are here."""
         while first < stop:
-            first = _absorb(
+            first = absorb_all(
                 self._words, self._index, self._counters, records, positions, first, stop
             )
             if first < stop:

@@ -116,6 +116,22 @@ def rehash(old, new):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def place_all(words, index, counters, keys, data, stops, at, spare):  # type: ignore[no-untyped-def]
+    """Copy states from ``data`` to new rows from ``at`` on; return where there was no room, or n.
+
+    ``stops`` int64[n] are where they end, ``spare`` words each gets beyond. None is here yet.
+    """
+    for i in range(at, len(keys)):
+        start = stops[i - 1] if i > 0 else 0
+        row = reserve(words, index, counters, keys[i], stops[i] - start + spare)
+        if row < 0:
+            return i
+        place = index[row, PLACE]
+        words[place : place + stops[i] - start] = data[start : stops[i]]
+    return len(keys)
+
+
+@njit(cache=True, nogil=True)
 def absent(words, index, keys):  # type: ignore[no-untyped-def]
     """Return bool[n]: for which keys there is no state."""
     found = np.empty(len(keys), np.bool_)

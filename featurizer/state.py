@@ -116,6 +116,19 @@ def close_gap(words, at, end, size):  # type: ignore[no-untyped-def]
         words[i] = words[i + size]
 
 
+@njit(cache=True, nogil=True)
+def are_states(data, stops):  # type: ignore[no-untyped-def]
+    """Return whether ``data`` is states of this version, each of which ends at its stop."""
+    start = 0
+    for stop in stops:
+        if not HEADER <= stop - start <= ROW_WORDS or data[start] & 0xFF != STATE_VERSION:
+            return False
+        if length(data[start:]) != stop - start:
+            return False
+        start = stop
+    return start == len(data)
+
+
 def check_blob(blob: bytes | memoryview) -> str:
     """Return why ``blob`` is no state of this version, or "" when it is one."""
     size = len(blob)

@@ -127,9 +127,10 @@ class Worker:
         missing = self._arena.missing(records["entities"].reshape(-1))
         snapshot = self._store.snapshot()
         try:
-            for key, blob in zip(missing, snapshot.get_many(missing), strict=True):
-                if blob is not None:
-                    self._arena.put(key, blob)
+            blobs = snapshot.get_many(missing)
+            known = [key for key, blob in zip(missing, blobs, strict=True) if blob is not None]
+            there = [blob for blob in blobs if blob is not None]
+            self._arena.put_new(np.array(known, np.int64), there)
         finally:
             snapshot.close()
 

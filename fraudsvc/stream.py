@@ -29,29 +29,29 @@ from featurizer.eventlog_kafka import (
     Partition,
     Received,
     key_bytes,
-    partition_of,
 )
 from featurizer.kafka_settings import KafkaSettings
-from featurizer.records import RECORD
+from featurizer.records import RECORD, Entity
 from featurizer.splitter import Repeats, read_all
 from featurizer.store import StoreError
 from featurizer.topics import ORIGIN
 from featurizer.transactions import Transactions
-from fraudsvc.answers import Stamp, Writer, origin_of
+from fraudsvc.answers import Draft, Stamp, Writer, origin_of
+from fraudsvc.assess import Sheet
 from fraudsvc.calls import Clocks
-from fraudsvc.decide import FULL, RULES_ONLY, Workspace, decide
+from fraudsvc.decide import RULES_ONLY, Workspace, decide, decide_on
 from fraudsvc.errors import ServiceError
 from fraudsvc.intake import Intake
-from fraudsvc.journal_tail import ENTITIES_WORD, REQUEST_WORD
+from fraudsvc.journal_tail import REQUEST_WORD
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
+from fraudsvc.shared_tail import AFTER_ALL
 from fraudsvc.stream_states import StreamStates
 from trainer.bundle import Bundle
 
 PAYMENTS = "payments"
 PROGRESS = "stream-progress"
 FRAME_BITS = 16
-_NO_CAUSE = decision_pb2.RUNG_CAUSE_UNSPECIFIED
 _NO_MODEL = decision_pb2.RUNG_CAUSE_NO_MODEL
 
 
@@ -76,26 +76,34 @@ class Judges(NamedTuple):
 
 
 class _Batch:
-    """What a read of payments becomes."""
+    """What a read of payments becomes. A row is a payment that counts."""
 
     def __init__(self, received: Sequence[Received]) -> None:
         self.received = received
-        self.records = np.zeros(len(received), RECORD)
-        self.ids = self.records.view(np.int64).reshape(len(received), -1)
+        self._records = np.zeros(len(received), RECORD)
+        self._ids = self._records.view(np.int64).reshape(len(received), -1)
         self.payments: list[Payment] = []
-        self.places: list[int] = []  # of each payment in ``received``, and so of its record
+        self._places: list[int] = []  # of each row in ``received``
         self.out: dict[Partition, list[Message]] = {}
 
-    @property
-    def positions(self) -> NDArray[np.int64]:
-        """Where the record of each payment stands, int64[payments]."""
-        offsets = [self.received[place].offset for place in self.places]
-        return (np.array(offsets, np.int64) << FRAME_BITS) + 1
+    def memory(self, place: int) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+        """Return the record (RECORD[1]) for what stands at a place, and the same as words."""
+        return self._records[place : place + 1], self._ids[place : place + 1]
 
-    @property
-    def taken(self) -> NDArray[np.void]:
-        """RECORD[payments]."""
-        return self.records[self.places]
+    def count(self, payment: Payment, place: int) -> None:
+        """Take a payment in as the next row."""
+        self.payments.append(payment)
+        self._places.append(place)
+
+    def close(self) -> None:
+        """Lay out the rows: records RECORD[n], their words, and the frame of each."""
+        self.records = self._records[self._places]
+        offsets = [self.received[place].offset for place in self._places]
+        self.frames = np.array(offsets, np.int64) << FRAME_BITS
+
+    def send(self, topic: str, partition: int, message: Message) -> None:
+        """Add a record to what goes out."""
+        self.out.setdefault((topic, partition), []).append(message)
 
 
 def lane_number(prefix: str, partition: int) -> int:
@@ -124,6 +132,8 @@ class StreamLane:
         self._transactions = Transactions(kafka, f"stream-{number}")
         self._repeats = Repeats(settings.repeats_max)
         self._space = Workspace()
+        self._sheet = Sheet(0)
+        self._started_ns = 0  # of the batch
         self._origin = origin_of("", settings.name)
 
     async def start(self, reader: Consumer) -> dict[Partition, int]:
@@ -151,33 +161,31 @@ class StreamLane:
         if not self._states.has_room(len(batch.received)):
             await self._wait_for_states()
         self._accept(batch)
-        rung, cause = self._prepare(batch)
-        for place, payment in zip(batch.places, batch.payments, strict=True):
-            self._decide(payment, batch, place, rung, cause)
-        records, positions = batch.taken, batch.positions
-        self._states.note(records, positions)
+        batch.close()
+        if batch.payments:
+            self._send(batch, self._decide_all(batch))
+        self._states.note(batch.records, batch.frames + 1)
         offset = batch.received[-1].offset + 1
         progress = Message(key_bytes(self._at[1]), _write_progress(offset, self._states.sent))
-        batch.out[self._kafka.topic(PROGRESS), self._at[1]] = [progress]
+        batch.send(self._kafka.topic(PROGRESS), self._at[1], progress)
         await self._transactions.commit(batch.out)
-        self._states.commit(records, positions)
+        self._states.commit(batch.records, batch.frames + 1)
         return len(batch.payments)
 
     def _accept(self, batch: _Batch) -> None:
         """Take the payments in; pass over by a dead letter what is none, and repeats in silence."""
         now_ms = self._judges.clocks.now_ms()
+        self._started_ns = self._judges.clocks.monotonic_ns()
         take = self._judges.intake.take
         for place, received in enumerate(batch.received):
-            record = batch.records[place : place + 1]
-            ids = batch.ids[place : place + 1]
+            record, ids = batch.memory(place)
             try:
                 payment = take(received.value or b"", now_ms, record, ids)
             except ServiceError as error:
                 self._pass_over(batch, received, error, now_ms)
                 continue
             if self._repeats.is_new(ids.item(REQUEST_WORD)):
-                batch.payments.append(payment)
-                batch.places.append(place)
+                batch.count(payment, place)
 
     def _pass_over(
         self, batch: _Batch, received: Received, error: ServiceError, now_ms: int
@@ -188,65 +196,91 @@ class StreamLane:
             author=self._settings.name,
         )  # fmt: skip
         letter.letter_time.FromMilliseconds(now_ms)
-        key = key_bytes(self._at[1])
-        at = (self._kafka.topic("dead-letters"), 0)
-        batch.out.setdefault(at, []).append(Message(key, letter.SerializeToString()))
+        message = Message(key_bytes(self._at[1]), letter.SerializeToString())
+        batch.send(self._kafka.topic("dead-letters"), 0, message)
 
-    def _prepare(self, batch: _Batch) -> tuple[decision_pb2.Rung, decision_pb2.RungCause]:
-        """Read the states; the stream has time, so where there are none it tries again later."""
-        self._states.prepare(batch.taken)
-        if self._judges.bundle() is None:
-            return RULES_ONLY, _NO_MODEL
-        return FULL, _NO_CAUSE
+    def _decide_all(self, batch: _Batch) -> list[bytes]:
+        """Decide each payment, seeing those before it; return the decisions' bytes."""
+        judges, space = self._judges, self._space
+        bundle, policy = judges.bundle(), judges.policy()
+        if bundle is None:
+            drafts = (
+                decide(each, each.record, space, None, policy, RULES_ONLY, _NO_MODEL)
+                for each in batch.payments
+            )
+            rows = ((draft, space.body, space.reasons, space.figures) for draft in drafts)
+        else:
+            sheet = self._assess(batch, bundle, policy)
+            rows = (
+                (
+                    decide_on(payment, sheet, row, bundle, policy),
+                    sheet.bodies[row], sheet.reasons[row], sheet.figures[row],
+                )
+                for row, payment in enumerate(batch.payments)
+            )  # fmt: skip
+        return [
+            self._written(payment, frame, *row)
+            for payment, frame, row in zip(batch.payments, batch.frames.tolist(), rows, strict=True)
+        ]
 
-    def _decide(
+    def _assess(self, batch: _Batch, bundle: Bundle, policy: Policy) -> Sheet:
+        """Let the model see the batch. Where there are no states the stream has time to wait."""
+        records = batch.records
+        if len(records) > len(self._sheet.found):
+            self._sheet = Sheet(2 * len(records))
+        self._states.prepare(records)
+        positions = batch.frames + 1 + AFTER_ALL
+        stored = self._states.stored(records)
+        self._sheet.fill(self._states.arena, records, positions, stored, bundle, policy.table)
+        for row, payment in enumerate(batch.payments):
+            payment.record["flags"] = records[row]["flags"]  # the marks are the policy's, too
+        return self._sheet
+
+    def _written(
         self,
         payment: Payment,
-        batch: _Batch,
-        place: int,
-        rung: decision_pb2.Rung,
-        cause: decision_pb2.RungCause,
-    ) -> None:
-        judges, space = self._judges, self._space
-        started_ns = judges.clocks.monotonic_ns()
-        frame = batch.received[place].offset << FRAME_BITS
-        record = payment.record
-        if rung != RULES_ONLY:
-            self._states.lend(record, space.rows)
-        draft = decide(payment, record, space, judges.bundle(), judges.policy(), rung, cause)
+        frame: int,
+        draft: Draft,
+        body: NDArray[np.uint8],
+        reasons: NDArray[np.uint8],
+        figures: NDArray[np.float64],
+    ) -> bytes:
+        used_ns = self._judges.clocks.monotonic_ns() - self._started_ns
         stamp = Stamp(
-            payment.ids.item(REQUEST_WORD), b"", frame, payment.received_ms,
-            judges.clocks.monotonic_ns() - started_ns, self._origin, True,
+            payment.ids.item(REQUEST_WORD), b"", frame, payment.received_ms, used_ns, self._origin,
+            True,
         )  # fmt: skip
-        decision, _ = judges.writer.write(
-            draft, stamp, payment.data, space.body, space.reasons, space.figures
-        )
-        self._states.fold(record, frame + 1)
-        self._add(batch, "transactions", payment, record.tobytes(), (frame, 0))
-        self._add(batch, "decisions", payment, decision, (frame, 1))
+        return self._judges.writer.write(draft, stamp, payment.data, body, reasons, figures)[0]
 
-    def _add(
-        self, batch: _Batch, name: str, payment: Payment, value: bytes, at: tuple[int, int]
-    ) -> None:
-        """Add an entry of a frame to what goes out."""
-        frame, place = at
-        customer = payment.ids.item(ENTITIES_WORD)
-        partition = partition_of(customer, self._kafka.event_partitions)
-        kind = Topic.TRANSACTIONS if place == 0 else Topic.DECISIONS
-        origin = np.array((self._host, frame + 1 + place, kind, 0, place, 2), ORIGIN).tobytes()
-        out = batch.out.setdefault((self._kafka.topic(name), partition), [])
-        out.append(Message(key_bytes(customer), value, origin))
+    def _send(self, batch: _Batch, decisions: Sequence[bytes]) -> None:
+        """Add the frame of each row to what goes out: its record and its decision."""
+        origins = np.zeros((len(decisions), 2), ORIGIN)
+        origins["host"], origins["count"] = self._host, 2
+        origins["position"] = batch.frames[:, None] + [1, 2]
+        origins["kind"] = [Topic.TRANSACTIONS, Topic.DECISIONS]
+        origins["place"] = [0, 1]
+        headers, records = origins.tobytes(), batch.records.tobytes()
+        customers = batch.records["entities"][:, Entity.CUSTOMER]
+        keys = customers.astype(">i8").tobytes()
+        homes = customers.view(np.uint64) % np.uint64(self._kafka.event_partitions)
+        names = self._kafka.topic("transactions"), self._kafka.topic("decisions")
+        size, width = RECORD.itemsize, ORIGIN.itemsize
+        for row, (home, decision) in enumerate(zip(homes.tolist(), decisions, strict=True)):
+            key, at = keys[8 * row : 8 * row + 8], 2 * row * width
+            record = records[row * size : (row + 1) * size]
+            batch.send(names[0], home, Message(key, record, headers[at : at + width]))
+            at += width
+            batch.send(names[1], home, Message(key, decision, headers[at : at + width]))
 
     def _remember(self, received: Received) -> None:
         """Take a payment from before into the repeats."""
-        batch = _Batch([received])
+        record, ids = _Batch([received]).memory(0)
         try:
-            self._judges.intake.take(
-                received.value or b"", self._judges.clocks.now_ms(), batch.records, batch.ids
-            )
+            now_ms = self._judges.clocks.now_ms()
+            self._judges.intake.take(received.value or b"", now_ms, record, ids)
         except ServiceError:
             return
-        self._repeats.is_new(batch.ids.item(REQUEST_WORD))
+        self._repeats.is_new(ids.item(REQUEST_WORD))
 
     async def _wait_for_states(self) -> None:
         """Wait until the states have what this lane, or the one before, sent out."""

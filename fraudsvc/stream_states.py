@@ -9,6 +9,7 @@ and then each of the batch's records is folded in as it is decided, so that the 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,10 +22,9 @@ from featurizer.state import POSITION
 from featurizer.updates import KINDS, UPDATE, source_of
 from fraudsvc.shared_tail import AFTER_ALL, States
 
-_POSITION_BYTES = slice(8 * POSITION, 8 * POSITION + 8)
 _ENTITIES = len(Entity)
+_POSITION = struct.Struct("<q")
 _BITS = 1 << np.arange(_ENTITIES)
-_ALL = int(_BITS.sum())
 
 
 class StreamStates:
@@ -47,11 +47,10 @@ class StreamStates:
         self._partitions = partitions
         self._inputs = inputs
         self._pending_max = pending_max
-        self._arena = Arena(arena_bytes_max, 1 << 15)
+        self.arena = Arena(arena_bytes_max, 1 << 15)
         self._pending = np.zeros(0, UPDATE)
-        self._versions: dict[int, int] = {}
-        self._one = np.zeros(1, UPDATE)
-        self._one["mask"] = _ALL
+        self._keys = np.zeros(0, np.int64)  # of the batch, in order, and their states' positions
+        self._versions = np.zeros(0, np.int64)
         self.sent = np.full((partitions, inputs * KINDS), NONE, np.int64)
 
     @property
@@ -84,27 +83,22 @@ class StreamStates:
         asked = keys.tolist() + [self._row_key] * self._partitions
         blobs = self._states.read(asked, homes.tolist() + partitions)
         self._forget(self._progress_of(blobs[len(keys) :]))
-        self._arena.clear()
-        self._versions.clear()
-        for key, blob in zip(keys.tolist(), blobs, strict=False):
-            if blob is not None:
-                self._arena.put(key, blob)
-                self._versions[key] = int.from_bytes(blob[_POSITION_BYTES], "little")
+        self.arena.clear()
+        self._keys, self._versions = keys, np.zeros(len(keys), np.int64)
+        known = [blob for blob in blobs[: len(keys)] if blob is not None]
+        there = np.array([blob is not None for blob in blobs[: len(keys)]], bool)
+        self.arena.put_new(keys[there], known)
+        self._versions[there] = [_POSITION.unpack_from(blob, 8 * POSITION)[0] for blob in known]
         self._catch_up(keys)
 
-    def lend(self, record: NDArray[np.void], rows: NDArray[np.int64]) -> None:
-        """Fill ``rows`` int64[len(Entity), ROW_WORDS] with the states that a record meets.
-
-        Their positions are those that they were stored with.
-        """
-        self._arena.lend(record, rows)
-        versions = self._versions
-        rows[:, POSITION] = [versions.get(key, 0) for key in record["entities"][0].tolist()]
-
-    def fold(self, record: NDArray[np.void], position: int) -> None:
-        """Fold a record of ours, so that the next one sees it."""
-        self._one["record"] = record
-        self._arena.apply(self._one, np.array([position + AFTER_ALL]))
+    def stored(self, records: NDArray[np.void]) -> NDArray[np.int64]:
+        """Return int64[n, entities]: the positions that the states were stored with, 0 for none."""
+        keys = records["entities"]
+        places = np.searchsorted(self._keys, keys)
+        places[places == len(self._keys)] = 0
+        if not len(self._keys):
+            return np.zeros(keys.shape, np.int64)
+        return np.where(self._keys[places] == keys, self._versions[places], 0)
 
     def commit(self, records: NDArray[np.void], positions: NDArray[np.int64]) -> None:
         """Keep records (RECORD[n]) as pending, now that they are on the log at ``positions``."""
@@ -137,7 +131,7 @@ class StreamStates:
         met = np.isin(self._pending["record"]["entities"], keys) @ _BITS
         rows = self._pending[self._pending["mask"] & met != 0].copy()
         rows["mask"] &= met[self._pending["mask"] & met != 0]
-        self._arena.apply(rows, rows["position"] + AFTER_ALL)
+        self.arena.apply(rows, rows["position"] + AFTER_ALL)
 
     def _homes(self, records: NDArray[np.void]) -> NDArray[np.int64]:
         keys = np.ascontiguousarray(records["entities"]).view(np.uint64)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from featurizer.arena import GROWTH_WORDS, Arena
+from featurizer.arena import Arena
+from featurizer.arena_kernels import GROWTH_WORDS
 from featurizer.arena_memory import SIZES_WORDS
 from featurizer.features import FEATURES, OPS
 from featurizer.fold import fold

@@ -1,0 +1,180 @@
+"""Kernels over the memory of an arena: view and fold records where their states lie.
+
+Owns how a record meets its states. Must not know why they are in memory, nor which are kept.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from featurizer.arena_memory import (
+    CHANGED,
+    DIRTY,
+    EMPTY,
+    KEY,
+    PLACE,
+    SIZE,
+    SIZES_WORDS,
+    find,
+    reserve,
+)
+from featurizer.fold import fold
+from featurizer.records import Kind
+from featurizer.state import HEADER, length
+from featurizer.view import view
+
+GROWTH_WORDS = 16  # more than one fold can add: an event, a bucket, a day and a label
+
+
+@njit(cache=True, nogil=True)
+def reserve_all(words, index, counters, rec):  # type: ignore[no-untyped-def]
+    """Make room for one more fold into each state of a record; return whether there is any."""
+    for key in rec.entities:
+        if key == 0:
+            continue
+        row = find(index, key)
+        used = 0
+        if index[row, KEY] != EMPTY:
+            used = length(words[index[row, PLACE] :])
+        if reserve(words, index, counters, key, used + GROWTH_WORDS) < 0:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def gather(words, index, rec, rows):  # type: ignore[no-untyped-def]
+    """Copy the states that a record meets into ``rows``; an unknown one is all zeros."""
+    for entity in range(len(rec.entities)):
+        rows[entity, 0] = 0
+        key = rec.entities[entity]
+        if key == 0:
+            continue
+        row = find(index, key)
+        used = 0
+        if index[row, KEY] != EMPTY:
+            place = index[row, PLACE]
+            used = length(words[place:])
+            rows[entity, :used] = words[place : place + used]
+        if used == 0:
+            rows[entity, :32] = 0
+
+
+@njit(cache=True, nogil=True)
+def fold_all(words, index, counters, changed, rec, position):  # type: ignore[no-untyped-def]
+    """Fold a record into each of its states, for which there is room."""
+    for entity in range(len(rec.entities)):
+        key = rec.entities[entity]
+        if key != 0:
+            row = find(index, key)
+            place = index[row, PLACE]
+            fold(words[place : place + SIZES_WORDS[index[row, SIZE]]], entity, rec, position)
+            if index[row, DIRTY] == 0:
+                index[row, DIRTY] = 1
+                changed[counters[CHANGED]] = key
+                counters[CHANGED] += 1
+
+
+@njit(cache=True, nogil=True)
+def run_all(words, index, counters, changed, records, positions, marks, at, ops, rows, lines, out):  # type: ignore[no-untyped-def]
+    """View (where ``out`` has rows) and fold each record from ``at`` on; return where it ended."""
+    for i in range(at, len(records)):
+        if len(marks) > 0 and marks[i] >= 0:
+            records[i].flags = records[marks[i]].flags
+        rec = records[i]
+        if not reserve_all(words, index, counters, rec):
+            return i
+        if len(out) > 0 and rec.kind == Kind.TRANSACTION:
+            gather(words, index, rec, rows)
+            records[i].flags |= view(rows, rec, ops, lines, out[i])
+        fold_all(words, index, counters, changed, records[i], positions[i])
+    return len(records)
+
+
+@njit(cache=True)
+def lend_all(words, index, records, rows):  # type: ignore[no-untyped-def]
+    """Copy the states that ``records[0]`` meets into ``rows``; return bits of those not here.
+
+    Holds the GIL, as ``admit`` and ``absorb_all`` do: their callers answer calls, and giving it
+    up for a microsecond invites a wait that is a thousand times as long.
+    """
+    rec = records[0]
+    missing = 0
+    for entity in range(len(rec.entities)):
+        key = rec.entities[entity]
+        rows[entity, :HEADER] = 0
+        if key == 0:
+            continue
+        row = find(index, key)
+        if index[row, KEY] == EMPTY:
+            missing |= 1 << entity
+            continue
+        place = index[row, PLACE]
+        used = length(words[place:])
+        rows[entity, :used] = words[place : place + used]
+    return missing
+
+
+@njit(cache=True)
+def admit(words, index, counters, records, rows, missing, pending, positions, first, stop, keep):  # type: ignore[no-untyped-def]
+    """Fold what is pending into the rows of the ``missing`` and keep them; return if all fitted."""
+    rec = records[0]
+    for entity in range(len(rec.entities)):
+        if missing >> entity & 1:
+            for i in range(first, stop):
+                if pending[i].entities[entity] == rec.entities[entity]:
+                    fold(rows[entity], entity, pending[i], positions[i])
+    if not keep:
+        return True
+    for entity in range(len(rec.entities)):
+        if missing >> entity & 1:
+            used = max(length(rows[entity]), HEADER)  # an empty one replaces what is here, too
+            row = reserve(words, index, counters, rec.entities[entity], used + GROWTH_WORDS)
+            if row < 0:
+                return False
+            place = index[row, PLACE]
+            words[place : place + used] = rows[entity, :used]
+    return True
+
+
+@njit(cache=True)
+def absorb_all(words, index, counters, records, positions, first, stop):  # type: ignore[no-untyped-def]
+    """Fold the records from ``first`` on into the states that are here; return where it ended."""
+    for i in range(first, stop):
+        rec = records[i]
+        for entity in range(len(rec.entities)):
+            key = rec.entities[entity]
+            row = find(index, key) if key != 0 else 0
+            if key == 0 or index[row, KEY] == EMPTY:
+                continue
+            used = length(words[index[row, PLACE] :])
+            row = reserve(words, index, counters, key, used + GROWTH_WORDS)
+            if row < 0:
+                return i
+            place = index[row, PLACE]
+            fold(words[place : place + SIZES_WORDS[index[row, SIZE]]], entity, rec, positions[i])
+    return stop
+
+
+@njit(cache=True, nogil=True)
+def apply_all(words, index, counters, changed, updates, positions, at):  # type: ignore[no-untyped-def]
+    """Fold each update from ``at`` on into the entities that its mask names; return the end."""
+    for i in range(at, len(updates)):
+        rec = updates[i].record
+        for entity in range(len(rec.entities)):
+            key = rec.entities[entity]
+            if not updates[i].mask >> entity & 1:
+                continue
+            row = find(index, key)
+            used = 0
+            if index[row, KEY] != EMPTY:
+                used = length(words[index[row, PLACE] :])
+            row = reserve(words, index, counters, key, used + GROWTH_WORDS)
+            if row < 0:
+                return i
+            place = index[row, PLACE]
+            fold(words[place : place + SIZES_WORDS[index[row, SIZE]]], entity, rec, positions[i])
+            if index[row, DIRTY] == 0:
+                index[row, DIRTY] = 1
+                changed[counters[CHANGED]] = key
+                counters[CHANGED] += 1
+    return len(updates)

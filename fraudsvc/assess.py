@@ -1,0 +1,137 @@
+"""What the model says of a record, in one kernel call; and of many, each seeing those before it.
+
+Owns the order view, score, calibrate, pick, write, look up. Must not know what the policy makes of
+it. ``decide`` calls it for one record, the stream for a batch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from featurizer.arena import Arena
+from featurizer.arena_kernels import fold_all, gather, reserve_all
+from featurizer.features import FEATURES, OPS
+from featurizer.records import Entity
+from featurizer.slots import LINES, SLOTS
+from featurizer.state import META, POSITION, ROW_WORDS
+from featurizer.view import view
+from fraudsvc.answers import (
+    EMPTY_BODY,
+    REASONS_BYTES_MAX,
+    REASONS_MAX,
+    write_body,
+    write_reasons,
+)
+from fraudsvc.policy_table import fire
+from trainer.bundle import Bundle
+from trainer.calibration import probability_of
+from trainer.model import score
+
+LOGIT, PROBABILITY = range(2)
+
+
+@njit(cache=True)
+def _pick(contributions, strongest):  # type: ignore[no-untyped-def]
+    """Set ``strongest`` to the features of the largest absolute contributions, -1 for none."""
+    strongest[:] = -1
+    for i in range(len(contributions)):
+        size = abs(contributions[i])
+        if size == 0.0:
+            continue
+        place = len(strongest)
+        while place > 0 and (
+            strongest[place - 1] < 0 or abs(contributions[strongest[place - 1]]) < size
+        ):
+            place -= 1
+        if place < len(strongest):
+            for j in range(len(strongest) - 1, place, -1):
+                strongest[j] = strongest[j - 1]
+            strongest[place] = i
+
+
+@njit(cache=True)
+def assess(rows, records, ops, lines, vector, model, knots, parts, figures, body, reasons, table):  # type: ignore[no-untyped-def]
+    """View, evaluate, calibrate, pick, write and look up the policy's rules.
+
+    Return how many bytes the reasons are, and a bit for each rule that holds.
+
+    ``parts`` are the contributions. Sets the marks in the record's flags. Holds the GIL, unlike
+    the kernels elsewhere: giving it up for 10 µs invites a switch that costs more than it lets
+    others do.
+    """
+    rec = records[0]
+    versions = np.zeros(rows.shape[0], np.int64)
+    for entity in range(rows.shape[0]):
+        if rec.entities[entity] != 0 and rows[entity, META] != 0:
+            versions[entity] = rows[entity, POSITION]
+    records[0].flags |= view(rows, rec, ops, lines, vector)
+    figures[LOGIT] = score(model, vector, parts)
+    figures[PROBABILITY] = probability_of(knots, figures[LOGIT])
+    strongest = np.empty(REASONS_MAX, np.int64)
+    _pick(parts, strongest)
+    write_body(vector, parts, versions, body)
+    size = write_reasons(strongest, parts, vector, reasons)
+    return size, fire(table, records, vector, figures[PROBABILITY])
+
+
+@njit(cache=True)
+def _assess_all(memory, records, positions, at, stored, ops, judge, space, sheet):  # type: ignore[no-untyped-def]
+    """Assess and fold each record from ``at`` on; return where there was no room, or how many."""
+    words, index, counters, changed = memory
+    rows, lines = space
+    model, knots, table = judge
+    vectors, parts, figures, bodies, reasons, found = sheet
+    for i in range(at, len(records)):
+        if not reserve_all(words, index, counters, records[i]):
+            return i
+        gather(words, index, records[i], rows)
+        if len(stored) > 0:
+            for entity in range(rows.shape[0]):
+                rows[entity, POSITION] = stored[i, entity]
+        found[i] = assess(
+            rows, records[i : i + 1], ops, lines, vectors[i], model, knots, parts[i], figures[i],
+            bodies[i], reasons[i], table,
+        )  # fmt: skip
+        fold_all(words, index, counters, changed, records[i], positions[i])
+    return len(records)
+
+
+class Sheet:
+    """What the model says of at most ``capacity`` records; a row each, of ``Workspace``'s kinds.
+
+    ``found`` int64[capacity, 2]: how many bytes the reasons are, and the rules that hold.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        features = len(FEATURES)
+        self.vectors = np.zeros((capacity, features), np.float32)
+        self.parts = np.zeros((capacity, features))
+        self.figures = np.zeros((capacity, 2))
+        self.bodies = np.tile(np.frombuffer(EMPTY_BODY, np.uint8), (capacity, 1))
+        self.reasons = np.zeros((capacity, REASONS_BYTES_MAX), np.uint8)
+        self.found = np.zeros((capacity, 2), np.int64)
+        self._space = np.zeros((len(Entity), ROW_WORDS), np.int64), np.zeros((LINES, SLOTS))
+
+    def fill(
+        self,
+        arena: Arena,
+        records: NDArray[np.void],
+        positions: NDArray[np.int64],
+        stored: NDArray[np.int64],
+        bundle: Bundle,
+        table: NDArray[np.int64],
+    ) -> None:
+        """Assess ``records`` (RECORD[n]), which get their marks, and fold each before the next.
+
+        ``stored`` int64[n, entities] are the positions that the states were stored with, or
+        int64[0, entities] where the arena's own are those. ``table`` is the policy's.
+        """
+        judge = (bundle.model.array, bundle.calibration.knots, table)
+        sheet = (
+            self.vectors, self.parts, self.figures, self.bodies, self.reasons, self.found,
+        )  # fmt: skip
+        arena.run_by(
+            _assess_all, records, positions, stored, OPS, judge, self._space, sheet
+        )  # fmt: skip
