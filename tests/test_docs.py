@@ -98,7 +98,7 @@ def test_the_settings_are_those_that_the_commands_read() -> None:
         r"^\| `(FRAUD_[A-Z_]+)` \| (?:`(--[a-z-]+)`)? ?\|", between("settings"), re.MULTILINE
     )
     assert {variable for variable, _ in rows} == read
-    helped = help_of("fraudsvc", "serve") + help_of("fraudsvc", "up")
+    helped = "".join(help_of("fraudsvc", command) for command in ("serve", "up", "stream"))
     assert [flag for _, flag in rows if flag and flag not in helped] == []
 
 
