@@ -14,9 +14,12 @@ import numpy as np
 from fraud.v1 import fraud_service_pb2, label_pb2, transaction_pb2
 
 from featurizer.adapters import open_log, open_store
+from featurizer.arena import Arena
 from featurizer.features import FEATURES, NAMES, SCHEMA_VERSION
 from featurizer.hashing import IdHasher
+from featurizer.records import RECORD, Kind
 from featurizer.worker import Worker, WorkerSettings
+from fraudsvc.assess import Sheet
 from fraudsvc.calls import Call, Clocks, ScorerSettings
 from fraudsvc.contract import ContractSettings
 from fraudsvc.policy import Policy
@@ -30,6 +33,7 @@ from trainer.thresholds import Thresholds
 CALLS = 200
 DEADLINE_NS = 60_000_000_000
 NEVER_FULL_MS = 1e9
+ARENA_BYTES = 1 << 20
 
 
 def _bundle() -> Bundle:
@@ -103,3 +107,14 @@ def practise(policy: Policy) -> None:
                 worker.step()
         store.close()
         log.close()
+
+
+def practise_batch(policy: Policy) -> None:
+    """Compile what a batch of the stream would have to wait for, its group taking it for dead."""
+    records = np.zeros(1, RECORD)
+    records["kind"], records["entities"] = Kind.TRANSACTION, 1
+    stored, positions = np.zeros(records["entities"].shape, np.int64), np.ones(1, np.int64)
+    arena, again = Arena(ARENA_BYTES), Arena(ARENA_BYTES)
+    Sheet(1).fill(arena, records, positions, stored, _bundle(), policy.table)
+    states = arena.states()
+    again.put_new(np.array([key for key, _ in states], np.int64), [blob for _, blob in states])

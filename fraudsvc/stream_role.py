@@ -27,7 +27,7 @@ from fraudsvc.contract import ContractSettings
 from fraudsvc.intake import Intake
 from fraudsvc.models import BundleFile, read_key
 from fraudsvc.policy import PolicyFile
-from fraudsvc.practice import practise
+from fraudsvc.practice import practise, practise_batch
 from fraudsvc.stream import PAYMENTS, Judges, StreamLane, StreamSettings, lane_number
 from fraudsvc.stream_states import StreamStates
 
@@ -63,6 +63,7 @@ def run_stream(options: StreamOptions) -> int:
         options.bundle, read_key(options.public_key), lambda e: _log.error("bundle refused: %s", e)
     )
     practise(policy.current)
+    practise_batch(policy.current)
     practise_folds(kafka, schema_number())
     hasher, states = IdHasher(options.secret), follow_states(place)
     judges = Judges(

@@ -130,6 +130,14 @@ class Cluster:
             store.close()
         return found
 
+    def has_states(self, number: int) -> bool:
+        """Whether a fold has made a partition of the states."""
+        try:
+            read_partition(self.place, number).close()
+        except StoreError:
+            return False
+        return True
+
     def position(self, number: int) -> int:
         """Return the offset that a partition's states are at; 0 where there are none yet."""
         try:

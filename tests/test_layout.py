@@ -52,7 +52,13 @@ CLIENTS: dict[str, tuple[str, ...]] = {
         "loadgen/*.py",
     ),
     "redis": ("featurizer/redis_nodes.py",),
-    "rich": ("*/__main__.py", "*/report.py", "*/*_report.py", "fraudsvc/up.py", "fraudsvc/demo*.py"),
+    "rich": (
+        "*/__main__.py",
+        "*/report.py",
+        "*/*_report.py",
+        "fraudsvc/up.py",
+        "fraudsvc/demo*.py",
+    ),
 }
 # What every file may import: the material, not a client. google is protobuf.
 MATERIAL = frozenset({"numpy", "numba", "google"})

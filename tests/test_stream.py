@@ -54,10 +54,11 @@ def send(cluster: Cluster, values: Sequence[bytes], partition: int = 0) -> None:
 async def _decisions(cluster: Cluster) -> list[decision_pb2.Decision]:
     reader = Consumer(cluster.kafka)
     await reader.start()
-    found = []
-    for number in range(PARTITIONS):
-        async for record in read_all(reader, (cluster.kafka.topic("decisions"), number), 0):
-            found.append(decision_pb2.Decision.FromString(record.value))
+    found = [
+        decision_pb2.Decision.FromString(record.value)
+        for number in range(PARTITIONS)
+        async for record in read_all(reader, (cluster.kafka.topic("decisions"), number), 0)
+    ]
     await reader.stop()
     return found
 

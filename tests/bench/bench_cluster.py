@@ -23,13 +23,20 @@ from featurizer.adapters import journal_number, read_partition
 from featurizer.cluster import create_topics, schema_number
 from featurizer.eventlog import Entry, Topic
 from featurizer.eventlog_file import FileEventLog
-from featurizer.eventlog_kafka import Consumer, Message, Partition, Producer, key_bytes
+from featurizer.eventlog_kafka import (
+    Consumer,
+    Message,
+    Partition,
+    Producer,
+    key_bytes,
+    partition_of,
+)
 from featurizer.progress import progress_key, read_progress
 from featurizer.records import Entity
 from featurizer.updates import KINDS, pack
 from tests.bench.claims import SEED, claim, make_world, read_world
 from tests.clusters import Cluster, stopping
-from tests.conftest import Trained
+from tests.conftest import Trained, until
 
 DAYS = 40
 CORE_EVENTS_S_MIN = 25_000.0
@@ -39,6 +46,8 @@ FRESH_RATE = 2_000
 FRESH_S = 20.0
 ARRAY_RECORDS = 4_000
 POLL_S = 0.02
+ENDS_S = 0.2  # asking Kafka takes time from what is measured
+LOOK_S = 0.001  # what freshness is exact to
 STALL_S = 60.0
 
 Fill = Mapping[Partition, Sequence[Message]]
@@ -68,7 +77,7 @@ def offsets(cluster: Cluster) -> list[int]:
     return [cluster.position(number) for number in range(cluster.partitions)]
 
 
-def rate(progress: Callable[[], float], total: float, events: int) -> float:
+def rate(progress: Callable[[], float], total: float, events: int, poll_s: float = POLL_S) -> float:
     """Return events a second, from the first step of ``progress`` to ``total``."""
     seen: list[tuple[float, float]] = []
     end_s = time.perf_counter() + STALL_S
@@ -79,7 +88,7 @@ def rate(progress: Callable[[], float], total: float, events: int) -> float:
             end_s = time.perf_counter() + STALL_S
         if time.perf_counter() > end_s:
             raise TimeoutError(f"{progress()} of {total} after {STALL_S} s without progress")
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
     (start_s, first), (stop_s, last) = seen[0], seen[-1]
     return (last - first) / total * events / (stop_s - start_s)
 
@@ -136,6 +145,37 @@ def plain_rate(cluster: Cluster, records: NDArray[np.void]) -> float:
     return asyncio.run(_transform(cluster, records))
 
 
+def stream_rate(cluster: Cluster, payments: Sequence[tuple[int, bytes]], *, keep_up: bool) -> float:
+    """Return how many payments a second two lanes decide, from a topic filled before.
+
+    ``payments`` are the hash of the customer and the bytes of each. With ``keep_up`` split and
+    folds keep the states up while it goes on, on the same two cores.
+    """
+    asyncio.run(create_topics(cluster.kafka))
+    topic = cluster.kafka.topic("payments")
+    lanes: dict[Partition, list[Message]] = {}
+    for customer, data in payments:
+        at = (topic, partition_of(customer, cluster.partitions))
+        lanes.setdefault(at, []).append(Message(key_bytes(customer), data))
+    asyncio.run(_send(cluster, iter([{at: lane} for at, lane in lanes.items()])))
+    folds = [f"fold-{n}" for n in range(cluster.partitions)]
+    with stopping(cluster):
+        cluster.start(*folds)  # so that there are states, empty ones
+        until(lambda: all(cluster.has_states(n) for n in range(cluster.partitions)), "states")
+        if keep_up:
+            cluster.start("split-0")
+        else:
+            for fold in folds:
+                cluster.kill(fold)
+        cluster.start(*[f"stream-{n}" for n in range(cluster.partitions)])
+        return rate(lambda: _decided(cluster), len(payments), len(payments), ENDS_S)
+
+
+def _decided(cluster: Cluster) -> float:
+    """Return how many decisions are on the log, about: markers of transactions count, too."""
+    return float(sum(asyncio.run(_ends(cluster, "decisions"))))
+
+
 def freshness_ms(cluster: Cluster, records: NDArray[np.void]) -> NDArray[np.float64]:
     """Return, for each of the events appended at FRESH_RATE, when all its states had it, in ms."""
     asyncio.run(create_topics(cluster.kafka))
@@ -162,6 +202,7 @@ def freshness_ms(cluster: Cluster, records: NDArray[np.void]) -> NDArray[np.floa
             reached = _reached(cluster, host, stores, records[first:sent], positions[first:sent])
             seen[first : first + reached] = time.perf_counter()
             first += reached
+            time.sleep(LOOK_S)
             if time.perf_counter() - begin_s > FRESH_S + STALL_S:
                 raise TimeoutError(f"{first} of {len(appended)} were seen")
         journal.close()
