@@ -1,4 +1,4 @@
-# The five verbs of the project. Every one of them installs what it needs first.
+# The verbs of the project. Every one of them installs what it needs first.
 # Nothing here needs more than make, git and Python 3.11 or newer with venv.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ SETUP_STAMP := .venv/.setup
 PIP := $(PY) -m pip --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check lint test demo bench stubs requirements
+.PHONY: help setup check lint test demo bench torture stubs requirements
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
@@ -49,6 +49,9 @@ demo: setup ## make a world, train, start every role, score; KEEP=1 leaves it ru
 
 bench: setup ## measure every stated speed, into bench.json; ONLY="model kernel" picks some
 	@$(PY) -m tests.bench $(ONLY)
+
+torture: setup ## kill things under traffic and check the log; ARGS="--rounds 8 --store redis"
+	@$(PY) -m tests.torture $(ARGS)
 
 # The test of the stubs calls this with a directory of its own, so it must not touch .venv.
 stubs: ## generate the Python of the contract again

@@ -263,14 +263,25 @@ class StreamLane:
         customers = batch.records["entities"][:, Entity.CUSTOMER]
         keys = customers.astype(">i8").tobytes()
         homes = customers.view(np.uint64) % np.uint64(self._kafka.event_partitions)
-        names = self._kafka.topic("transactions"), self._kafka.topic("decisions")
         size, width = RECORD.itemsize, ORIGIN.itemsize
-        for row, (home, decision) in enumerate(zip(homes.tolist(), decisions, strict=True)):
-            key, at = keys[8 * row : 8 * row + 8], 2 * row * width
-            record = records[row * size : (row + 1) * size]
-            batch.send(names[0], home, Message(key, record, headers[at : at + width]))
-            at += width
-            batch.send(names[1], home, Message(key, decision, headers[at : at + width]))
+        for home in np.unique(homes).tolist():
+            rows = np.flatnonzero(homes == home).tolist()
+            batch.out[self._kafka.topic("transactions"), home] = [
+                Message(
+                    keys[8 * row : 8 * row + 8],
+                    records[row * size : (row + 1) * size],
+                    headers[2 * row * width : (2 * row + 1) * width],
+                )
+                for row in rows
+            ]
+            batch.out[self._kafka.topic("decisions"), home] = [
+                Message(
+                    keys[8 * row : 8 * row + 8],
+                    decisions[row],
+                    headers[(2 * row + 1) * width : (2 * row + 2) * width],
+                )
+                for row in rows
+            ]
 
     def _remember(self, received: Received) -> None:
         """Take a payment from before into the repeats."""
