@@ -228,7 +228,7 @@ def assert_a_broken_policy_changes_nothing(serve: Process, port: int, policy: Pa
     [
         (("--policy", "nowhere.toml"), "nowhere.toml"),
         (("--log", "redis://x"), "the log wants a URL"),
-        (("--store", "file://x"), "the store wants a URL"),
+        (("--store", "file://x"), "the store wants lmdb://DIR"),
         (("--workers", "2"), "--address needs its number"),
     ],
 )

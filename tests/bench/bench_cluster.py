@@ -8,6 +8,7 @@ is taken from the first step of progress that is seen to the last one.
 from __future__ import annotations
 
 import asyncio
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,12 +49,15 @@ ARRAY_RECORDS = 4_000
 POLL_S = 0.02
 ENDS_S = 0.2  # asking Kafka takes time from what is measured
 LOOK_S = 0.001  # what freshness is exact to
-STALL_S = 60.0
+STALL_S = 30.0
+JOIN_S = 10.0
+PATIENT_MS = 30_000  # a session that outlives what is stopped while a topic is filled
 
 Fill = Mapping[Partition, Sequence[Message]]
 
 
-async def _send(cluster: Cluster, parts: Iterator[Fill]) -> None:
+async def send(cluster: Cluster, parts: Iterator[Fill]) -> None:
+    """Send each part in a transaction of its own."""
     producer = Producer(cluster.kafka, f"{cluster.prefix}-fill")
     await producer.start()
     for part in parts:
@@ -96,15 +100,16 @@ def rate(progress: Callable[[], float], total: float, events: int, poll_s: float
 def fold_rate(cluster: Cluster, records: NDArray[np.void], folds: int) -> float:
     """Return how many events a second ``folds`` processes fold from a topic filled before."""
     asyncio.run(create_topics(cluster.kafka))
-    asyncio.run(_send(cluster, updates_of(cluster, records)))
-    ends = asyncio.run(_ends(cluster, "entity-updates"))
+    asyncio.run(send(cluster, updates_of(cluster, records)))
+    lasts = asyncio.run(ends(cluster, "entity-updates"))
     with stopping(cluster):
         cluster.start(*[f"fold-{n}" for n in range(folds)])
         # The offset after the last array is one before that after its transaction's marker.
-        return rate(lambda: sum(offsets(cluster)), sum(ends) - len(ends), len(records))
+        return rate(lambda: sum(offsets(cluster)), sum(lasts) - len(lasts), len(records))
 
 
-async def _ends(cluster: Cluster, name: str) -> list[int]:
+async def ends(cluster: Cluster, name: str) -> list[int]:
+    """Return the offset after the last committed record of each partition of a topic."""
     reader = Consumer(cluster.kafka)
     await reader.start()
     places = [(cluster.kafka.topic(name), n) for n in range(cluster.partitions)]
@@ -119,7 +124,7 @@ async def _transform(cluster: Cluster, records: NDArray[np.void]) -> float:
     data = [(int(each["entities"][Entity.CUSTOMER]), each.tobytes()) for each in records]
     messages = [Message(key_bytes(key), value) for key, value in data]
     chunks = [messages[i : i + ARRAY_RECORDS] for i in range(0, len(messages), ARRAY_RECORDS)]
-    await _send(cluster, iter([{(topic, 0): chunk} for chunk in chunks]))
+    await send(cluster, iter([{(topic, 0): chunk} for chunk in chunks]))
     reader, producer = Consumer(cluster.kafka), Producer(cluster.kafka, f"{cluster.prefix}-plain")
     await reader.start()
     await producer.start()
@@ -146,10 +151,11 @@ def plain_rate(cluster: Cluster, records: NDArray[np.void]) -> float:
 
 
 def stream_rate(cluster: Cluster, payments: Sequence[tuple[int, bytes]], *, keep_up: bool) -> float:
-    """Return how many payments a second two lanes decide, from a topic filled before.
+    """Return how many payments a second a lane for each partition decides.
 
     ``payments`` are the hash of the customer and the bytes of each. With ``keep_up`` split and
-    folds keep the states up while it goes on, on the same two cores.
+    folds keep the states up meanwhile, on the same two cores; else no one does, as if they were
+    elsewhere and slow.
     """
     asyncio.run(create_topics(cluster.kafka))
     topic = cluster.kafka.topic("payments")
@@ -157,23 +163,27 @@ def stream_rate(cluster: Cluster, payments: Sequence[tuple[int, bytes]], *, keep
     for customer, data in payments:
         at = (topic, partition_of(customer, cluster.partitions))
         lanes.setdefault(at, []).append(Message(key_bytes(customer), data))
-    asyncio.run(_send(cluster, iter([{at: lane} for at, lane in lanes.items()])))
-    folds = [f"fold-{n}" for n in range(cluster.partitions)]
+    stages = ["split-0", *[f"fold-{n}" for n in range(cluster.partitions)]]
+    streams = [f"stream-{n}" for n in range(cluster.partitions)]
     with stopping(cluster):
-        cluster.start(*folds)  # so that there are states, empty ones
+        cluster.start(*stages)
         until(lambda: all(cluster.has_states(n) for n in range(cluster.partitions)), "states")
-        if keep_up:
-            cluster.start("split-0")
-        else:
-            for fold in folds:
-                cluster.kill(fold)
-        cluster.start(*[f"stream-{n}" for n in range(cluster.partitions)])
-        return rate(lambda: _decided(cluster), len(payments), len(payments), ENDS_S)
+        cluster.start(*streams)
+        time.sleep(JOIN_S)  # until each has its partition
+        for role in (*stages, *streams):
+            cluster.signal(role, signal.SIGSTOP)
+        asyncio.run(send(cluster, iter([{at: lane} for at, lane in lanes.items()])))
+        for role in (*stages, *streams) if keep_up else streams:
+            cluster.signal(role, signal.SIGCONT)
+        found = rate(lambda: _decided(cluster), len(payments), len(payments), ENDS_S)
+        for role in stages:
+            cluster.signal(role, signal.SIGCONT)
+        return found
 
 
 def _decided(cluster: Cluster) -> float:
     """Return how many decisions are on the log, about: markers of transactions count, too."""
-    return float(sum(asyncio.run(_ends(cluster, "decisions"))))
+    return float(sum(asyncio.run(ends(cluster, "decisions"))))
 
 
 def freshness_ms(cluster: Cluster, records: NDArray[np.void]) -> NDArray[np.float64]:
@@ -253,7 +263,9 @@ class _Runs:
         folder.mkdir()
         store = f"lmdb://{folder}/states" if kind == "lmdb" else f"{self._redis.url}/{name}"
         nothing = Trained(folder, folder, folder, b"", None)  # type: ignore[arg-type]  # no scorer
-        return Cluster(folder, self._kafka.bootstrap, name, store, nothing, partitions=partitions)
+        return Cluster(
+            folder, self._kafka.bootstrap, name, store, nothing, PATIENT_MS, partitions=partitions
+        )
 
 
 def _rows(runs: _Runs, records: NDArray[np.void]) -> list[dict[str, Any]]:

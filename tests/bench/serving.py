@@ -45,9 +45,14 @@ class Running(NamedTuple):
 
     def resident_mib(self) -> float:
         """Return its resident memory, mapped files left out, MiB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = [line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")]
-        return int(found[0]) / 1024
+        return own_memory(self.process.pid) / (1 << 20)
+
+
+def own_memory(pid: int) -> int:
+    """Return a process's resident memory, mapped files left out, bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = [line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")]
+    return int(found[0]) << 10
 
 
 def command(*arguments: str) -> None:
