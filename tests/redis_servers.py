@@ -106,8 +106,8 @@ def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisClu
         yield cluster
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
+@pytest.fixture(name="server")
+def server_fixture(tmp_path: Path) -> Iterator[RedisServer]:
     """A server of the test's own, to be broken."""
     need_redis()
     with RedisServer(tmp_path / "redis") as server:

@@ -26,13 +26,13 @@ from tests.redis_servers import (
     open_states,
     open_store,
     redis_server,
-    server,
+    server_fixture,
     settings_of,
     states_of,
     until,
 )
 
-__all__ = ["redis_server", "server"]
+__all__ = ["redis_server", "server_fixture"]
 
 
 def test_a_read_from_a_stopped_server_ends_in_time_and_the_breaker_opens(

@@ -21,14 +21,14 @@ from tests.redis_servers import (
     open_states,
     open_store,
     redis_server,
-    server,
+    server_fixture,
     settings_of,
     states_of,
     succeeds,
     until,
 )
 
-__all__ = ["redis_server", "server"]
+__all__ = ["redis_server", "server_fixture"]
 
 
 # Reading.
