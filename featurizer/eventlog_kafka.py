@@ -32,6 +32,7 @@ from featurizer.topics import ORIGIN, TopicRow
 
 ORIGIN_HEADER = "o"
 _NO_ORIGIN = bytes(ORIGIN.itemsize)
+_HEARTBEAT_MS_MAX = 3_000  # a member hears of a rebalance by it, and others wait meanwhile
 _LOOKS_MAX = 100
 _LOOK_S = 0.1
 
@@ -262,7 +263,7 @@ class Consumer:
                 fetch_max_bytes=settings.fetch_bytes_max,
                 max_partition_fetch_bytes=settings.fetch_bytes_max,
                 session_timeout_ms=settings.session_ms,
-                heartbeat_interval_ms=settings.session_ms // 4,
+                heartbeat_interval_ms=min(settings.session_ms // 4, _HEARTBEAT_MS_MAX),
                 # One member holds the same partition of each of its topics.
                 partition_assignment_strategy=[RangePartitionAssignor],
             )
@@ -339,8 +340,8 @@ async def ensure_topics(settings: KafkaSettings, rows: Mapping[TopicRow, TopicSi
     Raises LogError for one that is there with another count of partitions: keys would go to other
     places than the states were made from.
     """
-    admin = AIOKafkaAdminClient(**_client(settings))
     async with _bounded("look at the topics", 6 * settings.request_ms):
+        admin = AIOKafkaAdminClient(**_client(settings))
         try:
             await admin.start()
             there = set(await admin.list_topics())
