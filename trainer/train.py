@@ -1,4 +1,4 @@
-"""Owns learning the base model. The only file that imports CatBoost; must not know bundles' files.
+"""Owns learning the base model. Imports CatBoost; must not know bundles' files.
 
 Rows are split by time: the last part stops the training early, and calibrates and sets the
 thresholds. What comes out was checked against CatBoost's own logits and SHAP values.
@@ -94,7 +94,7 @@ def train(vectors: Vectors, settings: Settings, progress: Progress) -> Content:
         raise TrainingError("every feature of the training rows is NaN")
     fitted = _fit(vectors, split, settings, progress)
     try:
-        cbm, trees = _export(fitted, vectors.features.shape[1])
+        cbm, trees = export_trees(fitted, vectors.features.shape[1])
         model = Model(trees)
     except ModelError as error:
         raise TrainingError(f"the model is not supported: {error}") from error
@@ -198,7 +198,7 @@ def _fit(vectors: Vectors, split: int, settings: Settings, progress: Progress) -
     return classifier
 
 
-def _export(fitted: Any, n_features: int) -> tuple[bytes, Trees]:
+def export_trees(fitted: Any, n_features: int) -> tuple[bytes, Trees]:
     """Return CatBoost's own file and the arrays; it can only write to files."""
     with tempfile.TemporaryDirectory() as directory:
         cbm, exported = Path(directory, "base.cbm"), Path(directory, "base.json")
