@@ -163,9 +163,9 @@ def boost_of(words, at, vector):  # type: ignore[no-untyped-def]
     boost, winner = 0.0, 0
     for i, score in enumerate(_scores(words, at, vector)):
         place = at + np.uint64(2 + i)
-        found = doubles[place + np.uint64(DISCRIMINANTS)] * (score - doubles[place])
-        if found > boost:
-            boost, winner = found, i
+        lifted = doubles[place + np.uint64(DISCRIMINANTS)] * (score - doubles[place])
+        if lifted > boost:
+            boost, winner = lifted, i
     return min(boost, doubles[at + np.uint64(1)]), winner
 
 

@@ -229,10 +229,10 @@ def _compare_contributions(fitted: Any, model: Model, rows: NDArray[np.float32])
     """Refuse to hand out a model whose contributions are not CatBoost's SHAP values."""
     rows = rows[:_CONTRIBUTION_ROWS]
     wanted = fitted.get_feature_importance(Pool(rows), type="ShapValues")[:, :-1]
-    found = np.empty_like(wanted)
-    for row, contributions in zip(rows, found, strict=True):
-        model.score(row, contributions)
-    difference = float(np.abs(wanted - found).max())
+    found = np.empty((len(rows), model.n_parts))
+    for row, parts in zip(rows, found, strict=True):
+        model.score(row, parts)
+    difference = float(np.abs(wanted - found[:, : model.n_features]).max())
     if not difference <= _CONTRIBUTION_TOLERANCE:
         raise TrainingError(f"contributions differ from CatBoost's SHAP values by {difference}")
 
@@ -256,11 +256,11 @@ def _data_facts(vectors: Vectors, split: int) -> dict[str, Any]:
 
 def _cost_per_row_us(model: Model, rows: NDArray[np.float32]) -> float:
     """Return the median time of scoring one row with its contributions, from Python."""
-    contributions = np.empty(model.n_features)
+    parts = np.empty(model.n_parts)
     used_ns = np.empty(_COST_ROUNDS)
     for turn in range(_COST_ROUNDS):
         row = rows[turn % len(rows)]
         start_ns = time.perf_counter_ns()
-        model.score(row, contributions)
+        model.score(row, parts)
         used_ns[turn] = time.perf_counter_ns() - start_ns
     return round(float(np.median(used_ns)) / 1_000.0, 3)
