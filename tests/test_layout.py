@@ -107,6 +107,7 @@ PURE = (
     "trainer/few_shot.py",
     "trainer/metrics.py",
     "trainer/model.py",
+    "trainer/renew.py",
     "trainer/thresholds.py",
 )
 IMPURE_MODULES = frozenset(

@@ -210,6 +210,12 @@ def logits_of(model, matrix, out):  # type: ignore[no-untyped-def]
         out[row] = logit_of(model, matrix[row])
 
 
+@njit(cache=True, nogil=True)
+def _scores_of(model, matrix, parts, out):  # type: ignore[no-untyped-def]
+    for row in range(matrix.shape[0]):
+        out[row] = score(model, matrix[row], parts)
+
+
 def pack(
     trees: Trees, residual: Trees | None = None, expert: Expert | None = None
 ) -> NDArray[np.int64]:
@@ -327,8 +333,33 @@ class Model:
 
     def logits(self, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the logits float64[m] of float32[m, n]. Raises ValueError for another width."""
+        return self._logits(self.array, matrix)
+
+    def base_logits(self, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the logits float64[m] of the base alone, as ``logits`` does."""
+        base = self.array.copy()
+        base[2], base[5] = 1, 0  # one layer and no expert
+        base.flags.writeable = False  # the kernels are compiled for such arrays
+        return self._logits(base, matrix)
+
+    def scores(self, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the logits that ``score`` gives. Raises ValueError for another width.
+
+        The same bits as ``logits``, by the kernel that decisions use: for checks, and to have
+        every page of the model in memory.
+        """
+        rows = self._checked(matrix)
+        out = np.empty(len(rows), np.float64)
+        _scores_of(self.array, rows, np.empty(self.n_parts), out)
+        return out
+
+    def _logits(self, array: NDArray[np.int64], matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+        rows = self._checked(matrix)
+        out = np.empty(len(rows), np.float64)
+        logits_of(array, rows, out)
+        return out
+
+    def _checked(self, matrix: NDArray[np.float32]) -> NDArray[np.float32]:
         if matrix.ndim != 2 or matrix.shape[1] != self.n_features:
             raise ValueError(f"a matrix {matrix.shape} for a model of {self.n_features} features")
-        out = np.empty(len(matrix), np.float64)
-        logits_of(self.array, np.ascontiguousarray(matrix, np.float32), out)
-        return out
+        return np.ascontiguousarray(matrix, np.float32)
