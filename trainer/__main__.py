@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from trainer.bundle import BundleError, load_bundle, write_bundle
 from trainer.calibration import CalibrationError
 from trainer.evaluate import EvaluationError, evaluate
+from trainer.live_command import add_run
 from trainer.report import report_tables, utc_text
 from trainer.signing import SigningError, create_key, public_path, read_key, sign
 from trainer.thresholds import Costs
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_range(judge)
     judge.add_argument("--json", action="store_true", help="print the report as JSON")
     judge.set_defaults(run=_evaluate)
+    add_run(commands)
     return parser
 
 
