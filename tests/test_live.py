@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +78,8 @@ def scorer(host: Host) -> Asked:
 
 
 @pytest.fixture
-def loop(host: Host, trained: Trained, tmp_path: Path) -> Iterator[Loop]:
-    yield Loop(host, trained, tmp_path)
+def loop(host: Host, trained: Trained, tmp_path: Path) -> Loop:
+    return Loop(host, trained, tmp_path)
 
 
 def report(scorer: Asked, payments: Payments, ids: list[str], verdict: int) -> None:
