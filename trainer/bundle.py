@@ -38,7 +38,7 @@ from trainer.bundle_files import (
 )
 from trainer.calibration import Calibration, CalibrationError
 from trainer.expert import Expert
-from trainer.model import Model, ModelError, Trees
+from trainer.model import Model, ModelError, PackedTrees, Trees
 from trainer.signing import SIGNATURE_BYTES, SigningError, sign, verify
 from trainer.thresholds import Thresholds
 
@@ -133,14 +133,17 @@ def write_bundle(path: Path, content: Content, key_path: Path, *, replace: bool 
     return bundle_id
 
 
-def load_bundle(path: Path, *, schema_version: str, public_key: bytes) -> Bundle:
+def load_bundle(
+    path: Path, *, schema_version: str, public_key: bytes, like: Bundle | None = None
+) -> Bundle:
     """Return the bundle at ``path`` once it passed every check.
 
     In this order: format, signature, digests, schema, supported model, the evaluator's bits on
-    the stored rows, calibration and thresholds. ``public_key`` is PEM. Raises BundleError with
-    the first reason to refuse it.
+    the stored rows, calibration and thresholds. ``public_key`` is PEM. Where ``like`` has the same
+    base, byte for byte, its tables of contributions are used again, which is most of the work.
+    Raises BundleError with the first reason to refuse it.
     """
-    return _load(path, schema_version, public_key)[1]
+    return _load(path, schema_version, public_key, like)[1]
 
 
 def load_content(path: Path, *, schema_version: str, public_key: bytes) -> Content:
@@ -148,7 +151,7 @@ def load_content(path: Path, *, schema_version: str, public_key: bytes) -> Conte
 
     So that one process can renew what another wrote. Raises BundleError.
     """
-    return _load(path, schema_version, public_key)[0]
+    return _load(path, schema_version, public_key, None)[0]
 
 
 def read_manifest(path: Path, public_key: bytes) -> dict[str, Any]:
@@ -162,7 +165,9 @@ def read_manifest(path: Path, public_key: bytes) -> dict[str, Any]:
     return manifest
 
 
-def _load(path: Path, schema_version: str, public_key: bytes) -> tuple[Content, Bundle]:
+def _load(
+    path: Path, schema_version: str, public_key: bytes, like: Bundle | None
+) -> tuple[Content, Bundle]:
     manifest = read_manifest(path, public_key)
     files = read_digested(path, manifest["files"])
     names = _check_schema(manifest, files["features.json"], schema_version)
@@ -173,7 +178,7 @@ def _load(path: Path, schema_version: str, public_key: bytes) -> tuple[Content, 
     }
     base, residual, expert = _layers(arrays, len(names))
     try:
-        model = Model(base, residual, expert)
+        model = Model(_known_base(manifest, like) or base, residual, expert)
     except ModelError as error:
         raise BundleError(f"model: {error}") from error
     _check_equality(model, arrays)
@@ -298,6 +303,17 @@ def _layers(
             raise BundleError("model: the expert: boost_max must be one float64")
         expert = Expert(**own, boost_max=boost_max.item())
     return base, residual, expert
+
+
+def _known_base(manifest: Mapping[str, Any], like: Bundle | None) -> PackedTrees | None:
+    if like is None:
+        return None
+    names = [f"{name}.npy" for name in (*TREE_ARRAYS, "scale_and_bias")]
+    mine, others = (
+        [each["files"][name]["sha256"] for name in names] + [each["feature_names_digest"]]
+        for each in (manifest, like.manifest)
+    )
+    return like.model.base if mine == others else None
 
 
 def _trees(arrays: Mapping[str, NDArray[Any]], prefix: str, n_features: int) -> Trees:

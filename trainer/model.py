@@ -77,7 +77,7 @@ def check_trees(trees: Trees) -> None:
         raise ModelError(f"a split on a feature outside the {trees.n_features} of the schema")
     if np.isnan(trees.split_borders).any():
         raise ModelError("a border is NaN")
-    if not np.isfinite([*trees.leaf_values, trees.scale, trees.bias]).all():
+    if not (np.isfinite(trees.leaf_values).all() and np.isfinite([trees.scale, trees.bias]).all()):
         raise ModelError("a leaf value, the scale or the bias is not finite")
     if not np.isfinite(trees.leaf_weights).all() or trees.leaf_weights.min() < 0:
         raise ModelError("a leaf weight is negative or not finite")
@@ -216,51 +216,27 @@ def _scores_of(model, matrix, parts, out):  # type: ignore[no-untyped-def]
         out[row] = score(model, matrix[row], parts)
 
 
-def pack(
-    trees: Trees, residual: Trees | None = None, expert: Expert | None = None
-) -> NDArray[np.int64]:
-    """Return the layers and their contributions as the one array that the kernels read.
+@dataclass(frozen=True, slots=True)
+class PackedTrees:
+    """One layer of trees as it stands in a packed model: most of the work of making one.
 
-    Raises ModelError where one is not supported, or is of other features than the base.
+    ``questions`` and ``leaves`` int64[words] are its parts of those sections.
     """
-    layers = [trees] if residual is None else [trees, residual]
-    questions: list[NDArray[np.int64]] = []
-    leaves: list[NDArray[np.float64]] = []
-    heads = np.zeros(LAYERS_MAX * LAYER_WORDS, np.int64)
-    expected = 0.0
-    for number, layer in enumerate(layers):
-        if layer.n_features != trees.n_features:
-            raise ModelError(f"a residual of {layer.n_features} features on {trees.n_features}")
-        expected += _pack_layer(layer, questions, leaves)
-        head = heads[LAYER_WORDS * number :]
-        head[0] = len(layer.depths)
-        head[1:3] = np.array([layer.scale, layer.bias]).view(np.int64)
-    try:
-        tail = np.empty(0, np.int64) if expert is None else pack_expert(expert, trees.n_features)
-    except ExpertError as error:
-        raise ModelError(f"the expert: {error}") from error
-    first_leaf = HEADER_WORDS + sum(map(len, questions))
-    first_tail = 0 if expert is None else first_leaf + sum(map(len, leaves))
-    model = np.concatenate(
-        [
-            np.array([FORMAT, trees.n_features, len(layers)], np.int64),
-            np.array([expected]).view(np.int64),
-            np.array([first_leaf, first_tail], np.int64),
-            heads,
-            *questions,
-            *(part.view(np.int64) for part in leaves),
-            tail,
-        ]
-    )
-    model.flags.writeable = False
-    return model
+
+    n_features: int
+    count: int
+    scale: float
+    bias: float
+    expected_logit: float
+    questions: NDArray[np.int64]
+    leaves: NDArray[np.int64]
 
 
-def _pack_layer(
-    trees: Trees, questions: list[NDArray[np.int64]], leaves: list[NDArray[np.float64]]
-) -> float:
-    """Add a layer's trees to the sections and return its expected logit."""
+def pack_trees(trees: Trees) -> PackedTrees:
+    """Return the words of one layer. Raises ModelError where the trees are not supported."""
     check_trees(trees)
+    questions: list[NDArray[np.int64]] = []
+    leaves: list[NDArray[np.int64]] = []
     expected = 0.0
     for features, borders, values, weights in _each(trees):
         if not weights.sum() > 0.0:
@@ -268,8 +244,52 @@ def _pack_layer(
         players, table, mean = tree_contributions(features, values, weights)
         expected += mean
         questions.append(_questions(features, borders, players))
-        leaves.append(np.column_stack([values, table * trees.scale]).ravel())
-    return expected * trees.scale + trees.bias
+        leaves.append(np.column_stack([values, table * trees.scale]).ravel().view(np.int64))
+    return PackedTrees(
+        n_features=trees.n_features,
+        count=len(trees.depths),
+        scale=trees.scale,
+        bias=trees.bias,
+        expected_logit=expected * trees.scale + trees.bias,
+        questions=np.concatenate(questions),
+        leaves=np.concatenate(leaves),
+    )
+
+
+def pack(
+    trees: PackedTrees, residual: PackedTrees | None, expert: Expert | None
+) -> NDArray[np.int64]:
+    """Return the layers as the one array that the kernels read.
+
+    Raises ModelError where one is not supported, or is of other features than the base.
+    """
+    layers = [trees] if residual is None else [trees, residual]
+    heads = np.zeros((LAYERS_MAX, LAYER_WORDS), np.int64)
+    for head, layer in zip(heads, layers, strict=False):
+        if layer.n_features != trees.n_features:
+            raise ModelError(f"a residual of {layer.n_features} features on {trees.n_features}")
+        head[0] = layer.count
+        head[1:] = np.array([layer.scale, layer.bias]).view(np.int64)
+    try:
+        tail = np.empty(0, np.int64) if expert is None else pack_expert(expert, trees.n_features)
+    except ExpertError as error:
+        raise ModelError(f"the expert: {error}") from error
+    first_leaf = HEADER_WORDS + sum(len(layer.questions) for layer in layers)
+    first_tail = 0 if expert is None else first_leaf + sum(len(layer.leaves) for layer in layers)
+    expected = sum(layer.expected_logit for layer in layers)
+    model = np.concatenate(
+        [
+            np.array([FORMAT, trees.n_features, len(layers)], np.int64),
+            np.array([expected]).view(np.int64),
+            np.array([first_leaf, first_tail], np.int64),
+            heads.ravel(),
+            *(layer.questions for layer in layers),
+            *(layer.leaves for layer in layers),
+            tail,
+        ]
+    )
+    model.flags.writeable = False
+    return model
 
 
 def _each(trees: Trees) -> Iterator[tuple[NDArray[Any], ...]]:
@@ -301,15 +321,20 @@ class Model:
 
     ``array`` is what the kernels take, read-only; ``n_parts`` how many parts ``score`` sets.
     Vectors must be writable C-contiguous float32: numba would compile anew for another kind.
+    ``base`` may be given to the next model on the same base, which then is made in no time.
     Raises ModelError where a layer is not supported.
     """
 
-    __slots__ = ("array", "expected_logit", "n_features", "n_parts")
+    __slots__ = ("array", "base", "expected_logit", "n_features", "n_parts")
 
     def __init__(
-        self, trees: Trees, residual: Trees | None = None, expert: Expert | None = None
+        self,
+        trees: Trees | PackedTrees,
+        residual: Trees | None = None,
+        expert: Expert | None = None,
     ) -> None:
-        self.array = pack(trees, residual, expert)
+        self.base = trees if isinstance(trees, PackedTrees) else pack_trees(trees)
+        self.array = pack(self.base, None if residual is None else pack_trees(residual), expert)
         self.n_features = trees.n_features
         self.n_parts = 2 * trees.n_features + 1
         self.expected_logit = float(self.array[3:4].view(np.float64)[0])
