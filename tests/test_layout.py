@@ -104,6 +104,7 @@ PURE = (
     "trainer/evaluate.py",
     "trainer/metrics.py",
     "trainer/model.py",
+    "trainer/protocol.py",
     "trainer/thresholds.py",
 )
 IMPURE_MODULES = frozenset(
