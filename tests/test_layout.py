@@ -114,6 +114,7 @@ PURE = (
     "trainer/lessons.py",
     "trainer/metrics.py",
     "trainer/model.py",
+    "trainer/protocol.py",
     "trainer/renew.py",
     "trainer/thresholds.py",
 )

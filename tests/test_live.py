@@ -26,9 +26,9 @@ NO_OLD_FRAUDS = np.zeros((0, len(FEATURES)), np.float32)
 
 
 def attack(payments: Payments, number: int) -> transaction_pb2.Transaction:
-    """Return a payment of a kind that traffic has none of: an unknown customer, far too much."""
+    """Return a payment of a kind that traffic has none of: of customers whom nobody knows."""
     return payments.one(
-        customer_id=f"mule-{number}", amount_minor=9_000_000 + number, currency_code="EUR",
+        customer_id=f"mule-{number}", amount_minor=2_600 + number, currency_code="EUR",
         channel=1, cvv_result=1,
     )  # fmt: skip
 

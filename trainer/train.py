@@ -11,7 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,24 +166,8 @@ class _Callback:
 
 
 def _fit(vectors: Vectors, split: int, settings: Settings, progress: Progress) -> Any:
-    fine = [
-        f"{index}:border_count={settings.fine_borders}"
-        for index, name in enumerate(vectors.feature_names)
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in settings.fine_features)
-    ]
-    classifier = CatBoostClassifier(
-        iterations=settings.trees,
-        depth=settings.depth,
-        learning_rate=settings.learning_rate,
-        border_count=settings.borders,
-        per_float_feature_quantization=fine or None,
-        grow_policy="SymmetricTree",
-        nan_mode="Min",
-        random_seed=settings.seed,
-        thread_count=settings.threads,
-        early_stopping_rounds=settings.early_stopping_trees,
-        allow_writing_files=False,
-        verbose=False,
+    classifier = _classifier(
+        vectors.feature_names, settings, early_stopping_rounds=settings.early_stopping_trees
     )
     features, labels = vectors.features, vectors.is_fraud.astype(np.int8)
     try:
@@ -196,6 +180,59 @@ def _fit(vectors: Vectors, split: int, settings: Settings, progress: Progress) -
     except CatBoostError as error:
         raise TrainingError(f"CatBoost: {error}") from error
     return classifier
+
+
+def fit_committee(
+    features: NDArray[np.float32],
+    is_fraud: NDArray[np.bool_],
+    weights: NDArray[np.float64],
+    names: tuple[str, ...],
+    settings: Settings,
+    members: int,
+) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
+    """Learn models that differ by their seed alone; return what gives their mean logit.
+
+    ``features`` float32[m, n], of which nothing is held out: every model has ``settings.trees``.
+    What is returned takes float32[k, n] and gives float64[k]. Raises TrainingError where CatBoost
+    refuses.
+    """
+    pool = Pool(features, is_fraud.astype(np.int8), weight=weights)
+    fitted = []
+    try:
+        for member in range(members):
+            own = replace(settings, seed=settings.seed + member)
+            fitted.append(_classifier(names, own).fit(pool))
+    except CatBoostError as error:
+        raise TrainingError(f"CatBoost: {error}") from error
+
+    def logits(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+        each = [one.predict(rows, prediction_type="RawFormulaVal") for one in fitted]
+        mean: NDArray[np.float64] = np.mean(each, axis=0)
+        return mean
+
+    return logits
+
+
+def _classifier(names: tuple[str, ...], settings: Settings, **more: Any) -> Any:
+    fine = [
+        f"{index}:border_count={settings.fine_borders}"
+        for index, name in enumerate(names)
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in settings.fine_features)
+    ]
+    return CatBoostClassifier(
+        iterations=settings.trees,
+        depth=settings.depth,
+        learning_rate=settings.learning_rate,
+        border_count=settings.borders,
+        per_float_feature_quantization=fine or None,
+        grow_policy="SymmetricTree",
+        nan_mode="Min",
+        random_seed=settings.seed,
+        thread_count=settings.threads,
+        allow_writing_files=False,
+        verbose=False,
+        **more,
+    )
 
 
 def export_trees(fitted: Any, n_features: int) -> tuple[bytes, Trees]:
