@@ -12,6 +12,7 @@ from fraud.v1 import decision_pb2, label_pb2, model_event_pb2, transaction_pb2
 from featurizer.eventlog import Topic
 from featurizer.features import FEATURES, SCHEMA_VERSION
 from fraudsvc.models import BundleFile
+from fraudsvc.models_command import ModelsOptions, run_models
 from tests.conftest import Asked, Host, Payments, Trained, call_now
 from trainer.bundle import BundleError
 from trainer.gates import GateSettings
@@ -156,6 +157,46 @@ def test_nothing_replaces_a_pinned_bundle(loop: Loop, scorer: Asked, payments: P
     loop.shelf.serve(str(first))
     loop.run()
     assert loop.shelf.served() == first, "a rollback stays until something new is learnt"
+
+
+def test_models_are_served_and_taken_back_by_hand(
+    loop: Loop,
+    scorer: Asked,
+    payments: Payments,
+    trained: Trained,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first = str(loop.shelf.served())
+    attacks = [attack(payments, number) for number in range(FRAUDS)]
+    scored(scorer, [*(payments.one() for _ in range(TRAFFIC)), *attacks])
+    report(scorer, payments, [each.transaction_id for each in attacks], label_pb2.VERDICT_FRAUD)
+    loop.run()
+    learnt = str(loop.shelf.served())
+
+    def models(action: str, *names: str, reason: str = "") -> None:
+        shelf = loop.shelf
+        options = ModelsOptions(shelf.link, shelf.folder, trained.public_key, "lead-1", reason)
+        run_models(action, names, options, loop.host.log)
+
+    models("list")
+    models("diff", first, learnt)
+    said = capsys.readouterr().out
+    assert first in said
+    assert "expert" in said
+    with pytest.raises(ValueError, match="reason"):
+        models("rollback")
+    assert loop.shelf.served() == learnt
+    models("rollback", reason="it alerts on a good shop")
+    assert loop.shelf.served() == first
+    models("pin", reason="until we know why")
+    report(scorer, payments, [payments.made[0].transaction_id], label_pb2.VERDICT_FRAUD)
+    loop.run()
+    assert loop.shelf.served() == first
+    event = loop.events()[-2]
+    assert (event.change, event.author) == (model_event_pb2.MODEL_CHANGE_ROLLED_BACK, "lead-1")
+    assert (event.previous_version, event.model_version) == (learnt, first)
+    with pytest.raises(BundleError):
+        models("promote", "m-nowhere", reason="a wrong name")
 
 
 def test_a_label_of_no_payment_becomes_a_dead_letter(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -22,8 +23,8 @@ from trainer.bench_report import handbook_tables
 from trainer.bundle import BundleError, load_bundle, write_bundle
 from trainer.calibration import CalibrationError
 from trainer.evaluate import EvaluationError, evaluate
-from trainer.live_command import add_run
 from trainer.handbook import Options, run
+from trainer.live_command import add_run
 from trainer.protocol import ProtocolError
 from trainer.report import report_tables, utc_text
 from trainer.signing import SigningError, create_key, public_path, read_key, sign
@@ -100,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_range(judge)
     judge.add_argument("--json", action="store_true", help="print the report as JSON")
     judge.set_defaults(run=_evaluate)
-    add_run(commands)
+    add_run(commands, os.environ)
     _add_bench(commands)
     return parser
 

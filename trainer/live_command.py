@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,11 @@ WAIT_S = 2.0
 OLD_FRAUDS_MAX = 1_000
 
 
-def add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    env = os.environ.get
+def add_run(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], environment: Mapping[str, str]
+) -> None:
+    """Add the command; its defaults are in the environment's variables."""
+    env = environment.get
     live = commands.add_parser("run", help="learn from the log while it goes on, and serve it")
     live.add_argument("--log", default=env("FRAUD_LOG", "file://data/log"), help="of a host")
     live.add_argument("--bundle", type=Path, default=Path(env("FRAUD_BUNDLE", "data/bundle")))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.bundle import MANIFEST, BundleError
@@ -91,7 +92,7 @@ class Shelf:
 
 
 @contextlib.contextmanager
-def _refusals(action: str):  # type: ignore[no-untyped-def]
+def _refusals(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
