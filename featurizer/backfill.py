@@ -229,6 +229,12 @@ def _joined(histories: list[History], broken: _Broken) -> History:
     )
 
 
+def _told(history: History) -> NDArray[np.bool_]:
+    """Return bool[n]: whose label became known at some time."""
+    told: NDArray[np.bool_] = (history.label_time_ms != NO_TIME_MS) & (history.is_fraud >= 0)
+    return told
+
+
 def order_events(history: History) -> NDArray[np.int64]:
     """Return int64[m]: rows in event order as i, their labels where they became known as ~i.
 
@@ -236,7 +242,7 @@ def order_events(history: History) -> NDArray[np.int64]:
     otherwise equal times keep the file's order.
     """
     events = history.records["event_time_ms"]
-    labelled = np.flatnonzero((history.label_time_ms != NO_TIME_MS) & (history.is_fraud >= 0))
+    labelled = np.flatnonzero(_told(history))
     known = history.label_time_ms[labelled]
     labels = 4 * known + 2 * (known == events[labelled])
     which = np.concatenate([~labelled, np.arange(len(events))])
@@ -336,6 +342,33 @@ class _Vectors:
             self._partial.unlink(missing_ok=True)
 
 
+def views(
+    history: History, arena: Arena, chunk_events: int = CHUNK_EVENTS
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], int]]:
+    """Fold all of ``history`` into ``arena`` in event order; yield the vectors, chunk by chunk.
+
+    Yields rows int64[m], maybe none, their vectors float32[m, n], and how many events are done.
+    Raises MemoryError where the states outgrow the arena.
+    """
+    order = order_events(history)
+    flags = history.records["flags"].copy()  # with the marks of those already viewed
+    features = np.empty((min(chunk_events, max(len(order), 1)), len(FEATURES)), np.float32)
+    for start in range(0, len(order), chunk_events):
+        chunk = order[start : start + chunk_events]
+        events = _events(history, chunk)
+        events["flags"] = flags[np.where(chunk < 0, ~chunk, chunk)]
+        positions = np.arange(start + 1, start + len(chunk) + 1) * _POSITION_STEP
+        arena.run(events, positions, features[: len(chunk)], _marks_of(chunk))
+        viewed = np.flatnonzero(chunk >= 0)
+        flags[chunk[viewed]] = events["flags"][viewed]
+        yield chunk[viewed], features[viewed], start + len(chunk)
+
+
+def count_events(history: History) -> int:
+    """Return how many events ``views`` folds: transactions, and labels that became known."""
+    return len(history.records) + int(_told(history).sum())
+
+
 def backfill(
     history: History,
     out: Path,
@@ -350,18 +383,9 @@ def backfill(
     OSError where the file cannot be written and MemoryError where the states outgrow the arena;
     ``out`` is then as it was.
     """
-    order = order_events(history)
-    flags = history.records["flags"].copy()  # with the marks of those already viewed
-    features = np.empty((min(chunk_events, max(len(order), 1)), len(FEATURES)), np.float32)
+    total = count_events(history)
     with _Vectors(out, history) as vectors:
-        for start in range(0, len(order), chunk_events):
-            chunk = order[start : start + chunk_events]
-            events = _events(history, chunk)
-            events["flags"] = flags[np.where(chunk < 0, ~chunk, chunk)]
-            positions = np.arange(start + 1, start + len(chunk) + 1) * _POSITION_STEP
-            arena.run(events, positions, features[: len(chunk)], _marks_of(chunk))
-            viewed = np.flatnonzero(chunk >= 0)
-            flags[chunk[viewed]] = events["flags"][viewed]
-            vectors.add(chunk[viewed], features[viewed])
-            progress(start + len(chunk), len(order))
+        for rows, features, done in views(history, arena, chunk_events):
+            vectors.add(rows, features)
+            progress(done, total)
     return len(history.records)

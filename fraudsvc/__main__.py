@@ -12,16 +12,19 @@ import queue
 import sys
 from pathlib import Path
 
+from featurizer.adapters import open_log
 from featurizer.eventlog import LogError
 from featurizer.hashing import SECRET_BYTES
 from featurizer.kafka_settings import kafka_settings
 from featurizer.places import store_place
 from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
+from fraudsvc.models_command import ACTIONS, ModelsOptions, run_models
 from fraudsvc.policy import DEFAULT_POLICY, PolicyError
 from fraudsvc.serve import ServeOptions, host_name, serve, serve_workers
 from fraudsvc.server import ServerSettings
 from fraudsvc.up import UpOptions, print_change, up
+from trainer.bundle import BundleError
 
 # Flag, environment variable, default, meaning; the flag wins.
 PLACES = (
@@ -236,6 +239,35 @@ def _add_dead_letters(commands: argparse._SubParsersAction[argparse.ArgumentPars
     parser.set_defaults(run=_dead_letters)
 
 
+def _models(args: argparse.Namespace) -> int:
+    bundle = Path(args.bundle)
+    options = ModelsOptions(
+        bundle, args.models or bundle.absolute().parent / "models",
+        Path(args.public_key).read_bytes(), getpass.getuser(), args.reason,
+    )  # fmt: skip
+    log = open_log(args.log) if args.reason else None
+    try:
+        run_models(args.action, args.names, options, log)
+    finally:
+        if log is not None:
+            log.close()
+    return 0
+
+
+def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("models", help="bundles by hand: look, compare, serve, pin")
+    parser.add_argument("action", choices=ACTIONS)
+    parser.add_argument("names", nargs="*", metavar="MODEL")
+    parser.add_argument("--models", type=Path, help="all bundles; `models` beside the one in use")
+    parser.add_argument("--reason", default="", help="why; a change wants one")
+    for flag, variable, default, meaning in PLACES:
+        if flag in ("--log", "--bundle", "--public-key"):
+            parser.add_argument(
+                flag, default=os.environ.get(variable, default), help=f"{meaning} ({variable})"
+            )
+    parser.set_defaults(run=_models)
+
+
 def main() -> int:
     """Run one command; the exit status is 2 where its options cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m fraudsvc", description=__doc__)
@@ -245,10 +277,11 @@ def main() -> int:
     _add_demo(commands)
     _add_stream(commands)
     _add_dead_letters(commands)
+    _add_models(commands)
     args = parser.parse_args()
     try:
         return int(args.run(args))
-    except (ValueError, OSError, LogError, PolicyError) as error:
+    except (ValueError, OSError, BundleError, LogError, PolicyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -21,6 +21,10 @@ from featurizer.hashing import PAYLOAD_BITS, payload_of
 from featurizer.records import Entity
 
 REASONS_MAX = 4
+# A row's figures: the logit, the probability, and the part of the logit that the expert added.
+FIGURES = 3
+# A row's parts: each feature's contribution, the expert's boost, each feature's share of that.
+PARTS = 2 * len(FEATURES) + 1
 _GAP = 8  # room before an Assessment for its own head
 _BILLION = 1_000_000_000
 
@@ -180,6 +184,17 @@ def _new_trace_id(state):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
+def _put_end(out, at, figures, origin, known):  # type: ignore[no-untyped-def]
+    """Write a Decision's fields 8 to 11; ``figures`` only where they are known."""
+    if known:
+        at = _put_double(out, at, 0x41, figures[0])
+    at = _put_all(out, at, origin, 0, len(origin))
+    if known and figures[2] > 0.0:
+        at = _put_double(out, at, 0x59, figures[2])
+    return at
+
+
+@njit(cache=True)
 def _write(out, data, body, model, figures, reasons, versions, trace, origin, key, state, numbers):  # type: ignore[no-untyped-def]
     """Write the Decision; return where it begins and ends, and where its Assessment does.
 
@@ -223,9 +238,7 @@ def _write(out, data, body, model, figures, reasons, versions, trace, origin, ke
     if position:
         at = _put_word(out, at, 0x31, position)
     at = _put_instant(out, at, 0x3A, received_ms // 1000, received_ms % 1000 * 1_000_000)
-    if model_size >= 0:
-        at = _put_double(out, at, 0x41, figures[0])
-    return begin, _put_all(out, at, origin, 0, len(origin)), assessed
+    return begin, _put_end(out, at, figures, origin, model_size >= 0), assessed
 
 
 class Writer:
@@ -278,24 +291,27 @@ VERSIONS_AT = len(EMPTY_BODY) - VERSIONS_BYTES
 
 
 @njit(cache=True)
-def write_body(vector, contributions, versions, body):  # type: ignore[no-untyped-def]
+def write_body(vector, parts, versions, body):  # type: ignore[no-untyped-def]
     """Fill ``body`` uint8[n], which began as EMPTY_BODY."""
     body[VECTOR_AT : VECTOR_AT + VECTOR_BYTES] = vector.view(np.uint8)
-    logged = contributions.astype(np.float32)
+    logged = parts[: len(vector)].astype(np.float32)
     body[CONTRIBUTIONS_AT : CONTRIBUTIONS_AT + VECTOR_BYTES] = logged.view(np.uint8)
     body[VERSIONS_AT : VERSIONS_AT + VERSIONS_BYTES] = versions.view(np.uint8)
 
 
 def _reason_texts() -> list[bytes]:
-    """Return, feature by feature, what stands before and after the numbers of its reason."""
-    parts = []
-    for each in FEATURES:
-        before = decision_pb2.Reason(
-            code=each.name.upper(), source=decision_pb2.REASON_SOURCE_MODEL
-        )
-        after = decision_pb2.Reason(text=f"{each.entity}: {each.meaning}")
-        parts += [before.SerializeToString(), after.SerializeToString()]
-    return parts
+    """Return, part by part, what stands before and after the numbers of its reason."""
+    texts = []
+    for prefix in ("", "EXPERT_"):
+        for each in FEATURES:
+            before = decision_pb2.Reason(
+                code=prefix + each.name.upper(), source=decision_pb2.REASON_SOURCE_MODEL
+            )
+            after = decision_pb2.Reason(text=f"{each.entity}: {each.meaning}")
+            texts += [before.SerializeToString(), after.SerializeToString()]
+        if not prefix:
+            texts += [b"", b""]  # the boost itself is no reason
+    return texts
 
 
 _REASON_TEXTS = _reason_texts()
@@ -309,24 +325,25 @@ _FIXED_BYTES = len(EMPTY_BODY) + REASONS_BYTES_MAX + 512
 
 
 @njit(cache=True)
-def write_reasons(strongest, contributions, vector, out):  # type: ignore[no-untyped-def]
-    """Write a reason for each feature of ``strongest`` (until -1) as fields 3 of an Assessment.
+def write_reasons(strongest, parts, vector, out):  # type: ignore[no-untyped-def]
+    """Write a reason for each part in ``strongest`` (until -1) as fields 3 of an Assessment.
 
     ``out`` is uint8[REASONS_BYTES_MAX]. Returns how many bytes they are.
     """
     at = 0
-    for feature in strongest:
-        if feature < 0:
+    for part in strongest:
+        if part < 0:
             break
+        feature = part % (len(vector) + 1)
         norm = np.nan
         if _NORMS[feature] >= 0:
             norm = np.float64(vector[_NORMS[feature]])
         start = at + 3  # the usual length takes two bytes
-        end = _put_all(out, start, _TEXTS, _ENDS[2 * feature], _ENDS[2 * feature + 1])
-        end = _put_double(out, end, 0x19, contributions[feature])
+        end = _put_all(out, start, _TEXTS, _ENDS[2 * part], _ENDS[2 * part + 1])
+        end = _put_double(out, end, 0x19, parts[part])
         end = _put_double(out, end, 0x21, np.float64(vector[feature]))
         end = _put_double(out, end, 0x29, norm)
-        end = _put_all(out, end, _TEXTS, _ENDS[2 * feature + 1], _ENDS[2 * feature + 2])
+        end = _put_all(out, end, _TEXTS, _ENDS[2 * part + 1], _ENDS[2 * part + 2])
         out[at] = 0x1A
         first = _put_varint(out, at + 1, end - start)
         at = _put_all(out, first, out, start, end) if first < start else end

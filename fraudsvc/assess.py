@@ -19,6 +19,8 @@ from featurizer.state import META, POSITION, ROW_WORDS
 from featurizer.view import view
 from fraudsvc.answers import (
     EMPTY_BODY,
+    FIGURES,
+    PARTS,
     REASONS_BYTES_MAX,
     REASONS_MAX,
     write_body,
@@ -29,21 +31,18 @@ from trainer.bundle import Bundle
 from trainer.calibration import probability_of
 from trainer.model import score
 
-LOGIT, PROBABILITY = range(2)
+LOGIT, PROBABILITY, EXPERT_LOGIT = range(FIGURES)
 
 
 @njit(cache=True)
-def _pick(contributions, strongest):  # type: ignore[no-untyped-def]
-    """Set ``strongest`` to the features of the largest absolute contributions, -1 for none."""
-    strongest[:] = -1
-    for i in range(len(contributions)):
-        size = abs(contributions[i])
+def _pick(parts, start, stop, strongest):  # type: ignore[no-untyped-def]
+    """Take the largest absolute ``parts`` of a range into ``strongest``; -1 is for none."""
+    for i in range(start, stop):
+        size = abs(parts[i])
         if size == 0.0:
             continue
         place = len(strongest)
-        while place > 0 and (
-            strongest[place - 1] < 0 or abs(contributions[strongest[place - 1]]) < size
-        ):
+        while place > 0 and (strongest[place - 1] < 0 or abs(parts[strongest[place - 1]]) < size):
             place -= 1
         if place < len(strongest):
             for j in range(len(strongest) - 1, place, -1):
@@ -57,7 +56,7 @@ def assess(rows, records, ops, lines, vector, model, knots, parts, figures, body
 
     Return how many bytes the reasons are, and a bit for each rule that holds.
 
-    ``parts`` are the contributions. Sets the marks in the record's flags. Holds the GIL, unlike
+    ``parts`` are what ``score`` sets. Sets the marks in the record's flags. Holds the GIL, unlike
     the kernels elsewhere: giving it up for 10 µs invites a switch that costs more than it lets
     others do.
     """
@@ -69,8 +68,11 @@ def assess(rows, records, ops, lines, vector, model, knots, parts, figures, body
     records[0].flags |= view(rows, rec, ops, lines, vector)
     figures[LOGIT] = score(model, vector, parts)
     figures[PROBABILITY] = probability_of(knots, figures[LOGIT])
-    strongest = np.empty(REASONS_MAX, np.int64)
-    _pick(parts, strongest)
+    figures[EXPERT_LOGIT] = parts[len(vector)]
+    strongest = np.full(REASONS_MAX, -1)
+    _pick(parts, 0, len(vector), strongest)
+    if figures[EXPERT_LOGIT] > 0.0:
+        _pick(parts, len(vector) + 1, len(parts), strongest)
     write_body(vector, parts, versions, body)
     size = write_reasons(strongest, parts, vector, reasons)
     return size, fire(table, records, vector, figures[PROBABILITY])
@@ -107,8 +109,8 @@ class Sheet:
     def __init__(self, capacity: int) -> None:
         features = len(FEATURES)
         self.vectors = np.zeros((capacity, features), np.float32)
-        self.parts = np.zeros((capacity, features))
-        self.figures = np.zeros((capacity, 2))
+        self.parts = np.zeros((capacity, PARTS))
+        self.figures = np.zeros((capacity, FIGURES))
         self.bodies = np.tile(np.frombuffer(EMPTY_BODY, np.uint8), (capacity, 1))
         self.reasons = np.zeros((capacity, REASONS_BYTES_MAX), np.uint8)
         self.found = np.zeros((capacity, 2), np.int64)

@@ -19,6 +19,8 @@ from featurizer.slots import LINES, SLOTS
 from featurizer.state import ROW_WORDS
 from fraudsvc.answers import (
     EMPTY_BODY,
+    FIGURES,
+    PARTS,
     REASONS_BYTES_MAX,
     Draft,
     field,
@@ -42,8 +44,9 @@ _CERTAIN = (1.0, 1.0)  # no score reaches these thresholds, as there is none
 class Workspace:
     """Memory for one decision at a time, allocated once.
 
-    ``rows`` int64[entities, ROW_WORDS] are the states before the record; ``figures`` float64[2]
-    the logit and the probability; ``body`` and ``reasons`` what of them goes onto the wire.
+    ``rows`` int64[entities, ROW_WORDS] are the states before the record; ``parts`` and ``figures``
+    what the logit is made of and what follows from it, as ``answers`` says; ``body`` and
+    ``reasons`` what of them goes onto the wire.
     """
 
     rows: NDArray[np.int64] = dataclasses.field(
@@ -53,10 +56,8 @@ class Workspace:
     vector: NDArray[np.float32] = dataclasses.field(
         default_factory=lambda: np.zeros(len(FEATURES), np.float32)
     )
-    contributions: NDArray[np.float64] = dataclasses.field(
-        default_factory=lambda: np.zeros(len(FEATURES))
-    )
-    figures: NDArray[np.float64] = dataclasses.field(default_factory=lambda: np.zeros(2))
+    parts: NDArray[np.float64] = dataclasses.field(default_factory=lambda: np.zeros(PARTS))
+    figures: NDArray[np.float64] = dataclasses.field(default_factory=lambda: np.zeros(FIGURES))
     body: NDArray[np.uint8] = dataclasses.field(
         default_factory=lambda: np.frombuffer(EMPTY_BODY, np.uint8).copy()
     )
@@ -86,7 +87,7 @@ def decide(
         return Draft(ruling.outcome, RULES_ONLY, cause, _fields(ruling), versions, -1)
     size, looked_up = assess(
         space.rows, record, OPS, space.lines, space.vector, bundle.model.array,
-        bundle.calibration.knots, space.contributions, space.figures, space.body, space.reasons,
+        bundle.calibration.knots, space.parts, space.figures, space.body, space.reasons,
         policy.table,
     )  # fmt: skip
     limits = (bundle.thresholds.review, bundle.thresholds.decline)

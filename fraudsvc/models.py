@@ -1,4 +1,8 @@
-"""The bundle in use: loaded, verified, and replaced by one reference when the file changes."""
+"""The bundle in use: loaded, verified, warmed, and replaced by one reference when the file changes.
+
+Whoever decides has taken the reference and ends on the bundle it began with. Nothing here is done
+by a thread that answers calls.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from featurizer.features import SCHEMA_VERSION
-from trainer.bundle import MANIFEST, Bundle, BundleError, load_bundle
+from trainer.bundle import MANIFEST, Bundle, BundleError, load_bundle, read_manifest
+from trainer.bundle_files import read_digested
 
+KEPT = 5  # bundles in memory, the one in use among them
 _log = logging.getLogger(__name__)
 
 
@@ -26,6 +32,7 @@ class BundleFile:
 
     ``path`` may be a link to the directory in use. ``current`` is None until a bundle passed
     every check. One that does not pass is reported to ``on_error`` and the one in use stays.
+    The last KEPT stay in memory: going back to one of them loads nothing.
     """
 
     def __init__(
@@ -35,6 +42,7 @@ class BundleFile:
         self._public_key = public_key
         self._on_error = on_error
         self._seen: tuple[int, int, int] | None = None
+        self._kept: dict[str, Bundle] = {}  # by version, the one used last at the end
         self.current: Bundle | None = None
         self.poll()
 
@@ -44,12 +52,37 @@ class BundleFile:
         if seen is not None and seen != self._seen:
             self._seen = seen
             try:
-                self.current = load_bundle(
-                    self._path, schema_version=SCHEMA_VERSION, public_key=self._public_key
-                )
+                self._use(self._load())
             except BundleError as error:
                 self._on_error(error)
         return self.current
+
+    def find(self, model_version: str) -> Bundle | None:
+        """Return one of the last KEPT bundles, None where it is not among them."""
+        return self._kept.get(model_version)
+
+    def _load(self) -> Bundle:
+        """Return the bundle at the path, from memory where it is one of the last.
+
+        Loading scores the bundle's own rows by the kernels that decisions use, so nothing is left
+        to compile, and every page is in memory, before the first call sees it.
+        """
+        manifest = read_manifest(self._path, self._public_key)
+        known = self._kept.get(manifest["bundle_id"])
+        if known is not None:
+            read_digested(self._path, manifest["files"])  # a damaged copy is refused all the same
+            return known
+        return load_bundle(
+            self._path, schema_version=SCHEMA_VERSION, public_key=self._public_key,
+            like=self.current,
+        )  # fmt: skip
+
+    def _use(self, bundle: Bundle) -> None:
+        # A new dictionary, as find may be called by another thread.
+        kept = {name: each for name, each in self._kept.items() if name != bundle.model_version}
+        kept[bundle.model_version] = bundle
+        self._kept = dict(list(kept.items())[-KEPT:])
+        self.current = bundle
 
     def _identity(self) -> tuple[int, int, int] | None:
         try:

@@ -70,6 +70,14 @@ def roles(options: UpOptions) -> list[Role]:
             *cpus, *options.serve_arguments,
         ]  # fmt: skip
         found.append(Role(f"serve-{i}", argv, ready_file=ready))
+    if (data / "key").exists():  # without the private key nobody can sign what is learnt
+        ready = data / "trainer.ready"
+        argv = [
+            sys.executable, "-m", "trainer", "run", "--log", f"file://{data}/log",
+            "--bundle", str(data / "bundle"), "--key", str(data / "key"),
+            "--public-key", str(data / "key.pub"), "--ready-file", str(ready),
+        ]  # fmt: skip
+        found.append(Role("trainer", argv, ready_file=ready))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from fraud.v1 import decision_pb2
 from numpy.typing import NDArray
 
 from featurizer.eventlog import Topic
-from featurizer.features import FEATURES, INDEX
+from featurizer.features import FEATURES, INDEX, SCHEMA_VERSION
 from featurizer.fold import fold
 from featurizer.hashing import IdHasher
 from featurizer.records import Entity, Flag
@@ -25,13 +26,17 @@ from tests.conftest import (
     Host,
     Interrupted,
     Payments,
+    Trained,
     accepted,
     call_now,
     decisions,
     first_records,
     read_all,
 )
-from trainer.bundle import Bundle
+from tests.layers import random_expert, random_trees
+from trainer.bundle import Bundle, load_content
+from trainer.expert import EXPERT_FEATURES_MAX
+from trainer.model import Model
 
 DECISIONS = 2_000
 LISTS = b"""
@@ -42,6 +47,18 @@ field = "customer_id"
 values = ["customer-1"]
 """
 MODEL = decision_pb2.REASON_SOURCE_MODEL
+
+
+@pytest.fixture(scope="module")
+def expert_bundle(trained: Trained) -> Bundle:
+    """Return the bundle with a residual, and an expert that adds to many a payment."""
+    content = load_content(
+        trained.bundle_path, schema_version=SCHEMA_VERSION, public_key=trained.public_key
+    )
+    random, width = np.random.default_rng(SEED), len(FEATURES)
+    residual = random_trees(random, width, 10, scale=0.2)
+    model = Model(content.trees, residual, random_expert(random, width, EXPERT_FEATURES_MAX))
+    return replace(trained.bundle, model=model, model_version="m-all-layers")
 
 
 class Past:
@@ -212,28 +229,69 @@ def test_contributions_and_bias_add_up_to_the_logit(bundle: Bundle) -> None:
     made, space = a_decision(bundle)
     unknown, _ = a_decision(bundle)
     assert made == unknown
-    empty = np.zeros(len(FEATURES))
-    bias = bundle.model.score(space.vector, empty) - empty.sum()
-    assert made.logit == pytest.approx(bias + space.contributions.sum(), abs=1e-9)
+    found = space.parts[: len(FEATURES)]
+    assert made.logit == pytest.approx(bundle.model.expected_logit + found.sum(), abs=1e-9)
     assert made.assessment.score == bundle.calibrate(made.logit)
     assert (
-        np.frombuffer(made.contributions, np.float32).tolist()
-        == space.contributions.astype(np.float32).tolist()
+        np.frombuffer(made.contributions, np.float32).tolist() == found.astype(np.float32).tolist()
     )
 
 
 def test_model_reasons_are_the_strongest_contributions(bundle: Bundle) -> None:
     made, space = a_decision(bundle)
     reasons = [r for r in made.assessment.reasons if r.source == MODEL]
-    sizes = np.abs(space.contributions)
+    sizes = np.abs(space.parts[: len(FEATURES)])
     assert 0 < len(reasons) <= REASONS_MAX
     assert [abs(r.contribution) for r in reasons] == sorted(sizes[sizes > 0])[::-1][: len(reasons)]
     for reason in reasons:
         at = INDEX[reason.code.lower()]
-        assert reason.contribution == space.contributions[at]
+        assert reason.contribution == space.parts[at]
         value = space.vector[at]
         assert reason.HasField("value") == bool(np.isfinite(value))
         assert not reason.HasField("value") or reason.value == value
+
+
+def test_what_the_expert_adds_is_told_apart(bundle: Bundle, expert_bundle: Bundle) -> None:
+    plain, _ = a_decision(bundle)
+    made, space = a_decision(expert_bundle)
+    width = len(FEATURES)
+    assert not plain.HasField("expert_logit")
+    assert made.expert_logit == space.parts[width] > 0.0
+    contributions = np.frombuffer(made.contributions, np.float32)
+    expected = expert_bundle.model.expected_logit
+    assert made.logit == pytest.approx(
+        contributions.sum(dtype=np.float64) + expected + made.expert_logit, abs=1e-4
+    )
+    trees = made.logit - made.expert_logit
+    assert trees == pytest.approx(expected + space.parts[:width].sum(), abs=1e-9)
+    assert made.assessment.score == expert_bundle.calibrate(made.logit)
+
+
+def test_the_experts_strongest_terms_are_among_the_reasons(expert_bundle: Bundle) -> None:
+    made, space = a_decision(expert_bundle)
+    width = len(FEATURES)
+    reasons = [r for r in made.assessment.reasons if r.source == MODEL]
+    sizes = np.abs(np.delete(space.parts, width))
+    assert [abs(r.contribution) for r in reasons] == np.sort(sizes)[::-1][: len(reasons)].tolist()
+    told = [r for r in reasons if r.code.startswith("EXPERT_")]
+    assert told
+    for reason in told:
+        at = INDEX[reason.code.removeprefix("EXPERT_").lower()]
+        assert reason.contribution == space.parts[width + 1 + at] > 0.0
+        assert not reason.HasField("value") or reason.value == space.vector[at]
+
+
+def test_decisions_of_all_layers_are_replayed_to_the_byte(
+    host: Host, expert_bundle: Bundle
+) -> None:
+    host.bundle = expert_bundle
+    payments, scorer = Payments(), host.scorer()
+    for _ in range(100):
+        scorer.score(payments.one(), call_now())
+    scorer.score_batch([payments.one() for _ in range(40)], call_now())
+    logged = assert_replayed(host, expert_bundle, {host.policy.version: host.policy})
+    boosted = [decision.HasField("expert_logit") for decision in logged]
+    assert 5 < sum(boosted) < len(logged) - 5
 
 
 @pytest.mark.parametrize("rung", [decision_pb2.RUNG_FULL, decision_pb2.RUNG_RULES_ONLY])

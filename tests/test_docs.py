@@ -34,7 +34,9 @@ READY_TIMEOUT_S = 120
 COMMAND_TIMEOUT_S = 60
 MAKE = shutil.which("make") or "make"
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_COMMAND = re.compile(r"python -m (featurizer|trainer|fraudsvc|loadgen) ([a-z]+)([^`\n]*)")
+_COMMAND = re.compile(
+    r"python -m (featurizer|trainer|fraudsvc|loadgen) ([a-z]+(?:-[a-z]+)*)([^`\n]*)"
+)
 
 
 def blocks(path: Path, language: str) -> list[str]:

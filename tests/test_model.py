@@ -55,7 +55,7 @@ def test_logits_and_contributions_are_catboosts(depth: int, tmp_path: Path) -> N
     trees = trees_of(fitted, tmp_path, WIDTH)
     model, rows = Model(trees), awkward_rows(trees)
 
-    contributions = np.empty((len(rows), WIDTH))
+    contributions = np.empty((len(rows), model.n_parts))
     logits = np.array([model.score(r, c) for r, c in zip(rows, contributions, strict=True)])
 
     wanted = fitted.predict(rows, prediction_type="RawFormulaVal")
@@ -64,7 +64,8 @@ def test_logits_and_contributions_are_catboosts(depth: int, tmp_path: Path) -> N
     assert logits.tobytes() == wanted.tobytes() == np.array(one_by_one).tobytes()
     assert model.logits(rows).tobytes() == logits.tobytes()
     assert np.array([model.logit(row) for row in rows]).tobytes() == logits.tobytes()
-    assert np.abs(contributions - shap[:, :-1]).max() <= 1e-12
+    assert np.abs(contributions[:, :WIDTH] - shap[:, :-1]).max() <= 1e-12
+    assert not contributions[:, WIDTH].any()
     assert abs(model.expected_logit - shap[0, -1]) <= 1e-12
 
 
@@ -84,9 +85,9 @@ def test_scale_and_bias_are_in_the_bits(tmp_path: Path) -> None:
     wanted = fitted.predict(rows, prediction_type="RawFormulaVal")
     assert model.logits(rows).tobytes() == wanted.tobytes()
     # CatBoost gives no SHAP values of a scaled model, so the sum has to do.
-    contributions = np.empty(WIDTH)
-    logit = model.score(rows[0], contributions)
-    assert contributions.sum() + model.expected_logit == pytest.approx(logit, abs=1e-12)
+    parts = np.empty(model.n_parts)
+    logit = model.score(rows[0], parts)
+    assert parts[:WIDTH].sum() + model.expected_logit == pytest.approx(logit, abs=1e-12)
 
 
 def naive_contributions(
@@ -166,7 +167,7 @@ def test_score_is_called_from_other_kernels(tmp_path: Path) -> None:
         return 2.0 * score(model, vector, contributions)
 
     model = Model(trees_of(fit(*labelled()), tmp_path, WIDTH))
-    row, contributions = make_features(1, WIDTH, SEED)[0], np.empty(WIDTH)
+    row, contributions = make_features(1, WIDTH, SEED)[0], np.empty(model.n_parts)
     assert twice(model.array, row, contributions) == 2.0 * model.logit(row)
 
 
@@ -176,7 +177,7 @@ def test_wrong_lengths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="7 features"):
         model.logit(short)
     with pytest.raises(ValueError, match="7 values"):
-        model.score(np.zeros(WIDTH, np.float32), np.zeros(WIDTH - 1))
+        model.score(np.zeros(WIDTH, np.float32), np.zeros(WIDTH))
     with pytest.raises(ValueError, match="matrix"):
         model.logits(short[None])
 

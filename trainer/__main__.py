@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from featurizer.history import HistoryError
+from trainer.bench_report import handbook_tables
 from trainer.bundle import BundleError, load_bundle, write_bundle
 from trainer.calibration import CalibrationError
 from trainer.evaluate import EvaluationError, evaluate
+from trainer.handbook import Options, run
+from trainer.live_command import add_run
+from trainer.protocol import ProtocolError
 from trainer.report import report_tables, utc_text
 from trainer.signing import SigningError, create_key, public_path, read_key, sign
 from trainer.thresholds import Costs
@@ -30,6 +37,8 @@ _REFUSALS = (
     BundleError,
     CalibrationError,
     EvaluationError,
+    HistoryError,
+    ProtocolError,
     SigningError,
     TrainingError,
     VectorsError,
@@ -92,7 +101,23 @@ def _parser() -> argparse.ArgumentParser:
     _add_range(judge)
     judge.add_argument("--json", action="store_true", help="print the report as JSON")
     judge.set_defaults(run=_evaluate)
+    add_run(commands, os.environ)
+    _add_bench(commands)
     return parser
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser("bench", help="measure against what others published")
+    benches = bench.add_subparsers(required=True)
+    handbook = benches.add_parser(
+        "handbook", help="protocol A2 on the Fraud Detection Handbook's simulated data"
+    )
+    handbook.add_argument("history", type=Path, help="Parquet; the documentation tells its making")
+    handbook.add_argument(
+        "--validation", action="store_true", help="the folds on which the settings are chosen"
+    )
+    handbook.add_argument("--json", action="store_true", help="print every fold as JSON")
+    handbook.set_defaults(run=_bench_handbook)
 
 
 def _add_range(parser: argparse.ArgumentParser) -> None:
@@ -199,6 +224,16 @@ def _evaluate(parsed: argparse.Namespace, console: Console) -> int:
         print(json.dumps(report, indent=1))
     else:
         Console().print(report_tables(report, bundle.model_version))
+    return 0
+
+
+def _bench_handbook(parsed: argparse.Namespace, console: Console) -> int:
+    with console.status("") as status:
+        report = run(parsed.history, Options(), status.update, validation=parsed.validation)
+    if parsed.json:
+        print(json.dumps(report, indent=1))
+    else:
+        Console().print(handbook_tables(report))
     return 0
 
 

@@ -40,6 +40,22 @@ class Costs:
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """How much of traffic may be alerted: declined or reviewed; and how much declined.
+
+    Raises ValueError where a share is out of its range.
+    """
+
+    alert_share: float = 0.01
+    decline_share: float = 0.005
+
+    def __post_init__(self) -> None:
+        """Refuse shares that no choice could follow."""
+        if not 0.0 <= self.decline_share <= self.alert_share <= 1.0:
+            raise ValueError("0 <= decline_share <= alert_share <= 1 must hold")
+
+
+@dataclass(frozen=True, slots=True)
 class Thresholds:
     """Probabilities from which on a payment is reviewed or declined, 0 < review <= decline <= 1.
 
@@ -80,6 +96,31 @@ def choose_thresholds(
     declined, reviewed = best_cuts(cuts, ahead, behind, capacity)
     decline, review = (float(ranked[c - 1]) if c else NEVER for c in (declined, reviewed))
     return Thresholds(review=review, decline=decline)
+
+
+def thresholds_within(
+    probabilities: NDArray[np.float64], decline_from: float, budget: Budget
+) -> Thresholds:
+    """Return the lowest thresholds that keep traffic of ``probabilities`` float64[m] in budget.
+
+    Declined is from ``decline_from`` on, which is what costs decided, or later where the budget
+    asks for it. Of equal probabilities all are taken or none.
+    """
+    review = _lowest_within(probabilities, budget.alert_share)
+    decline = _lowest_within(probabilities, budget.decline_share)
+    decline = max(decline, decline_from, review)
+    return Thresholds(review=review, decline=decline)
+
+
+def _lowest_within(probabilities: NDArray[np.float64], share: float) -> float:
+    ranked = np.sort(probabilities)[::-1]
+    most = int(share * len(ranked))
+    if not most:
+        return NEVER
+    if most < len(ranked) and ranked[most] == ranked[most - 1]:
+        above = ranked[ranked > ranked[most]]
+        return float(above[-1]) if len(above) else NEVER
+    return float(ranked[most - 1])
 
 
 @njit(cache=True, nogil=True)

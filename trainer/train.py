@@ -1,4 +1,4 @@
-"""Owns learning the base model. The only file that imports CatBoost; must not know bundles' files.
+"""Owns learning the base model. Imports CatBoost; must not know bundles' files.
 
 Rows are split by time: the last part stops the training early, and calibrates and sets the
 thresholds. What comes out was checked against CatBoost's own logits and SHAP values.
@@ -11,7 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def train(vectors: Vectors, settings: Settings, progress: Progress) -> Content:
         raise TrainingError("every feature of the training rows is NaN")
     fitted = _fit(vectors, split, settings, progress)
     try:
-        cbm, trees = _export(fitted, vectors.features.shape[1])
+        cbm, trees = export_trees(fitted, vectors.features.shape[1])
         model = Model(trees)
     except ModelError as error:
         raise TrainingError(f"the model is not supported: {error}") from error
@@ -166,24 +166,8 @@ class _Callback:
 
 
 def _fit(vectors: Vectors, split: int, settings: Settings, progress: Progress) -> Any:
-    fine = [
-        f"{index}:border_count={settings.fine_borders}"
-        for index, name in enumerate(vectors.feature_names)
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in settings.fine_features)
-    ]
-    classifier = CatBoostClassifier(
-        iterations=settings.trees,
-        depth=settings.depth,
-        learning_rate=settings.learning_rate,
-        border_count=settings.borders,
-        per_float_feature_quantization=fine or None,
-        grow_policy="SymmetricTree",
-        nan_mode="Min",
-        random_seed=settings.seed,
-        thread_count=settings.threads,
-        early_stopping_rounds=settings.early_stopping_trees,
-        allow_writing_files=False,
-        verbose=False,
+    classifier = _classifier(
+        vectors.feature_names, settings, early_stopping_rounds=settings.early_stopping_trees
     )
     features, labels = vectors.features, vectors.is_fraud.astype(np.int8)
     try:
@@ -198,7 +182,60 @@ def _fit(vectors: Vectors, split: int, settings: Settings, progress: Progress) -
     return classifier
 
 
-def _export(fitted: Any, n_features: int) -> tuple[bytes, Trees]:
+def fit_committee(
+    features: NDArray[np.float32],
+    is_fraud: NDArray[np.bool_],
+    weights: NDArray[np.float64],
+    names: tuple[str, ...],
+    settings: Settings,
+    members: int,
+) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
+    """Learn models that differ by their seed alone; return what gives their mean logit.
+
+    ``features`` float32[m, n], of which nothing is held out: every model has ``settings.trees``.
+    What is returned takes float32[k, n] and gives float64[k]. Raises TrainingError where CatBoost
+    refuses.
+    """
+    pool = Pool(features, is_fraud.astype(np.int8), weight=weights)
+    fitted = []
+    try:
+        for member in range(members):
+            own = replace(settings, seed=settings.seed + member)
+            fitted.append(_classifier(names, own).fit(pool))
+    except CatBoostError as error:
+        raise TrainingError(f"CatBoost: {error}") from error
+
+    def logits(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+        each = [one.predict(rows, prediction_type="RawFormulaVal") for one in fitted]
+        mean: NDArray[np.float64] = np.mean(each, axis=0)
+        return mean
+
+    return logits
+
+
+def _classifier(names: tuple[str, ...], settings: Settings, **more: Any) -> Any:
+    fine = [
+        f"{index}:border_count={settings.fine_borders}"
+        for index, name in enumerate(names)
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in settings.fine_features)
+    ]
+    return CatBoostClassifier(
+        iterations=settings.trees,
+        depth=settings.depth,
+        learning_rate=settings.learning_rate,
+        border_count=settings.borders,
+        per_float_feature_quantization=fine or None,
+        grow_policy="SymmetricTree",
+        nan_mode="Min",
+        random_seed=settings.seed,
+        thread_count=settings.threads,
+        allow_writing_files=False,
+        verbose=False,
+        **more,
+    )
+
+
+def export_trees(fitted: Any, n_features: int) -> tuple[bytes, Trees]:
     """Return CatBoost's own file and the arrays; it can only write to files."""
     with tempfile.TemporaryDirectory() as directory:
         cbm, exported = Path(directory, "base.cbm"), Path(directory, "base.json")
@@ -229,10 +266,10 @@ def _compare_contributions(fitted: Any, model: Model, rows: NDArray[np.float32])
     """Refuse to hand out a model whose contributions are not CatBoost's SHAP values."""
     rows = rows[:_CONTRIBUTION_ROWS]
     wanted = fitted.get_feature_importance(Pool(rows), type="ShapValues")[:, :-1]
-    found = np.empty_like(wanted)
-    for row, contributions in zip(rows, found, strict=True):
-        model.score(row, contributions)
-    difference = float(np.abs(wanted - found).max())
+    found = np.empty((len(rows), model.n_parts))
+    for row, parts in zip(rows, found, strict=True):
+        model.score(row, parts)
+    difference = float(np.abs(wanted - found[:, : model.n_features]).max())
     if not difference <= _CONTRIBUTION_TOLERANCE:
         raise TrainingError(f"contributions differ from CatBoost's SHAP values by {difference}")
 
@@ -256,11 +293,11 @@ def _data_facts(vectors: Vectors, split: int) -> dict[str, Any]:
 
 def _cost_per_row_us(model: Model, rows: NDArray[np.float32]) -> float:
     """Return the median time of scoring one row with its contributions, from Python."""
-    contributions = np.empty(model.n_features)
+    parts = np.empty(model.n_parts)
     used_ns = np.empty(_COST_ROUNDS)
     for turn in range(_COST_ROUNDS):
         row = rows[turn % len(rows)]
         start_ns = time.perf_counter_ns()
-        model.score(row, contributions)
+        model.score(row, parts)
         used_ns[turn] = time.perf_counter_ns() - start_ns
     return round(float(np.median(used_ns)) / 1_000.0, 3)

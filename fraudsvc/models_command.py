@@ -1,0 +1,107 @@
+"""Bundles by hand: look, compare, serve another, and pin one. Each change is an event on the log.
+
+Owns what each verb means. Must not know how a bundle is judged; who changes it by hand answers for
+it with a reason.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fraud.v1 import model_event_pb2
+
+from featurizer.eventlog import Entry, EventLog, Topic
+from fraudsvc.models_report import Row, print_change, print_difference, print_manifest, print_models
+from trainer.bundle import BundleError, read_manifest
+from trainer.shelf import Shelf
+
+ACTIONS = ("list", "show", "diff", "promote", "rollback", "pin", "unpin")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsOptions:
+    """The shelf's places, the key that bundles are signed with, and who acts, and why."""
+
+    bundle: Path
+    models: Path
+    public_key: bytes
+    author: str
+    reason: str
+
+
+def run_models(
+    action: str, names: Sequence[str], options: ModelsOptions, log: EventLog | None
+) -> None:
+    """Do what ``action`` says; ``log`` is needed for a change. Raises BundleError, ValueError."""
+    shelf = Shelf(options.models, options.bundle)
+    if action == "list":
+        rows = [_row(shelf, each, options) for each in shelf.ids()]
+        print_models(rows, pinned=shelf.pinned)
+    elif action == "show":
+        print_manifest(read_manifest(shelf.path(_names(names, 1)[0]), options.public_key))
+    elif action == "diff":
+        before, after = (
+            read_manifest(shelf.path(each), options.public_key) for each in _names(names, 2)
+        )
+        print_difference(before, after)
+    else:
+        _change(action, names, options, shelf, log)
+
+
+def _change(
+    action: str, names: Sequence[str], options: ModelsOptions, shelf: Shelf, log: EventLog | None
+) -> None:
+    if not options.reason or log is None:
+        raise ValueError(f"models {action} wants a --reason and a log to put it on")
+    before = shelf.served() or ""
+    if action in ("promote", "rollback"):
+        target = _names(names, 1)[0] if names or action == "promote" else _previous(log, before)
+        read_manifest(shelf.path(target), options.public_key)  # a person cannot serve a forged one
+        shelf.serve(target)
+    else:
+        target = before
+        shelf.pin(action == "pin")
+    changes = {
+        "promote": model_event_pb2.MODEL_CHANGE_PROMOTED,
+        "rollback": model_event_pb2.MODEL_CHANGE_ROLLED_BACK,
+        "pin": model_event_pb2.MODEL_CHANGE_PINNED,
+        "unpin": model_event_pb2.MODEL_CHANGE_UNPINNED,
+    }
+    event = model_event_pb2.ModelEvent(
+        change=changes[action], model_version=target, previous_version=before,
+        author=options.author, reason=options.reason,
+    )  # fmt: skip
+    event.event_time.FromMilliseconds(time.time_ns() // 1_000_000)
+    log.append([[Entry(Topic.MODELS, 0, event.SerializeToString())]])
+    print_change(action, target, before)
+
+
+def _names(names: Sequence[str], count: int) -> Sequence[str]:
+    if len(names) != count:
+        raise ValueError(f"{count} model{'s' if count > 1 else ''} must be named")
+    return names
+
+
+def _previous(log: EventLog, served: str) -> str:
+    """Return what was served before what is served now, from the log."""
+    position, found = log.ends()[0], ""
+    while (batch := log.read(position, 4 << 20)).next_position != position:
+        position = batch.next_position
+        for i in (batch.topics == Topic.MODELS).nonzero()[0].tolist():
+            event = model_event_pb2.ModelEvent.FromString(batch.value(i))
+            if event.model_version == served and event.previous_version:
+                found = event.previous_version
+    if not found:
+        raise BundleError("the log tells of no model before this one: name it")
+    return found
+
+
+def _row(shelf: Shelf, bundle_id: str, options: ModelsOptions) -> Row:
+    manifest = read_manifest(shelf.path(bundle_id), options.public_key)
+    layers = ", ".join(f"{each['name']}" for each in manifest["layers"])
+    limits = manifest["thresholds"]
+    served = bundle_id == shelf.served()
+    return Row(bundle_id, layers, limits["review"], limits["decline"], served)

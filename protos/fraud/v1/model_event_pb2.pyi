@@ -1,0 +1,56 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ModelChange(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODEL_CHANGE_UNSPECIFIED: _ClassVar[ModelChange]
+    MODEL_CHANGE_PROMOTED: _ClassVar[ModelChange]
+    MODEL_CHANGE_REFUSED: _ClassVar[ModelChange]
+    MODEL_CHANGE_ROLLED_BACK: _ClassVar[ModelChange]
+    MODEL_CHANGE_PINNED: _ClassVar[ModelChange]
+    MODEL_CHANGE_UNPINNED: _ClassVar[ModelChange]
+MODEL_CHANGE_UNSPECIFIED: ModelChange
+MODEL_CHANGE_PROMOTED: ModelChange
+MODEL_CHANGE_REFUSED: ModelChange
+MODEL_CHANGE_ROLLED_BACK: ModelChange
+MODEL_CHANGE_PINNED: ModelChange
+MODEL_CHANGE_UNPINNED: ModelChange
+
+class ModelEvent(_message.Message):
+    __slots__ = ("change", "model_version", "previous_version", "event_time", "author", "reason", "gates")
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    EVENT_TIME_FIELD_NUMBER: _ClassVar[int]
+    AUTHOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    GATES_FIELD_NUMBER: _ClassVar[int]
+    change: ModelChange
+    model_version: str
+    previous_version: str
+    event_time: _timestamp_pb2.Timestamp
+    author: str
+    reason: str
+    gates: _containers.RepeatedCompositeFieldContainer[GateResult]
+    def __init__(self, change: _Optional[_Union[ModelChange, str]] = ..., model_version: _Optional[str] = ..., previous_version: _Optional[str] = ..., event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., author: _Optional[str] = ..., reason: _Optional[str] = ..., gates: _Optional[_Iterable[_Union[GateResult, _Mapping]]] = ...) -> None: ...
+
+class GateResult(_message.Message):
+    __slots__ = ("name", "value", "limit", "passed")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    PASSED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: float
+    limit: float
+    passed: bool
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ..., limit: _Optional[float] = ..., passed: bool = ...) -> None: ...

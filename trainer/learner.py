@@ -1,0 +1,156 @@
+"""Owns what is learnt when: an expert on each missed fraud, a residual every few minutes.
+
+Labels and decisions come in, contents of bundles come out; who judges and serves them is another's
+business. Must not know logs, files or clocks.
+
+    decisions ─┐                     ┌─ expert (T1): frauds that were approved
+               ├─ joins ─▶ lessons ──┤                                          ─▶ renewed content
+    labels ────┘                     └─ residual (T2): all frauds, old ones too
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from fraud.v1 import decision_pb2
+from numpy.typing import NDArray
+
+from trainer.bundle import Content
+from trainer.expert import Expert, ExpertError
+from trainer.few_shot import ExpertSettings, fit_expert, prepare_traffic
+from trainer.joins import Joins, JoinSettings
+from trainer.labelled import FAST, Joined, Refusal
+from trainer.lessons import Lessons
+from trainer.model import Model, Trees
+from trainer.reading import Read
+from trainer.renew import Recent, renew
+from trainer.residual import ResidualRows, ResidualSettings, fit_residual
+from trainer.thresholds import Budget
+from trainer.train import TrainingError
+
+APPROVED = int(decision_pb2.OUTCOME_APPROVE)
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerSettings:
+    """How much is remembered, how often the residual is learnt, and the budget of alerts."""
+
+    traffic_rows: int = 5_000
+    lessons_max: int = 20_000
+    residual_every_ms: int = 120_000
+    good_per_fraud: int = 20
+    budget: Budget = field(default_factory=Budget)
+    expert: ExpertSettings = field(default_factory=ExpertSettings)
+    residual: ResidualSettings = field(default_factory=ResidualSettings)
+    joins: JoinSettings = field(default_factory=JoinSettings)
+    seed: int = 1
+
+
+class Learner:
+    """Learns on top of ``champion``; ``old_frauds`` float32[k, n] are replayed to each residual."""
+
+    def __init__(
+        self, champion: Content, old_frauds: NDArray[np.float32], settings: LearnerSettings
+    ) -> None:
+        width = len(champion.feature_names)
+        self.champion = champion
+        self.old_frauds = old_frauds
+        self.joins = Joins(width, settings.joins)
+        self.lessons = Lessons(settings.lessons_max, width)
+        self._settings = settings
+        self._random = np.random.default_rng(settings.seed)
+        self._missed = 0  # frauds that the expert in use was learnt from
+        self._learnt = 0  # frauds that the residual in use was learnt from
+        self._residual_ms: int | None = None
+
+    def take(self, read: Read, now_ms: int) -> list[Refusal]:
+        """Take decisions and labels in; return the labels that cannot be used."""
+        taken = (
+            self.joins.take_decisions(read.decisions, read.vectors, now_ms),
+            self.joins.take_labels(read.labels, now_ms),
+        )
+        for each in taken:
+            self.lessons.add(each.joined)
+        return [refusal for each in taken for refusal in each.refused]
+
+    def traffic(self) -> NDArray[np.float32]:
+        """Return recent traffic of which nothing was heard, float32[m, n]."""
+        return self.joins.unlabelled(self._settings.traffic_rows, 0, self._random).vectors
+
+    def propose(self, traffic: NDArray[np.float32], now_ms: int) -> Content | None:
+        """Return a content with what was learnt since the last call, None where it is nothing.
+
+        Both layers are learnt from all that is remembered, so a forgotten label is without trace.
+        """
+        lessons = self.lessons.all()
+        if len(traffic) < self._settings.expert.rows_min or not len(lessons):
+            return None
+        missed = lessons.of(FAST)
+        missed = missed[missed.is_fraud & (missed.rows["outcome"] == APPROVED)]
+        expert, residual = self.champion.expert, self.champion.residual
+        causes = []
+        if len(missed) != self._missed:
+            expert = self._expert(missed, lessons, traffic)
+            causes.append("expert")
+        if self._residual_is_due(lessons, now_ms):
+            residual = self._residual(lessons, traffic)
+            causes.append("residual")
+        if not causes:
+            return None
+        self._missed = len(missed)
+        learnt = {
+            "layers": causes, "time_ms": now_ms, "missed_frauds": len(missed),
+            "lessons": len(lessons), "frauds": int(lessons.is_fraud.sum()),
+        }  # fmt: skip
+        recent = self._recent(lessons, traffic)
+        budget = self._settings.budget
+        return renew(self.champion, residual, expert, recent, budget, {"learnt": learnt})
+
+    def _recent(self, lessons: Joined, traffic: NDArray[np.float32]) -> Recent:
+        """Return all frauds that were told, and traffic that stands for all decisions kept."""
+        frauds = lessons[lessons.is_fraud].vectors
+        labelled = np.concatenate([frauds, traffic])
+        weights = np.ones(len(labelled))
+        weights[len(frauds) :] = max(len(self.joins.ring) - len(frauds), 1) / len(traffic)
+        return Recent(traffic, labelled, np.arange(len(labelled)) < len(frauds), weights)
+
+    def _expert(
+        self, missed: Joined, lessons: Joined, traffic: NDArray[np.float32]
+    ) -> Expert | None:
+        if not len(missed):
+            return None
+        settings = self._settings.expert
+        good = lessons[~lessons.is_fraud].vectors
+        try:
+            return fit_expert(missed.vectors, prepare_traffic(traffic, settings), good, settings)
+        except ExpertError:
+            return self.champion.expert
+
+    def _residual_is_due(self, lessons: Joined, now_ms: int) -> bool:
+        frauds = int(lessons.is_fraud.sum())
+        if self._residual_ms is None:
+            self._residual_ms = now_ms
+        waited = now_ms - self._residual_ms >= self._settings.residual_every_ms
+        enough = frauds >= self._settings.residual.frauds_min
+        if not (waited and enough and frauds != self._learnt):
+            return False
+        self._residual_ms, self._learnt = now_ms, frauds
+        return True
+
+    def _residual(self, lessons: Joined, traffic: NDArray[np.float32]) -> Trees | None:
+        """Learn from confirmed frauds, old ones, confirmed good payments and presumed good ones."""
+        frauds = np.concatenate([lessons[lessons.is_fraud].vectors, self.old_frauds])
+        known_good = lessons[~lessons.is_fraud].vectors
+        drawn = traffic[: self._settings.good_per_fraud * len(frauds)]
+        features = np.concatenate([frauds, known_good, drawn])
+        is_fraud = np.arange(len(features)) < len(frauds)
+        share = max(len(drawn) / max(len(self.joins.ring), 1), 1e-3)
+        rows = ResidualRows(
+            features, is_fraud, Model(self.champion.trees).logits(features),
+            np.ones(len(features)), min(1.0, share),
+        )  # fmt: skip
+        try:
+            return fit_residual(rows, self._settings.residual)
+        except TrainingError:
+            return self.champion.residual
