@@ -109,6 +109,7 @@ PURE = (
     "trainer/model.py",
     "trainer/renew.py",
     "trainer/thresholds.py",
+    "trainer/traffic.py",
 )
 IMPURE_MODULES = frozenset(
     {"asyncio", "logging", "multiprocessing", "os", "pathlib", "random", "secrets", "select"}
