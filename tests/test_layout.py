@@ -119,6 +119,7 @@ PURE = (
     "trainer/protocol.py",
     "trainer/renew.py",
     "trainer/thresholds.py",
+    "trainer/traffic.py",
 )
 IMPURE_MODULES = frozenset(
     {"asyncio", "logging", "multiprocessing", "os", "pathlib", "random", "secrets", "select"}

@@ -1,41 +1,40 @@
 """Owns learning an expert (T1) from a few frauds that the champion missed. Must not know CatBoost.
 
-Features are replaced by the normal scores of their ranks in recent traffic, so that one scale and
-one covariance serve them all. A linear discriminant (Fisher, 1936) between a group of frauds and
-the traffic gives the weights: covariance from the traffic, shrunk (Ledoit and Wolf, 2004), spread
-of the frauds from a broad prior and what they show, difference of means shrunk by its own noise
-(nearest shrunken centroids: Tibshirani et al., 2002). The thresholds are quantiles of the traffic
-itself, so that no more than a stated share of it gets a boost, whatever was learnt.
+Features are taken as the normal scores of their ranks in recent traffic (``traffic``). A linear
+discriminant (Fisher, 1936) between a group of frauds and the traffic gives the weights: covariance
+from the traffic, spread of the frauds from a broad prior and what they show, difference of means
+shrunk by its own noise (nearest shrunken centroids: Tibshirani et al., 2002). The thresholds are
+quantiles of the traffic itself, so that no more than a stated share of it gets a boost, whatever
+was learnt.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from trainer.expert import (
     BOOST_MAX,
-    CELLS,
     DISCRIMINANTS,
     EXPERT_FEATURES_MAX,
-    KNOTS,
-    UNKNOWN,
     Expert,
     ExpertError,
     evaluate_expert,
 )
+from trainer.traffic import Traffic, prepare_traffic
+
+__all__ = ["ExpertSettings", "Traffic", "fit_expert", "prepare_traffic"]
 
 FRAUDS_MAX = 512
-_KNOT_SCORE_MAX = 3.0  # the outermost knots, in standard deviations
+GROUPED_MIN = 12  # fewer frauds are one group
 _CANDIDATES = 64
+_NOISE = 1.5  # standard errors that a difference of means is shrunk by
 _GAIN_MIN = 0.01  # a feature that adds less of the squared distance so far is left out
-_GROUP_SHARE_MIN = 0.25  # of the largest group's frauds
-_GROUP_ROUNDS = 3
+_GROUP_ROUNDS = 5
+_BETTER = 0.03  # of the frauds, a further group must catch more
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,6 @@ class ExpertSettings:
     boost_max: float = 8.0
     features_max: int = EXPERT_FEATURES_MAX
     spread_rows: float = 4.0
-    rows_min: int = 200  # of traffic
 
     def __post_init__(self) -> None:
         """Refuse figures that the evaluator or the cap would not take."""
@@ -59,115 +57,21 @@ class ExpertSettings:
             "boost_max": (1e-6, BOOST_MAX),
             "features_max": (DISCRIMINANTS, EXPERT_FEATURES_MAX),
             "spread_rows": (1e-6, 1e6),
-            "rows_min": (1, 1_000_000),
         }
         for name, (least, most) in limits.items():
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name} must be {least} to {most}, not {getattr(self, name)}")
 
 
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """Recent traffic, made ready once for many experts.
+class _Card(NamedTuple):
+    """A scorecard being made, of one group of frauds.
 
-    ``rows`` float32[m, n]; ``knots`` float32[n, KNOTS]; ``scores`` float64[n, CELLS], the normal
-    score of each cell; ``mean`` and ``variance`` float64[n] of them over the rows.
+    ``features`` int64[f], ``weights`` float64[f]; ``usual`` is the median score of its frauds.
     """
-
-    rows: NDArray[np.float32]
-    knots: NDArray[np.float32]
-    scores: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    variance: NDArray[np.float64]
-
-    def score(self, rows: NDArray[np.float32], features: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the normal scores float64[k, f] of some features of float32[k, n]."""
-        out = np.empty((len(rows), len(features)))
-        _score(np.ascontiguousarray(rows), features, self.knots, self.scores, out)
-        return out
-
-
-def prepare_traffic(rows: NDArray[np.float32], settings: ExpertSettings) -> Traffic:
-    """Return recent unlabelled traffic float32[m, n] ready for ``fit_expert``.
-
-    Takes tens of milliseconds for 5,000 rows; a fit then takes a few. Raises ExpertError where
-    there are too few rows.
-    """
-    if rows.ndim != 2 or len(rows) < settings.rows_min or not rows.shape[1]:
-        raise ExpertError(f"traffic of shape {rows.shape}; {settings.rows_min} rows are needed")
-    rows = np.ascontiguousarray(rows, np.float32)
-    columns = np.sort(rows.T, axis=1)  # NaN comes last
-    knots = np.empty((rows.shape[1], KNOTS), np.float32)
-    counts = np.zeros((rows.shape[1], CELLS), np.int64)
-    _count(columns, _knot_shares(), knots, counts)
-    # NaN is below every number, as it is for the trees.
-    ordered = np.roll(counts, 1, axis=1)
-    middle = (np.cumsum(ordered, axis=1) - ordered / 2.0) / len(rows)
-    scores = np.roll(_normal_scores(middle, len(rows)), -1, axis=1)
-    mean = (counts * scores).sum(axis=1) / len(rows)
-    variance = (counts * (scores - mean[:, None]) ** 2).sum(axis=1) / len(rows)
-    return Traffic(rows, knots, scores, mean, variance)
-
-
-@cache
-def _knot_shares() -> NDArray[np.float64]:
-    """Return the shares of traffic below each knot: equal steps of the normal score."""
-    steps = np.linspace(-_KNOT_SCORE_MAX, _KNOT_SCORE_MAX, KNOTS)
-    return np.array([NormalDist().cdf(step) for step in steps])
-
-
-@cache
-def _normal_table() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return scores and the shares below them, to be read the other way round."""
-    steps = np.linspace(-5.0, 5.0, 2_001)
-    return np.array([NormalDist().cdf(step) for step in steps]), steps
-
-
-def _normal_scores(shares: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
-    """Return the normal scores of shares; one beyond all rows counts as half a row beyond."""
-    half = 0.5 / rows
-    scores: NDArray[np.float64] = np.interp(np.clip(shares, half, 1.0 - half), *_normal_table())
-    return scores
-
-
-@njit(cache=True, nogil=True)
-def _count(columns, shares, knots, counts):  # type: ignore[no-untyped-def]
-    """Fill ``knots`` and ``counts`` (rows in each cell) from sorted ``columns`` float32[n, m]."""
-    for feature in range(columns.shape[0]):
-        column = columns[feature]
-        known = len(column)
-        while known > 0 and np.isnan(column[known - 1]):
-            known -= 1
-        counts[feature, UNKNOWN] = len(column) - known
-        knots[feature, :] = np.inf
-        row = 0
-        for knot in range(len(shares)):
-            if known > 0:
-                knots[feature, knot] = column[min(np.int64(shares[knot] * known), known - 1)]
-            while row < known and column[row] <= knots[feature, knot]:
-                row += 1
-                counts[feature, knot] += 1
-        counts[feature, len(shares)] = known - row
-
-
-@njit(cache=True, nogil=True)
-def _score(rows, features, knots, scores, out):  # type: ignore[no-untyped-def]
-    for row in range(rows.shape[0]):
-        for i in range(len(features)):
-            feature = features[i]
-            value = rows[row, feature]
-            cell = UNKNOWN
-            if not np.isnan(value):
-                cell = np.searchsorted(knots[feature], value)
-            out[row, i] = scores[feature, cell]
-
-
-@dataclass(frozen=True, slots=True)
-class _Card:
-    """A scorecard being made: its features int64[f] and their weights float64[f]."""
 
     features: NDArray[np.int64]
     weights: NDArray[np.float64]
+    usual: float
 
 
 def fit_expert(
@@ -193,11 +97,10 @@ def fit_expert(
     everything = np.arange(width)
     scored = traffic.score(frauds[-FRAUDS_MAX:], everything)
     center = _center(traffic, traffic.score(good, everything))
-    groups = _groups(scored, traffic)
-    members = [scored[groups == group] for group in range(groups.max() + 1)]
-    each = settings.features_max // len(members)
-    cards = [_discriminant(rows, traffic, center, each, settings) for rows in members]
-    return _capped(cards, frauds[-FRAUDS_MAX:], groups, traffic, good, settings)
+    cards = _cards(
+        scored, _best_groups(scored, traffic, center, settings), traffic, center, settings
+    )
+    return _capped(cards, traffic, good, settings)
 
 
 def _center(traffic: Traffic, good: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -212,50 +115,104 @@ def _center(traffic: Traffic, good: NDArray[np.float64]) -> NDArray[np.float64]:
     return center
 
 
-def _groups(scored: NDArray[np.float64], traffic: Traffic) -> NDArray[np.int64]:
-    """Return the group int64[k] of each fraud, -1 for none: attacks that look different.
+def _best_groups(
+    scored: NDArray[np.float64],
+    traffic: Traffic,
+    center: NDArray[np.float64],
+    settings: ExpertSettings,
+) -> NDArray[np.int64]:
+    """Return the group int64[k] of each fraud: attacks that do not look alike.
 
-    One after the other joins the nearest group, or founds one where it is as far from all as
-    payments are from each other; the largest stay, and take in what is near them.
+    As long as one group more catches clearly more: learnt on half of the frauds, judged on the
+    other. Groups share the cap and the features, so needless ones catch less.
     """
-    distance = np.abs(scored - traffic.mean).mean(axis=0) / np.sqrt(traffic.variance + 1.0)
-    strong = np.argsort(-distance, kind="stable")[:_CANDIDATES]
-    points = scored[:, strong]
-    usual = float(traffic.variance[strong].sum())
-    centers, sizes = [points[0]], [1]
-    for point in points[1:]:
-        far = ((point - np.array(centers)) ** 2).sum(axis=1) / (1.0 + 1.0 / np.array(sizes))
-        nearest = int(far.argmin())
-        if far[nearest] > usual:
-            centers.append(point)
-            sizes.append(1)
-        else:
-            sizes[nearest] += 1
-            centers[nearest] = centers[nearest] + (point - centers[nearest]) / sizes[nearest]
-    for _ in range(_GROUP_ROUNDS):
-        centers, group = _largest(points, np.array(centers), usual)
-    return group
+    best = np.zeros(len(scored), np.int64)
+    if len(scored) < GROUPED_MIN:
+        return best
+    caught_most = _caught_of(1, scored, traffic, center, settings)
+    for count in range(2, DISCRIMINANTS + 1):
+        groups = _groups(scored, traffic, count)
+        caught = _caught_of(count, scored, traffic, center, settings)
+        if groups.max() + 1 < count or caught <= caught_most + _BETTER * len(scored):
+            break
+        best, caught_most = groups, caught
+    return best
 
 
-def _largest(
-    points: NDArray[np.float64], centers: NDArray[np.float64], usual: float
-) -> tuple[list[NDArray[np.float64]], NDArray[np.int64]]:
-    """Return the centers of the largest groups, and the one of each point, -1 for none."""
-    far = ((points[:, None, :] - centers[None, :, :]) ** 2).sum(axis=2)
-    nearest = far.argmin(axis=1)
-    sizes = np.bincount(nearest, minlength=len(centers))
-    kept = np.argsort(-sizes, kind="stable")[:DISCRIMINANTS]
-    kept = kept[sizes[kept] >= max(1.0, _GROUP_SHARE_MIN * sizes.max())]
-    group = far[:, kept].argmin(axis=1)
-    group[far[:, kept].min(axis=1) > 2.0 * usual] = -1
-    present = np.unique(group[group >= 0])
-    if not len(present):  # all are outliers: they are one group
-        return [points.mean(axis=0)], np.zeros(len(points), np.int64)
-    group = np.where(group >= 0, np.searchsorted(present, group), -1)
-    return [points[group == place].mean(axis=0) for place in range(len(present))], group
+def _caught_of(
+    count: int,
+    scored: NDArray[np.float64],
+    traffic: Traffic,
+    center: NDArray[np.float64],
+    settings: ExpertSettings,
+) -> int:
+    """Return how many frauds are caught by what ``count`` groups of the other half say."""
+    caught = 0
+    for part in (0, 1):
+        learnt = scored[part::2]
+        cards = _cards(learnt, _groups(learnt, traffic, count), traffic, center, settings)
+        caught += _caught(cards, scored[1 - part :: 2], traffic, settings)
+    return caught
 
 
-def _discriminant(
+def _caught(
+    cards: list[_Card], scored: NDArray[np.float64], traffic: Traffic, settings: ExpertSettings
+) -> int:
+    """Return how many frauds the cards would boost within the cap."""
+    lifted = np.zeros(len(scored), np.bool_)
+    for card in cards:
+        usual = traffic.score(traffic.rows, card.features) - traffic.mean[card.features]
+        limit = _limit(usual @ card.weights, settings.share_max / len(cards))
+        own = scored[:, card.features] - traffic.mean[card.features]
+        lifted |= own @ card.weights > max(limit, 0.5 * card.usual)
+    return int(lifted.sum())
+
+
+def _groups(scored: NDArray[np.float64], traffic: Traffic, count: int) -> NDArray[np.int64]:
+    """Return the group int64[k] of each fraud when there are ``count``, or as many as there can be.
+
+    By the features in which frauds stand out: the widest group is cut across its first principal
+    direction, and k-means (Lloyd, 1982) settles who belongs where.
+    """
+    rows = len(scored)
+    groups = np.zeros(rows, np.int64)
+    if count == 1:
+        return groups
+    moved = scored - traffic.mean
+    apart = np.abs(moved.mean(axis=0)) / np.sqrt(moved.var(axis=0) + 1e-3)
+    points = moved[:, np.argsort(-apart, kind="stable")[:_CANDIDATES]]
+    for made in range(1, count):
+        spreads = [
+            float(((points[groups == g] - points[groups == g].mean(axis=0)) ** 2).sum())
+            for g in range(made)
+        ]
+        widest = points[groups == int(np.argmax(spreads))]
+        centred = widest - widest.mean(axis=0)
+        direction = np.linalg.svd(centred, full_matrices=False)[2][0]
+        cut = groups == int(np.argmax(spreads))
+        groups[cut] = np.where(centred @ direction > 0.0, made, groups[cut])
+        for _ in range(_GROUP_ROUNDS):
+            if np.bincount(groups, minlength=made + 1).min() < 2:
+                return np.zeros(rows, np.int64)
+            centers = np.array([points[groups == g].mean(axis=0) for g in range(made + 1)])
+            groups = ((points[:, None, :] - centers) ** 2).sum(axis=2).argmin(axis=1)
+    return groups if np.bincount(groups, minlength=count).min() else np.zeros(rows, np.int64)
+
+
+def _cards(
+    scored: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    traffic: Traffic,
+    center: NDArray[np.float64],
+    settings: ExpertSettings,
+) -> list[_Card]:
+    """Return a scorecard for each group; together they have at most ``features_max``."""
+    count = int(groups.max()) + 1
+    each = settings.features_max // count
+    return [_card(scored[groups == g], traffic, center, each, settings) for g in range(count)]
+
+
+def _card(
     scored: NDArray[np.float64],
     traffic: Traffic,
     center: NDArray[np.float64],
@@ -269,31 +226,16 @@ def _discriminant(
     seen = ((scored - mean) ** 2).sum(axis=0)
     spread = (seen + settings.spread_rows) / (rows + settings.spread_rows)
     difference = mean - center
-    noise = np.sqrt(spread / rows)
+    noise = _NOISE * np.sqrt(spread / rows)
     difference = np.sign(difference) * np.maximum(np.abs(difference) - noise, 0.0)
-    strength = np.abs(difference) / np.sqrt(traffic.variance + spread)
+    strength = np.abs(difference) / np.sqrt(np.diag(traffic.covariance) + spread)
     strong = np.argsort(-strength, kind="stable")[:_CANDIDATES]
-    covariance = _shrunk_covariance(traffic.score(traffic.rows, strong))
-    both = 0.5 * (covariance + np.diag(spread[strong]))
+    both = 0.5 * (traffic.covariance[np.ix_(strong, strong)] + np.diag(spread[strong]))
     chosen = _choose(both, difference[strong], features_max)
     weights = np.linalg.solve(both[np.ix_(chosen, chosen)], difference[strong[chosen]])
-    return _Card(strong[chosen], weights)
-
-
-def _shrunk_covariance(scored: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the covariance of float64[m, p], shrunk towards equal variances."""
-    rows, width = scored.shape
-    centred = scored - scored.mean(axis=0)
-    sample = centred.T @ centred / rows
-    target = np.trace(sample) / width
-    away = float(((sample - target * np.eye(width)) ** 2).sum())
-    fourth = float((np.einsum("ij,ij->i", centred, centred) ** 2).sum())
-    error = max(fourth / rows - float((sample**2).sum()), 0.0) / rows
-    share = min(error / away, 1.0) if away > 0.0 else 1.0
-    # A floor, so that what never varied has a variance all the same.
-    floor = share * target + 1e-3
-    shrunk: NDArray[np.float64] = (1.0 - share) * sample + floor * np.eye(width)
-    return shrunk
+    features = strong[chosen]
+    usual = np.median((scored[:, features] - traffic.mean[features]) @ weights)
+    return _Card(features, weights, float(usual))
 
 
 def _choose(
@@ -322,19 +264,12 @@ def _choose(
 
 
 def _capped(
-    cards: list[_Card],
-    frauds: NDArray[np.float32],
-    groups: NDArray[np.int64],
-    traffic: Traffic,
-    good: NDArray[np.float32],
-    settings: ExpertSettings,
+    cards: list[_Card], traffic: Traffic, good: NDArray[np.float32], settings: ExpertSettings
 ) -> Expert | None:
     """Return the expert with thresholds that keep its effect within the cap, None for none."""
     bare = _without_threshold(cards, traffic, settings.boost_max)
-    fraud_scores, _ = evaluate_expert(bare, frauds)
     traffic_scores, _ = evaluate_expert(bare, traffic.rows)
     good_scores, _ = evaluate_expert(bare, good)
-    usual = [float(np.median(fraud_scores[groups == g, g])) for g in range(len(cards))]
     active = list(range(len(cards)))
     while active:
         share = settings.share_max / len(active)
@@ -343,7 +278,7 @@ def _capped(
             for g in active
         }
         # One that does not lift its own frauds leaves its share to the others.
-        lifting = [g for g in active if usual[g] > limits[g]]
+        lifting = [g for g in active if cards[g].usual > limits[g]]
         if lifting == active:
             break
         active = lifting
@@ -352,8 +287,8 @@ def _capped(
     thresholds, gains = np.zeros(DISCRIMINANTS), np.zeros(DISCRIMINANTS)
     for g in active:
         # Half way to the frauds, or later where the cap asks for it; whole half way from there.
-        thresholds[g] = max(limits[g], 0.5 * usual[g])
-        gains[g] = settings.boost_max / (0.5 * (usual[g] - thresholds[g]))
+        thresholds[g] = max(limits[g], 0.5 * cards[g].usual)
+        gains[g] = settings.boost_max / (0.5 * (cards[g].usual - thresholds[g]))
     return Expert(
         bare.features, bare.knots, bare.terms, thresholds, gains, boost_max=settings.boost_max
     )

@@ -1,0 +1,132 @@
+"""Owns recent traffic as the measure of what is usual. Must not know frauds or models.
+
+Features are replaced by the normal scores of their ranks (van der Waerden, 1952), so that one
+scale and one covariance serve them all; the covariance is shrunk (Ledoit and Wolf, 2004).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from trainer.expert import CELLS, KNOTS, UNKNOWN, ExpertError
+
+ROWS_MIN = 200
+_KNOT_SCORE_MAX = 3.0  # the outermost knots, in standard deviations
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Recent traffic, made ready once for many experts.
+
+    ``rows`` float32[m, n]; ``knots`` float32[n, KNOTS]; ``scores`` float64[n, CELLS], the normal
+    score of each cell; ``mean`` float64[n] and ``covariance`` float64[n, n] of the scores.
+    """
+
+    rows: NDArray[np.float32]
+    knots: NDArray[np.float32]
+    scores: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+    def score(self, rows: NDArray[np.float32], features: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the normal scores float64[k, f] of some features of float32[k, n]."""
+        out = np.empty((len(rows), len(features)))
+        _score(np.ascontiguousarray(rows), features, self.knots, self.scores, out)
+        return out
+
+
+def prepare_traffic(rows: NDArray[np.float32]) -> Traffic:
+    """Return recent unlabelled traffic float32[m, n] ready for ``fit_expert``.
+
+    Takes far longer than a fit, and is needed once in a while only. Raises ExpertError where
+    there are too few rows.
+    """
+    if rows.ndim != 2 or len(rows) < ROWS_MIN or not rows.shape[1]:
+        raise ExpertError(f"traffic of shape {rows.shape}; {ROWS_MIN} rows are needed")
+    rows = np.ascontiguousarray(rows, np.float32)
+    columns = np.sort(rows.T, axis=1)  # NaN comes last
+    knots = np.empty((rows.shape[1], KNOTS), np.float32)
+    counts = np.zeros((rows.shape[1], CELLS), np.int64)
+    _count(columns, _knot_shares(), knots, counts)
+    # NaN is below every number, as it is for the trees.
+    ordered = np.roll(counts, 1, axis=1)
+    middle = (np.cumsum(ordered, axis=1) - ordered / 2.0) / len(rows)
+    scores = np.roll(_normal_scores(middle, len(rows)), -1, axis=1)
+    scored = np.empty(rows.shape)
+    _score(rows, np.arange(rows.shape[1]), knots, scores, scored)
+    return Traffic(rows, knots, scores, scored.mean(axis=0), _shrunk_covariance(scored))
+
+
+@cache
+def _knot_shares() -> NDArray[np.float64]:
+    """Return the shares of traffic below each knot: equal steps of the normal score."""
+    steps = np.linspace(-_KNOT_SCORE_MAX, _KNOT_SCORE_MAX, KNOTS)
+    return np.array([NormalDist().cdf(step) for step in steps])
+
+
+@cache
+def _normal_table() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return scores and the shares below them, to be read the other way round."""
+    steps = np.linspace(-5.0, 5.0, 2_001)
+    return np.array([NormalDist().cdf(step) for step in steps]), steps
+
+
+def _normal_scores(shares: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
+    """Return the normal scores of shares; one beyond all rows counts as half a row beyond."""
+    half = 0.5 / rows
+    scores: NDArray[np.float64] = np.interp(np.clip(shares, half, 1.0 - half), *_normal_table())
+    return scores
+
+
+@njit(cache=True, nogil=True)
+def _count(columns, shares, knots, counts):  # type: ignore[no-untyped-def]
+    """Fill ``knots`` and ``counts`` (rows in each cell) from sorted ``columns`` float32[n, m]."""
+    for feature in range(columns.shape[0]):
+        column = columns[feature]
+        known = len(column)
+        while known > 0 and np.isnan(column[known - 1]):
+            known -= 1
+        counts[feature, UNKNOWN] = len(column) - known
+        knots[feature, :] = np.inf
+        row = 0
+        for knot in range(len(shares)):
+            if known > 0:
+                knots[feature, knot] = column[min(np.int64(shares[knot] * known), known - 1)]
+            while row < known and column[row] <= knots[feature, knot]:
+                row += 1
+                counts[feature, knot] += 1
+        counts[feature, len(shares)] = known - row
+
+
+@njit(cache=True, nogil=True)
+def _score(rows, features, knots, scores, out):  # type: ignore[no-untyped-def]
+    for row in range(rows.shape[0]):
+        for i in range(len(features)):
+            feature = features[i]
+            value = rows[row, feature]
+            cell = UNKNOWN
+            if not np.isnan(value):
+                cell = np.searchsorted(knots[feature], value)
+            out[row, i] = scores[feature, cell]
+
+
+def _shrunk_covariance(scored: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the covariance of float64[m, p], shrunk towards equal variances."""
+    rows, width = scored.shape
+    centred = scored - scored.mean(axis=0)
+    sample = centred.T @ centred / rows
+    target = np.trace(sample) / width
+    away = float(((sample - target * np.eye(width)) ** 2).sum())
+    fourth = float((np.einsum("ij,ij->i", centred, centred) ** 2).sum())
+    error = max(fourth / rows - float((sample**2).sum()), 0.0) / rows
+    share = min(error / away, 1.0) if away > 0.0 else 1.0
+    # A floor, so that what never varied has a variance all the same.
+    floor = share * target + 1e-3
+    shrunk: NDArray[np.float64] = (1.0 - share) * sample + floor * np.eye(width)
+    return shrunk
