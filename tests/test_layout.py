@@ -101,6 +101,7 @@ PURE = (
     "fraudsvc/requests.py",
     "trainer/calibration.py",
     "trainer/contributions.py",
+    "trainer/eprocess.py",
     "trainer/evaluate.py",
     "trainer/metrics.py",
     "trainer/model.py",
