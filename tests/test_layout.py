@@ -52,6 +52,8 @@ CLIENTS: dict[str, tuple[str, ...]] = {
         "loadgen/*.py",
     ),
     "redis": ("featurizer/redis_nodes.py",),
+    # Three kinds of thing, of which a role may need one without the others.
+    "river": ("trainer/challengers.py", "trainer/drift.py", "trainer/running_metrics.py"),
     "rich": (
         "*/__main__.py",
         "*/report.py",

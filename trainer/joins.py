@@ -166,7 +166,7 @@ class Joins:
         unsaid = ~(self.ring.said["verdict"][slots] != 0).any(axis=1)
         slots = slots[old & unsaid & ~self.ring.shared[slots]]
         for slot in np.sort(random.permutation(slots)[:count]).tolist():
-            presumed = np.array((0, self._event_ms(slot), LEGITIMATE), SAID)[()]
+            presumed: Any = np.array((0, self._event_ms(slot), LEGITIMATE), SAID)[()]
             self._emit(slot, PRESUMED, presumed, NOBODY)
         return self._taken().joined
 
@@ -314,7 +314,7 @@ class Joins:
         self.counts.refused[cause] += 1
         self._refused.append(Refusal(cause, label.copy()))
 
-    def _emit(self, slot: int, source: int, said: np.void, overruled: tuple[bool, int]) -> None:
+    def _emit(self, slot: int, source: int, said: Any, overruled: tuple[bool, int]) -> None:
         told = (said["label_time_ms"], said["reporter"], said["verdict"], source, *overruled)
         self._rows.append((*self.ring.rows[slot].item(), *told))
         # Copied now: the slot may be another decision's before the call ends.
