@@ -105,14 +105,18 @@ PURE = (
     "trainer/calibration.py",
     "trainer/contributions.py",
     "trainer/decision_ring.py",
+    "trainer/edetector.py",
     "trainer/elapsed.py",
     "trainer/eprocess.py",
     "trainer/evaluate.py",
+    "trainer/guards.py",
     "trainer/joins.py",
     "trainer/labelled.py",
     "trainer/lessons.py",
+    "trainer/linear.py",
     "trainer/metrics.py",
     "trainer/model.py",
+    "trainer/reporters.py",
     "trainer/thresholds.py",
 )
 IMPURE_MODULES = frozenset(
