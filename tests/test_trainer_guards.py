@@ -72,7 +72,7 @@ def test_each_reason_stops_and_lets_go_on_further_in(
     stop: Stop, field: str, calm: float, between: float | None, over: float
 ) -> None:
     def told(value: float, stopped: dict[Stop, str]) -> dict[Stop, str]:
-        return judge(QUIET._replace(**{field: value}), SETTINGS, stopped)
+        return judge(Figures(**{**QUIET._asdict(), field: value}), SETTINGS, stopped)
 
     assert told(calm, {}) == {}
     stopped = told(over, {})
