@@ -13,7 +13,8 @@ class Alarm:
     ``code`` is stable, in UPPER_SNAKE_CASE; ``subject`` is a feature, "score" or a reporter's
     hash; ``method`` names the detector. ``since_ms`` is the likely begin in event time;
     ``before`` and ``after`` are the means, or shares, on its two sides, over ``rows`` after it.
-    ``statistic`` is what passed ``limit``: an e-value, or a p-value that fell below it.
+    ``statistic`` is the e-value that reached ``limit``; River's detectors keep theirs to
+    themselves: then it is the shift in standard errors, and ``limit`` the detector's setting.
     """
 
     code: str

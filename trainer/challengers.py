@@ -90,7 +90,7 @@ class LogisticChallenger:
         self._model = model
 
     def learn(self, joined: Joined) -> None:
-        """Learn rows in their order; 30 µs a row."""
+        """Learn rows in their order; 13 µs a row with 16 features."""
         inputs = self._inputs.scale(joined.vectors, joined.rows["logit"])
         for row, is_fraud in zip(inputs.tolist(), joined.is_fraud.tolist(), strict=True):
             self._model.learn_one(dict(enumerate(row)), is_fraud)
@@ -180,7 +180,7 @@ class ForestChallenger:
         )
 
     def learn(self, joined: Joined) -> None:
-        """Learn rows in their order; 2 ms a row with ten trees and 16 features."""
+        """Learn rows in their order; 1 to 2.5 ms a row with ten trees and 16 features."""
         inputs = self._inputs.scale(joined.vectors, joined.rows["logit"])
         for row, is_fraud in zip(inputs, joined.is_fraud.tolist(), strict=True):
             self._learn(row, is_fraud)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from trainer.bundle import Content
 from trainer.expert import Expert, ExpertError
-from trainer.few_shot import ExpertSettings, fit_expert, prepare_traffic
+from trainer.few_shot import ExpertSettings, fit_expert
 from trainer.joins import Joins, JoinSettings
 from trainer.labelled import FAST, Joined, Refusal
 from trainer.lessons import Lessons
@@ -27,6 +27,7 @@ from trainer.reading import Read
 from trainer.renew import Recent, renew
 from trainer.residual import ResidualRows, ResidualSettings, fit_residual
 from trainer.thresholds import Budget
+from trainer.traffic import ROWS_MIN, prepare_traffic
 from trainer.train import TrainingError
 
 APPROVED = int(decision_pb2.OUTCOME_APPROVE)
@@ -84,7 +85,7 @@ class Learner:
         Both layers are learnt from all that is remembered, so a forgotten label is without trace.
         """
         lessons = self.lessons.all()
-        if len(traffic) < self._settings.expert.rows_min or not len(lessons):
+        if len(traffic) < ROWS_MIN or not len(lessons):
             return None
         missed = lessons.of(FAST)
         missed = missed[missed.is_fraud & (missed.rows["outcome"] == APPROVED)]
@@ -123,7 +124,7 @@ class Learner:
         settings = self._settings.expert
         good = lessons[~lessons.is_fraud].vectors
         try:
-            return fit_expert(missed.vectors, prepare_traffic(traffic, settings), good, settings)
+            return fit_expert(missed.vectors, prepare_traffic(traffic), good, settings)
         except ExpertError:
             return self.champion.expert
 

@@ -1,0 +1,152 @@
+"""Owns the watch for poisoned labels: a reporter whose verdicts are not what others' are.
+
+Payments are told apart by who judged them and what the champion did with them: of those that were
+declined, say, an analyst calls about as many fraud as other analysts do. For each reporter money
+is bet, label by label, that their share differs from the others' by more than a margin; and that
+more of their labels are disputed by stronger sources. Under the null no bet gains on average, so
+wealth of 1 / alpha is an alarm that comes falsely with probability alpha a reporter at most, if
+the others' share is known; of the error in it the margin takes care.
+
+A reporter without peers cannot be compared, nor can most be found wrong by the rest: against that
+stands the guard on labels from one reporter. Must not know learners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.alarms import Alarm
+from trainer.decision_ring import SOURCES
+from trainer.labelled import Cause, Joined, Refusal
+
+OUTCOMES = 4  # the contract's Outcome
+# One stratum for each source and outcome, and one of disputes.
+DISPUTED = SOURCES * OUTCOMES
+STRATA = DISPUTED + 1
+BETS = 8
+_STAKES = (np.arange(BETS) + 0.5) / BETS
+
+
+@dataclass(frozen=True, slots=True)
+class ReporterSettings:
+    """Limits of the watch. Raises ValueError for figures out of range.
+
+    Shares within ``margin`` of the peers' are no fault. Nothing is bet before the peers have
+    ``peers_min`` labels of the same kind. Beyond ``reporters_max`` the one who has been silent
+    longest is forgotten.
+    """
+
+    alpha: float = 0.001
+    margin: float = 0.15
+    peers_min: int = 20
+    reporters_max: int = 1_024
+
+    def __post_init__(self) -> None:
+        """Refuse figures that bet on nothing."""
+        if not (0.0 < self.alpha < 1.0 and 0.0 < self.margin < 0.5):
+            raise ValueError("alpha must be above 0 and below 1, margin below 0.5")
+        if self.peers_min < 1 or self.reporters_max < 1:
+            raise ValueError("peers_min and reporters_max must be positive")
+
+
+class _Reporter:
+    """What one reporter said: counts int64[STRATA, 2] of all and of ones, and the log wealth."""
+
+    def __init__(self, first_ms: int) -> None:
+        self.first_ms = first_ms
+        self.counts = np.zeros((STRATA, 2), np.int64)
+        # That the share of frauds is above the peers', below it, and that of disputes above it:
+        # each at BETS stakes, and none pays for the others' losses.
+        self.log_wealth = np.zeros((3, BETS))
+        self.alarmed = False
+
+
+class ReporterWatch:
+    """Compares each reporter with the others of the same source."""
+
+    def __init__(self, settings: ReporterSettings | None = None) -> None:
+        self._settings = settings or ReporterSettings()
+        self._reporters: dict[int, _Reporter] = {}
+        self._totals = np.zeros((STRATA, 2), np.int64)
+
+    def see(self, joined: Joined, refused: Sequence[Refusal], now_ms: int) -> list[Alarm]:
+        """Take what a call of Joins returned; return an alarm for each reporter newly suspected."""
+        alarms = []
+        for row, is_fraud in zip(joined.rows, joined.is_fraud.tolist(), strict=True):
+            stratum = int(row["source"]) * OUTCOMES + min(int(row["outcome"]), OUTCOMES - 1)
+            time_ms = int(row["label_time_ms"])
+            alarms += self._say(int(row["reporter"]), stratum, is_fraud, time_ms, now_ms)
+            alarms += self._say(int(row["reporter"]), DISPUTED, False, time_ms, now_ms)
+            alarms += self._say(int(row["overruled"]), DISPUTED, True, time_ms, now_ms)
+        for refusal in refused:
+            if refusal.cause is Cause.CONTRADICTORY:
+                of, time_ms = int(refusal.label["reporter"]), int(refusal.label["label_time_ms"])
+                alarms += self._say(of, DISPUTED, True, time_ms, now_ms)
+        return alarms
+
+    def forget(self, reporter: int) -> None:
+        """Forget a reporter, whose labels then say nothing of others any more."""
+        known = self._reporters.pop(reporter, None)
+        if known:
+            self._totals -= known.counts
+
+    def _say(
+        self, reporter: int, stratum: int, one: bool, time_ms: int, now_ms: int
+    ) -> list[Alarm]:
+        if reporter == 0:
+            return []
+        known = self._reporters.pop(reporter, None) or _Reporter(time_ms)
+        # Last in the order: the longest silent is first.
+        self._reporters[reporter] = known
+        if len(self._reporters) > self._settings.reporters_max:
+            self.forget(next(iter(self._reporters)))
+        all_peers, ones_peers = (self._totals[stratum] - known.counts[stratum]).tolist()
+        if all_peers >= self._settings.peers_min:
+            share = (ones_peers + 0.5) / (all_peers + 1.0)
+            gains = _gains(one, share, self._settings.margin)
+            if stratum == DISPUTED:
+                known.log_wealth[2] += gains[0]
+            else:
+                known.log_wealth[:2] += gains
+        for counts in (known.counts, self._totals):
+            counts[stratum] += 1, one
+        return self._alarm(reporter, known, stratum, now_ms)
+
+    def _alarm(self, reporter: int, known: _Reporter, stratum: int, now_ms: int) -> list[Alarm]:
+        e_value = float(np.exp(np.minimum(known.log_wealth, 700.0)).mean())
+        if known.alarmed or e_value < 1.0 / self._settings.alpha:
+            return []
+        known.alarmed = True
+        everyone, ones = (self._totals[stratum] - known.counts[stratum]).tolist()
+        own, own_ones = known.counts[stratum].tolist()
+        return [
+            Alarm(
+                code="LABELS_DISPUTED" if stratum == DISPUTED else "LABELS_POISONED",
+                subject=str(reporter),
+                method="e-process",
+                since_ms=known.first_ms,
+                now_ms=now_ms,
+                before=ones / max(everyone, 1),
+                after=own_ones / max(own, 1),
+                rows=own,
+                statistic=e_value,
+                limit=1.0 / self._settings.alpha,
+            )
+        ]
+
+
+def _gains(one: bool, share: float, margin: float) -> NDArray[np.float64]:
+    """Return float64[2, BETS]: the log of what each stake gains or loses by one label.
+
+    Bets that the chance of a one is above ``share + margin``, and below ``share - margin``; each
+    such chance kept inside 0 and 1, where the bet on it cannot be lost whole.
+    """
+    above, below = min(share + margin, 0.99), max(share - margin, 0.01)
+    # A fair price of one unit on an event of chance q pays 1 / q.
+    up = (1.0 / above if one else 0.0) - 1.0
+    down = (0.0 if one else 1.0 / (1.0 - below)) - 1.0
+    return np.log1p(np.stack([_STAKES * up, _STAKES * down]))
