@@ -159,6 +159,18 @@ def test_nothing_replaces_a_pinned_bundle(loop: Loop, scorer: Asked, payments: P
     assert loop.shelf.served() == first, "a rollback stays until something new is learnt"
 
 
+def test_a_bundle_put_in_the_place_of_the_link_is_gone_on_from(
+    loop: Loop, scorer: Asked, payments: Payments, trained: Trained
+) -> None:
+    first = loop.shelf.served()
+    loop.shelf.link.unlink()
+    shutil.copytree(trained.bundle_path, loop.shelf.link)  # as `train --replace` would
+    scored(scorer, [payments.one()])
+    loop.run()
+    assert loop.shelf.link.is_symlink()
+    assert loop.shelf.served() == first
+
+
 def test_models_are_served_and_taken_back_by_hand(
     loop: Loop,
     scorer: Asked,
@@ -211,3 +223,19 @@ def test_a_label_of_no_payment_becomes_a_dead_letter(
     batch = loop.host.log.read(loop.host.log.ends()[0], 1 << 30)
     [letter] = [batch.value(i) for i in np.flatnonzero(batch.topics == Topic.DEAD_LETTERS).tolist()]
     assert b"UNKNOWN_TRANSACTION" in letter
+
+
+def test_a_residual_is_learnt_when_its_time_has_come(
+    loop: Loop, scorer: Asked, payments: Payments
+) -> None:
+    attacks = [attack(payments, number) for number in range(FRAUDS)]
+    scored(scorer, [*(payments.one() for _ in range(TRAFFIC)), *attacks])
+    report(scorer, payments, [each.transaction_id for each in attacks], label_pb2.VERDICT_FRAUD)
+    loop.run()
+    assert ["residual" in each.reason for each in loop.events()] == [False]
+    loop.now_ms += 200_000
+    loop.run()
+    assert ["residual" in each.reason for each in loop.events()] == [False, True]
+    loop.now_ms += 200_000
+    loop.run()
+    assert len(loop.events()) == 2, "nothing new was told"

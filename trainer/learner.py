@@ -64,6 +64,8 @@ class Learner:
         self._missed = 0  # frauds that the expert in use was learnt from
         self._learnt = 0  # frauds that the residual in use was learnt from
         self._residual_ms: int | None = None
+        self._frauds = 0  # that were told, at the last proposal
+        self._is_fresh = False  # whether labels came since
 
     def take(self, read: Read, now_ms: int) -> list[Refusal]:
         """Take decisions and labels in; return the labels that cannot be used."""
@@ -73,7 +75,12 @@ class Learner:
         )
         for each in taken:
             self.lessons.add(each.joined)
+            self._is_fresh |= len(each.joined) > 0
         return [refusal for each in taken for refusal in each.refused]
+
+    def is_due(self, now_ms: int) -> bool:
+        """Return whether there may be something to propose; costs nothing."""
+        return self._is_fresh or self._residual_is_due(self._frauds, now_ms)
 
     def traffic(self) -> NDArray[np.float32]:
         """Return recent traffic of which nothing was heard, float32[m, n]."""
@@ -87,6 +94,7 @@ class Learner:
         lessons = self.lessons.all()
         if len(traffic) < ROWS_MIN or not len(lessons):
             return None
+        self._is_fresh, self._frauds = False, int(lessons.is_fraud.sum())
         missed = lessons.of(FAST)
         missed = missed[missed.is_fraud & (missed.rows["outcome"] == APPROVED)]
         expert, residual = self.champion.expert, self.champion.residual
@@ -94,7 +102,8 @@ class Learner:
         if len(missed) != self._missed:
             expert = self._expert(missed, lessons, traffic)
             causes.append("expert")
-        if self._residual_is_due(lessons, now_ms):
+        if self._residual_is_due(self._frauds, now_ms):
+            self._residual_ms, self._learnt = now_ms, self._frauds
             residual = self._residual(lessons, traffic)
             causes.append("residual")
         if not causes:
@@ -102,7 +111,7 @@ class Learner:
         self._missed = len(missed)
         learnt = {
             "layers": causes, "time_ms": now_ms, "missed_frauds": len(missed),
-            "lessons": len(lessons), "frauds": int(lessons.is_fraud.sum()),
+            "lessons": len(lessons), "frauds": self._frauds,
         }  # fmt: skip
         recent = self._recent(lessons, traffic)
         budget = self._settings.budget
@@ -128,16 +137,11 @@ class Learner:
         except ExpertError:
             return self.champion.expert
 
-    def _residual_is_due(self, lessons: Joined, now_ms: int) -> bool:
-        frauds = int(lessons.is_fraud.sum())
+    def _residual_is_due(self, frauds: int, now_ms: int) -> bool:
         if self._residual_ms is None:
             self._residual_ms = now_ms
         waited = now_ms - self._residual_ms >= self._settings.residual_every_ms
-        enough = frauds >= self._settings.residual.frauds_min
-        if not (waited and enough and frauds != self._learnt):
-            return False
-        self._residual_ms, self._learnt = now_ms, frauds
-        return True
+        return waited and frauds != self._learnt and frauds >= self._settings.residual.frauds_min
 
     def _residual(self, lessons: Joined, traffic: NDArray[np.float32]) -> Trees | None:
         """Learn from confirmed frauds, old ones, confirmed good payments and presumed good ones."""

@@ -77,6 +77,8 @@ class LiveTrainer:
 
     def _learn(self, now_ms: int) -> None:
         self._follow()
+        if not self._learner.is_due(now_ms):
+            return
         traffic = self._learner.traffic()
         content = self._learner.propose(traffic, now_ms)
         if content is not None:
@@ -86,6 +88,7 @@ class LiveTrainer:
         """Go on from what is served, where a person changed it."""
         if self._places.shelf.served() != self._champion.model_version:
             self._champion, self._learner.champion = self._load(self._places.shelf.link)
+            self._places.shelf.take_over(self._champion.model_version)
             _log.info("going on from %s", self._champion.model_version)
 
     def _try(self, content: Content, traffic: NDArray[np.float32], now_ms: int) -> None:

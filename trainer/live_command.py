@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizer.adapters import open_log
+from featurizer.eventlog import LogError
 from featurizer.features import FEATURES, SCHEMA_VERSION
 from trainer.bundle import BundleError
 from trainer.gates import GateSettings
@@ -69,8 +70,12 @@ def _run(parsed: argparse.Namespace, _: object) -> int:
             trainer = _begin(log, parsed, shelf, old, settings)
             if parsed.ready_file is not None:
                 parsed.ready_file.touch()
-        if trainer is None or not trainer.step():
-            time.sleep(IDLE_S if trainer else WAIT_S)
+        try:
+            idle_s = WAIT_S if trainer is None else 0.0 if trainer.step() else IDLE_S
+        except (BundleError, LogError) as error:  # what was learnt is in the bundle that is served
+            logging.getLogger(__name__).error("beginning anew: %s", error)
+            trainer, idle_s = None, WAIT_S
+        time.sleep(idle_s)
     log.close()
     return 0
 

@@ -34,7 +34,10 @@ class Shelf:
             return
         with _refusals(f"cannot move {self.link}"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.link.rename(self.folder / bundle_id)
+            if self.path(bundle_id).exists():
+                shutil.rmtree(self.link)
+            else:
+                self.link.rename(self.path(bundle_id))
         self.serve(bundle_id)
 
     def served(self) -> str | None:
