@@ -35,7 +35,7 @@ from tests.conftest import (
 )
 from tests.layers import random_expert, random_trees
 from trainer.bundle import Bundle, load_content
-from trainer.expert import EXPERT_FEATURES_MAX
+from trainer.expert import CELLS, DISCRIMINANTS, EXPERT_FEATURES_MAX
 from trainer.model import Model
 
 DECISIONS = 2_000
@@ -49,16 +49,31 @@ values = ["customer-1"]
 MODEL = decision_pb2.REASON_SOURCE_MODEL
 
 
-@pytest.fixture(scope="module")
-def expert_bundle(trained: Trained) -> Bundle:
-    """Return the bundle with a residual, and an expert that adds to many a payment."""
+def layered(trained: Trained, **more: Any) -> Bundle:
+    """Return the bundle with a residual and an expert, of which ``more`` is replaced."""
     content = load_content(
         trained.bundle_path, schema_version=SCHEMA_VERSION, public_key=trained.public_key
     )
     random, width = np.random.default_rng(SEED), len(FEATURES)
     residual = random_trees(random, width, 10, scale=0.2)
-    model = Model(content.trees, residual, random_expert(random, width, EXPERT_FEATURES_MAX))
+    expert = replace(random_expert(random, width, EXPERT_FEATURES_MAX), **more)
+    model = Model(content.trees, residual, expert)
     return replace(trained.bundle, model=model, model_version="m-all-layers")
+
+
+@pytest.fixture(scope="module")
+def expert_bundle(trained: Trained) -> Bundle:
+    """Return a bundle whose expert lifts some payments."""
+    return layered(trained)
+
+
+@pytest.fixture(scope="module")
+def lifting_bundle(trained: Trained) -> Bundle:
+    """Return a bundle whose expert lifts whatever comes."""
+    shape = EXPERT_FEATURES_MAX, CELLS, DISCRIMINANTS
+    terms = np.abs(np.random.default_rng(SEED).normal(size=shape))
+    ones = np.ones(DISCRIMINANTS)
+    return layered(trained, terms=terms, thresholds=0.0 * ones, gains=ones)
 
 
 class Past:
@@ -251,24 +266,24 @@ def test_model_reasons_are_the_strongest_contributions(bundle: Bundle) -> None:
         assert not reason.HasField("value") or reason.value == value
 
 
-def test_what_the_expert_adds_is_told_apart(bundle: Bundle, expert_bundle: Bundle) -> None:
+def test_what_the_expert_adds_is_told_apart(bundle: Bundle, lifting_bundle: Bundle) -> None:
     plain, _ = a_decision(bundle)
-    made, space = a_decision(expert_bundle)
+    made, space = a_decision(lifting_bundle)
     width = len(FEATURES)
     assert not plain.HasField("expert_logit")
     assert made.expert_logit == space.parts[width] > 0.0
     contributions = np.frombuffer(made.contributions, np.float32)
-    expected = expert_bundle.model.expected_logit
+    expected = lifting_bundle.model.expected_logit
     assert made.logit == pytest.approx(
         contributions.sum(dtype=np.float64) + expected + made.expert_logit, abs=1e-4
     )
     trees = made.logit - made.expert_logit
     assert trees == pytest.approx(expected + space.parts[:width].sum(), abs=1e-9)
-    assert made.assessment.score == expert_bundle.calibrate(made.logit)
+    assert made.assessment.score == lifting_bundle.calibrate(made.logit)
 
 
-def test_the_experts_strongest_terms_are_among_the_reasons(expert_bundle: Bundle) -> None:
-    made, space = a_decision(expert_bundle)
+def test_the_experts_strongest_terms_are_among_the_reasons(lifting_bundle: Bundle) -> None:
+    made, space = a_decision(lifting_bundle)
     width = len(FEATURES)
     reasons = [r for r in made.assessment.reasons if r.source == MODEL]
     sizes = np.abs(np.delete(space.parts, width))
