@@ -139,6 +139,20 @@ def test_restored_it_finds_the_same() -> None:
         assert array.tobytes() == two.to_arrays()[name].tobytes(), name
 
 
+def test_another_champion_has_scores_of_its_own() -> None:
+    random = np.random.default_rng(SEED)
+    told = []
+    for swapped in (False, True):
+        watch = DriftWatch({"a": 0}, DriftSettings(input_every=1, warm_rows=100, values_max=2_000))
+        vectors, logits = traffic(400, 0.0, random)
+        assert watch.see_traffic(vectors, logits, np.arange(400)) == []
+        if swapped:
+            watch.serve_another()
+        found = watch.see_traffic(vectors, logits + 4.0, np.arange(400, 800))
+        told.append({alarm.subject for alarm in found})
+    assert told == [{"score"}, set()]
+
+
 def confirmed(verdicts: list[int]) -> Joined:
     rows: Any = np.zeros(len(verdicts), JOINED)
     rows["verdict"], rows["label_time_ms"] = verdicts, np.arange(len(verdicts))

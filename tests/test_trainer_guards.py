@@ -260,3 +260,19 @@ def test_who_is_forgotten_says_nothing_of_others() -> None:
     for reporter in (3, 4, 5):
         watch.see(labels(1, reporters=reporter), [], 0)
     assert len(watch._reporters) == 2
+
+
+def test_a_watch_of_reporters_goes_through_arrays() -> None:
+    print(f"seed {SEED}")
+    watch = ReporterWatch()
+    assert shift_of(watch, 60, 0.6, {4: 0.02}, SEED) == {}
+    again = ReporterWatch.from_arrays(watch.to_arrays())
+    found = [shift_of(each, 300, 0.6, {4: 0.02}, SEED + 1) for each in (watch, again)]
+    assert found[0] == found[1]
+    assert set(found[0]) == {"4"}
+    for name, array in watch.to_arrays().items():
+        assert array.tobytes() == again.to_arrays()[name].tobytes(), name
+    nobody = ReporterWatch.from_arrays(ReporterWatch().to_arrays())
+    assert nobody.see(NONE, [], 0) == []
+    with pytest.raises(ValueError, match="reporters"):
+        ReporterWatch.from_arrays({**watch.to_arrays(), "who": np.zeros((2, 3), np.int64)})

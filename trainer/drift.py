@@ -93,6 +93,10 @@ class Watch:
         self._mean, self._spread = 0.0, 1.0
         self._detector = self._make(self._settings)
 
+    def restart(self) -> None:
+        """Begin anew: what comes now is the norm."""
+        self._begin(self._seen)
+
     def update(self, value: float, time_ms: int) -> Alarm | None:
         """Take one value; one that is not finite is passed over. Return an alarm, or None."""
         self._seen += 1
@@ -283,6 +287,12 @@ class DriftWatch:
             if is_fraud
         ]
         return [alarm for alarm in alarms if alarm]
+
+    def serve_another(self, missed_baseline: float | None = None) -> None:
+        """Begin anew with what depends on the champion: another one serves from now on."""
+        self._missed = MissedWatch(self._settings, missed_baseline)
+        for watch in self._watches[-1]:
+            watch.restart()
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the whole state by names."""

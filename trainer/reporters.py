@@ -13,8 +13,9 @@ stands the guard on labels from one reporter. Must not know learners.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,6 +94,40 @@ class ReporterWatch:
         known = self._reporters.pop(reporter, None)
         if known:
             self._totals -= known.counts
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return ``who`` int64[r, 3], ``counts`` int64[r, STRATA, 2], ``log_wealth`` float64.
+
+        ``who`` holds the reporter, its first time and whether it was alarmed, the longest silent
+        first.
+        """
+        known = list(self._reporters.items())
+        who = [(reporter, each.first_ms, each.alarmed) for reporter, each in known]
+        counts = [each.counts for _, each in known]
+        wealth = [each.log_wealth for _, each in known]
+        return {
+            "who": np.array(who, np.int64).reshape(-1, 3),
+            "counts": np.array(counts, np.int64).reshape(-1, STRATA, 2),
+            "log_wealth": np.array(wealth, np.float64).reshape(-1, 3, BETS),
+        }
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, NDArray[Any]], settings: ReporterSettings | None = None
+    ) -> ReporterWatch:
+        """Return the watch whose ``to_arrays`` these are. Raises ValueError."""
+        who, counts, wealth = (arrays[name] for name in ("who", "counts", "log_wealth"))
+        if counts.shape != (len(who), STRATA, 2) or wealth.shape != (len(who), 3, BETS):
+            raise ValueError(f"{len(who)} reporters with counts {counts.shape}, {wealth.shape}")
+        watch = cls(settings)
+        for (reporter, first_ms, alarmed), own, log_wealth in zip(
+            who.tolist(), counts, wealth, strict=True
+        ):
+            known = watch._reporters[reporter] = _Reporter(first_ms)
+            known.counts, known.log_wealth = own.copy(), log_wealth.copy()
+            known.alarmed = bool(alarmed)
+            watch._totals += own
+        return watch
 
     def _say(
         self, reporter: int, stratum: int, one: bool, time_ms: int, now_ms: int
