@@ -179,8 +179,9 @@ class SplitLane:
             self._progress.offsets[name] = received[-1].offset + 1
             if len(rows):
                 self._pack(rows, origins, batches)
-        progress = (self._kafka.topic("split-progress"), 0)
-        batches[progress] = [Message(key_bytes(self._number), self._progress.to_bytes())]
+        batches[self._at("split-progress")] = [
+            Message(key_bytes(self._number), self._progress.to_bytes())
+        ]
         await self._transactions.commit(batches)
         return counted
 
@@ -205,11 +206,14 @@ class SplitLane:
         return self._kafka.topic(name), self._number
 
     async def _read_progress(self, reader: Consumer) -> Progress:
-        """Return what the last transaction of this lane wrote; its producer is fenced by now."""
-        at = (self._kafka.topic("split-progress"), 0)
+        """Return what the last transaction of this lane wrote; its producer is fenced by now.
+
+        The partition is this lane's alone: an open transaction of another lane would hide from us
+        what was committed after it began.
+        """
         found = Progress()
-        async for record in read_all(reader, at, 0):
-            if record.key == key_bytes(self._number) and record.value is not None:
+        async for record in read_all(reader, self._at("split-progress"), 0):
+            if record.value is not None:
                 found = Progress.from_bytes(record.value)
         return found
 
