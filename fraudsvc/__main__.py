@@ -10,21 +10,27 @@ import logging.handlers
 import os
 import queue
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from featurizer.adapters import open_log
+from featurizer.adapters import directory_of, open_log
 from featurizer.eventlog import LogError
 from featurizer.hashing import SECRET_BYTES
 from featurizer.kafka_settings import kafka_settings
 from featurizer.places import store_place
 from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
+from fraudsvc.models import read_key
 from fraudsvc.models_command import ACTIONS, ModelsOptions, run_models
 from fraudsvc.policy import DEFAULT_POLICY, PolicyError
 from fraudsvc.serve import ServeOptions, host_name, serve, serve_workers
 from fraudsvc.server import ServerSettings
 from fraudsvc.up import UpOptions, print_change, up
 from trainer.bundle import BundleError
+
+if TYPE_CHECKING:
+    from fraudsvc.replay_command import ReplayOptions
 
 # Flag, environment variable, default, meaning; the flag wins.
 PLACES = (
@@ -34,6 +40,7 @@ PLACES = (
     ("--address", "FRAUD_ADDRESS", "127.0.0.1:50051", "where to serve gRPC"),
     ("--policy", "FRAUD_POLICY", str(DEFAULT_POLICY), "policy file (TOML)"),
     ("--bundle", "FRAUD_BUNDLE", "data/bundle", "model bundle (directory, or a link to one)"),
+    ("--archive", "FRAUD_ARCHIVE", "", "what has decided is kept there (`archive` beside the log)"),
     ("--public-key", "FRAUD_PUBLIC_KEY", "data/key.pub", "key that bundles are signed with"),
     ("--id-secret", "FRAUD_ID_SECRET", "", "file with the 16 bytes that ids are hashed with"),
 )  # fmt: skip
@@ -67,11 +74,17 @@ def _contract(args: argparse.Namespace) -> ContractSettings:
     return ContractSettings(max_age_days=days if days > 0 else None, exempt_fields=exempt)
 
 
+def _archive(args: argparse.Namespace) -> Path:
+    beside = directory_of(args.log).parent if "log" in args else Path("data")
+    return Path(args.archive or beside / "archive")
+
+
 def _options(args: argparse.Namespace) -> ServeOptions:
     return ServeOptions(
         log=args.log, store=store_place(args.store), index=args.index, address=args.address,
-        policy=Path(args.policy), bundle=Path(args.bundle), public_key=Path(args.public_key),
-        secret=_secret(args.id_secret), cpus=frozenset(int(c) for c in args.cpus.split(",") if c),
+        policy=Path(args.policy), bundle=Path(args.bundle), archive=_archive(args),
+        public_key=Path(args.public_key), secret=_secret(args.id_secret),
+        cpus=frozenset(int(c) for c in args.cpus.split(",") if c),
         ready_file=args.ready_file, sync_interval_ms=args.sync_interval_ms,
         contract=_contract(args),
         log_bytes_max=None if args.journal_gib is None else round(args.journal_gib * (1 << 30)),
@@ -179,9 +192,10 @@ def _stream(args: argparse.Namespace) -> int:
     logging.getLogger("aiokafka").setLevel(logging.ERROR)  # we say what its errors mean
     options = StreamOptions(
         kafka=kafka_settings(args.kafka), store=store_place(args.store), policy=Path(args.policy),
-        bundle=Path(args.bundle), public_key=Path(args.public_key), secret=_secret(args.id_secret),
-        instance=args.instance, ready_file=args.ready_file, pending_max=args.pending_max,
-        contract=_contract(args), stream=StreamSettings(name=host_name()),
+        bundle=Path(args.bundle), archive=_archive(args), public_key=Path(args.public_key),
+        secret=_secret(args.id_secret), instance=args.instance, ready_file=args.ready_file,
+        pending_max=args.pending_max, contract=_contract(args),
+        stream=StreamSettings(name=host_name()),
     )  # fmt: skip
     try:
         return run_stream(options)
@@ -268,6 +282,60 @@ def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.set_defaults(run=_models)
 
 
+def _replay_options(args: argparse.Namespace) -> ReplayOptions:
+    from fraudsvc.replay_command import ReplayOptions  # noqa: PLC0415 - not for a scorer
+    from fraudsvc.replay_judges import Places  # noqa: PLC0415 - not for a scorer
+
+    data = args.data
+    places = Places(
+        args.archive or data / "archive", args.models or data / "models",
+        args.bundle or data / "bundle", Path(args.policy),
+        read_key(args.public_key or data / "key.pub"),
+    )  # fmt: skip
+    log = args.log or f"file://{data}/log"
+    return ReplayOptions(log, places, _secret(args.id_secret), args.processes)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from fraudsvc import replay_command, replay_report  # noqa: PLC0415 - not for a scorer
+
+    options = _replay_options(args)
+    if args.decision:
+        if args.first or args.stop:
+            raise ValueError("replay takes a decision or a range, not both")
+        verdict, _ = replay_command.replay_one(args.decision, options)
+        replay_report.print_verdict(verdict, in_json=args.json)
+        return 0 if verdict.is_same else 1
+    span = replay_command.span_of(args.first, args.stop)
+    start = time.monotonic()
+    with replay_report.shown_progress("replay", replay_command.end_of(options.log)) as tell:
+        summary = replay_command.replay_many(span, options, tell)
+    replay_report.print_summary(summary, time.monotonic() - start, in_json=args.json)
+    return 0 if summary.is_same else 1
+
+
+def _add_history(parser: argparse.ArgumentParser) -> None:
+    """Add what every command has that looks back."""
+    data = Path(os.environ.get("FRAUD_DATA", "data"))
+    parser.add_argument("--from", dest="first", default="", help="position or RFC 3339 time")
+    parser.add_argument("--to", dest="stop", default="", help="position or time, without it")
+    parser.add_argument("--data", type=Path, default=data, help="as `up` has it (FRAUD_DATA)")
+    parser.add_argument("--log", default="", help="URL of the log; DATA/log")
+    for name in ("archive", "models", "bundle", "public-key"):
+        parser.add_argument(f"--{name}", type=Path, help="instead of the one in DATA")
+    parser.add_argument("--policy", default=os.environ.get("FRAUD_POLICY", str(DEFAULT_POLICY)))
+    parser.add_argument("--id-secret", default=os.environ.get("FRAUD_ID_SECRET", ""))
+    parser.add_argument("--processes", type=int, default=0, help="0 for one a core")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("replay", help="make decisions again from the log, and compare")
+    parser.add_argument("decision", nargs="?", default="", help="its id; without it a range")
+    _add_history(parser)
+    parser.set_defaults(run=_replay)
+
+
 def main() -> int:
     """Run one command; the exit status is 2 where its options cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m fraudsvc", description=__doc__)
@@ -278,6 +346,7 @@ def main() -> int:
     _add_stream(commands)
     _add_dead_letters(commands)
     _add_models(commands)
+    _add_replay(commands)
     args = parser.parse_args()
     try:
         return int(args.run(args))

@@ -32,15 +32,21 @@ class BundleFile:
 
     ``path`` may be a link to the directory in use. ``current`` is None until a bundle passed
     every check. One that does not pass is reported to ``on_error`` and the one in use stays.
-    The last KEPT stay in memory: going back to one of them loads nothing.
+    The last KEPT stay in memory: going back to one of them loads nothing. ``on_load`` is told the
+    version of a bundle and where it stands, before it is used.
     """
 
     def __init__(
-        self, path: Path, public_key: bytes, on_error: Callable[[BundleError], None]
+        self,
+        path: Path,
+        public_key: bytes,
+        on_error: Callable[[BundleError], None],
+        on_load: Callable[[str, Path], None] = lambda _version, _path: None,
     ) -> None:
         self._path = path
         self._public_key = public_key
         self._on_error = on_error
+        self._on_load = on_load
         self._seen: tuple[int, int, int] | None = None
         self._kept: dict[str, Bundle] = {}  # by version, the one used last at the end
         self.current: Bundle | None = None
@@ -51,8 +57,11 @@ class BundleFile:
         seen = self._identity()
         if seen is not None and seen != self._seen:
             self._seen = seen
+            path = self._path.resolve()  # whatever becomes of the link meanwhile
             try:
-                self._use(self._load())
+                bundle = self._load(path)
+                self._on_load(bundle.model_version, path)
+                self._use(bundle)
             except BundleError as error:
                 self._on_error(error)
         return self.current
@@ -61,19 +70,19 @@ class BundleFile:
         """Return one of the last KEPT bundles, None where it is not among them."""
         return self._kept.get(model_version)
 
-    def _load(self) -> Bundle:
-        """Return the bundle at the path, from memory where it is one of the last.
+    def _load(self, path: Path) -> Bundle:
+        """Return the bundle at a path, from memory where it is one of the last.
 
         Loading scores the bundle's own rows by the kernels that decisions use, so nothing is left
         to compile, and every page is in memory, before the first call sees it.
         """
-        manifest = read_manifest(self._path, self._public_key)
+        manifest = read_manifest(path, self._public_key)
         known = self._kept.get(manifest["bundle_id"])
         if known is not None:
-            read_digested(self._path, manifest["files"])  # a damaged copy is refused all the same
+            read_digested(path, manifest["files"])  # a damaged copy is refused all the same
             return known
         return load_bundle(
-            self._path, schema_version=SCHEMA_VERSION, public_key=self._public_key,
+            path, schema_version=SCHEMA_VERSION, public_key=self._public_key,
             like=self.current,
         )  # fmt: skip
 

@@ -29,6 +29,7 @@ from featurizer.features import INDEX, SCHEMA_VERSION
 from featurizer.hashing import IdHasher
 from featurizer.places import StorePlace
 from featurizer.store import StoreError
+from fraudsvc.archive import Archive
 from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
 from fraudsvc.journal_tail import JournalTail
@@ -59,6 +60,7 @@ class ServeOptions:
     address: str
     policy: Path
     bundle: Path
+    archive: Path
     public_key: Path
     secret: bytes
     cpus: frozenset[int] = frozenset()
@@ -132,10 +134,15 @@ def serve(options: ServeOptions) -> int:
         options.log, sync_interval_ms=options.sync_interval_ms, bytes_max=options.log_bytes_max
     )
     followed = _follow(log, options)
-    policy = PolicyFile(options.policy, INDEX, lambda e: _log.error("policy refused: %s", e))
+    archive = Archive(options.archive)
+    policy = PolicyFile(
+        options.policy, INDEX, lambda e: _log.error("policy refused: %s", e),
+        on_load=archive.keep_policy,
+    )  # fmt: skip
     bundle = BundleFile(
-        options.bundle, read_key(options.public_key), lambda e: _log.error("bundle refused: %s", e)
-    )
+        options.bundle, read_key(options.public_key), lambda e: _log.error("bundle refused: %s", e),
+        archive.keep_bundle,
+    )  # fmt: skip
     scorer = Scorer(
         log, followed.tail, IdHasher(options.secret), lambda: bundle.current,
         lambda: policy.current, options.contract, options.scorer,
