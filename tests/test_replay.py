@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from featurizer.features import INDEX, SCHEMA_VERSION
 from featurizer.hashing import SECRET_BYTES
-from fraudsvc.policy import DEFAULT_POLICY
+from fraudsvc.archive import Archive
+from fraudsvc.policy import DEFAULT_POLICY, Policy, load_policy
 from fraudsvc.replay_command import ReplayOptions, replay_many
 from fraudsvc.replay_judges import Places
 from fraudsvc.replay_log import Span
 from fraudsvc.replay_range import Summary
 from tests.conftest import Host, Payments, Trained, call_now, decisions
+from trainer.bundle import Bundle, load_bundle, load_content, write_bundle
 
 LISTS = b"""
 [[lists]]
