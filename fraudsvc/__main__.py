@@ -10,9 +10,7 @@ import logging.handlers
 import os
 import queue
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from featurizer.adapters import directory_of, open_log
 from featurizer.eventlog import LogError
@@ -21,16 +19,13 @@ from featurizer.kafka_settings import kafka_settings
 from featurizer.places import store_place
 from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
-from fraudsvc.models import read_key
+from fraudsvc.look_back import Defaults, add_commands
 from fraudsvc.models_command import ACTIONS, ModelsOptions, run_models
 from fraudsvc.policy import DEFAULT_POLICY, PolicyError
 from fraudsvc.serve import ServeOptions, host_name, serve, serve_workers
 from fraudsvc.server import ServerSettings
 from fraudsvc.up import UpOptions, print_change, up
 from trainer.bundle import BundleError
-
-if TYPE_CHECKING:
-    from fraudsvc.replay_command import ReplayOptions
 
 # Flag, environment variable, default, meaning; the flag wins.
 PLACES = (
@@ -282,58 +277,11 @@ def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.set_defaults(run=_models)
 
 
-def _replay_options(args: argparse.Namespace) -> ReplayOptions:
-    from fraudsvc.replay_command import ReplayOptions  # noqa: PLC0415 - not for a scorer
-    from fraudsvc.replay_judges import Places  # noqa: PLC0415 - not for a scorer
-
-    data = args.data
-    places = Places(
-        args.archive or data / "archive", args.models or data / "models",
-        args.bundle or data / "bundle", Path(args.policy),
-        read_key(args.public_key or data / "key.pub"),
-    )  # fmt: skip
-    log = args.log or f"file://{data}/log"
-    return ReplayOptions(log, places, _secret(args.id_secret), args.processes)
-
-
-def _replay(args: argparse.Namespace) -> int:
-    from fraudsvc import replay_command, replay_report  # noqa: PLC0415 - not for a scorer
-
-    options = _replay_options(args)
-    if args.decision:
-        if args.first or args.stop:
-            raise ValueError("replay takes a decision or a range, not both")
-        verdict, _ = replay_command.replay_one(args.decision, options)
-        replay_report.print_verdict(verdict, in_json=args.json)
-        return 0 if verdict.is_same else 1
-    span = replay_command.span_of(args.first, args.stop)
-    start = time.monotonic()
-    with replay_report.shown_progress("replay", replay_command.end_of(options.log)) as tell:
-        summary = replay_command.replay_many(span, options, tell)
-    replay_report.print_summary(summary, time.monotonic() - start, in_json=args.json)
-    return 0 if summary.is_same else 1
-
-
-def _add_history(parser: argparse.ArgumentParser) -> None:
-    """Add what every command has that looks back."""
+def _add_look_back(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    policy = Path(os.environ.get("FRAUD_POLICY", str(DEFAULT_POLICY)))
     data = Path(os.environ.get("FRAUD_DATA", "data"))
-    parser.add_argument("--from", dest="first", default="", help="position or RFC 3339 time")
-    parser.add_argument("--to", dest="stop", default="", help="position or time, without it")
-    parser.add_argument("--data", type=Path, default=data, help="as `up` has it (FRAUD_DATA)")
-    parser.add_argument("--log", default="", help="URL of the log; DATA/log")
-    for name in ("archive", "models", "bundle", "public-key"):
-        parser.add_argument(f"--{name}", type=Path, help="instead of the one in DATA")
-    parser.add_argument("--policy", default=os.environ.get("FRAUD_POLICY", str(DEFAULT_POLICY)))
-    parser.add_argument("--id-secret", default=os.environ.get("FRAUD_ID_SECRET", ""))
-    parser.add_argument("--processes", type=int, default=0, help="0 for one a core")
-    parser.add_argument("--json", action="store_true", help="as JSON")
-
-
-def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("replay", help="make decisions again from the log, and compare")
-    parser.add_argument("decision", nargs="?", default="", help="its id; without it a range")
-    _add_history(parser)
-    parser.set_defaults(run=_replay)
+    secret = os.environ.get("FRAUD_ID_SECRET", "")
+    add_commands(commands, Defaults(data, policy, secret, _secret))
 
 
 def main() -> int:
@@ -346,7 +294,7 @@ def main() -> int:
     _add_stream(commands)
     _add_dead_letters(commands)
     _add_models(commands)
-    _add_replay(commands)
+    _add_look_back(commands)
     args = parser.parse_args()
     try:
         return int(args.run(args))

@@ -27,7 +27,7 @@ from fraudsvc.replay_states import Case, Views, shown
 from trainer.bundle import Bundle
 
 
-class GoneError(Exception):
+class GoneError(ValueError):
     """What decided is not to be had; the text says what, and why."""
 
 

@@ -1,6 +1,6 @@
-"""`replay`: one decision, or a range of them, made again from the log and compared.
+"""`replay` and `backtest`: decisions of the log made again as they were, or with a change.
 
-Owns what the command does with its arguments. Opens the log for reading only.
+Owns what the commands do with their arguments. Opens the log for reading only.
 """
 
 from __future__ import annotations
@@ -8,19 +8,26 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Any
 
 from fraud.v1 import decision_pb2
 
 from featurizer.adapters import open_log
 from featurizer.eventlog import EventLog, Topic
 from featurizer.hashing import IdHasher
+from fraudsvc.backtest import DAY_MS, Cut, report
+from fraudsvc.backtest_run import Change, check, run
+from fraudsvc.backtest_run import Job as BacktestJob
 from fraudsvc.decide import RULES_ONLY
 from fraudsvc.replay import Replayer, Verdict
 from fraudsvc.replay_judges import Finder, Places
 from fraudsvc.replay_log import Pieces, Place, Span, find_decision, frame_of
-from fraudsvc.replay_range import Job, Summary, Tell, judged, replay_range
+from fraudsvc.replay_range import Job, Summary, judged, replay_range
 from fraudsvc.replay_states import Case, Rebuilt
+from fraudsvc.replay_step import Folded, steps
+from fraudsvc.shares import Tell
+from trainer.thresholds import Costs
 
 _POSITION = re.compile(r"\d+")
 
@@ -80,6 +87,17 @@ def replay_one(decision_id: str, options: ReplayOptions) -> tuple[Verdict, Rebui
     return next(judged(replayer, rebuilt.views())), rebuilt
 
 
+def steps_of(verdict: Verdict, rebuilt: Rebuilt, options: ReplayOptions) -> dict[str, Any]:
+    """Return what a decision that was made again is made of. Raises GoneError."""
+    case, finder = verdict.case, Finder(options.places)
+    told = case.decision.assessment
+    finder.policy(told.policy_version)
+    text = finder.policy_path(told.policy_version).read_bytes()
+    bundle = finder.bundle(told.model_version) if told.model_version else None
+    folded = Folded(*rebuilt.records(), rebuilt.lines) if bundle else None
+    return steps(case, folded, bundle, text) | {"verdict": verdict.kind.value}
+
+
 def case_of(log: EventLog, decision_id: str) -> Case:
     """Return a decision of the log by its id. Raises ValueError, LogError."""
     place = find_decision(log, decision_id)
@@ -125,3 +143,43 @@ def end_of(url: str) -> int:
         return log.ends()[1]
     finally:
         log.close()
+
+
+@dataclass(frozen=True, slots=True)
+class BacktestOptions:
+    """What to change, and how many reviews a day can be done; None for the share of Costs."""
+
+    change: Change
+    capacity: float | None = None
+
+
+def backtest(
+    span: Span, options: ReplayOptions, wanted: BacktestOptions, tell: Tell
+) -> dict[str, Any]:
+    """Decide a range again with a change; return the report as plain values.
+
+    Raises GoneError, PolicyError, LogError, OSError, and ValueError for a range without decisions.
+    """
+    check(wanted.change, options.places)
+    end = end_of(options.log)
+    job = BacktestJob(options.log, options.places, span, end, wanted.change)
+    decided = run(job, options.processes or len(os.sched_getaffinity(0)), tell)
+    rows = decided.rows
+    if not len(rows):
+        raise ValueError("the range has no decisions")
+    first, last = int(rows["received_ms"].min()), int(rows["received_ms"].max())
+    days = max(1, len(set((rows["received_ms"] // DAY_MS).tolist())))
+    capacity = wanted.capacity
+    if capacity is None:
+        capacity = Costs().review_capacity_share * len(rows) / days
+    then = Cut(min(span.until_ms, last + 1), span.stop)
+    return {
+        "change": wanted.change._asdict(),
+        "range": [_time_text(first), _time_text(last)],
+        "causes": dict(decided.gone.most_common()),
+        **report(rows, decided.labels, then, capacity),
+    }
+
+
+def _time_text(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")

@@ -72,6 +72,11 @@ class Finder:
             raise found
         return found
 
+    def policy_path(self, version: str) -> Path:
+        """Return the file of a policy that was found."""
+        archived = self._archive.policy_path(version)
+        return archived if archived.exists() else self._places.policy
+
     def _load(self, model_version: str) -> Bundle:
         places = self._places
         refused = []

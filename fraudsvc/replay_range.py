@@ -7,10 +7,8 @@ is made again. Nothing is ever written.
 
 from __future__ import annotations
 
-import multiprocessing
-import queue
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,10 +21,9 @@ from fraudsvc.replay import Kind, Replayer, Verdict
 from fraudsvc.replay_judges import Finder, Places
 from fraudsvc.replay_log import Piece, Pieces, Span
 from fraudsvc.replay_states import REBUILT_AT_ONCE, Case, Rebuilt, Views, Walk
+from fraudsvc.shares import Share, Tell, share_out
 
-STRETCH_BYTES = 1 << 20  # of the log; such stretches are shared out in turn
 EXAMPLES_MAX = 20
-LOOK_S = 0.2
 
 
 @dataclass(slots=True)
@@ -92,17 +89,6 @@ def example(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-class Share(NamedTuple):
-    """Which stretches are a process's: number ``one`` of every ``of``."""
-
-    one: int = 0
-    of: int = 1
-
-    def has(self, frame: int) -> bool:
-        """Return whether a frame is in a stretch of this share."""
-        return frame // STRETCH_BYTES % self.of == self.one
-
-
 class Job(NamedTuple):
     """What is to be made again, and with what."""
 
@@ -111,9 +97,6 @@ class Job(NamedTuple):
     secret: bytes
     span: Span
     stop: int  # of the log
-
-
-Tell = Callable[[int, int], None]  # position reached, decisions done
 
 
 def replay_share(job: Job, share: Share, tell: Tell) -> Summary:
@@ -201,52 +184,9 @@ def judged(replayer: Replayer, views: Views) -> Iterator[Verdict]:
         yield replayer.unmatched(case, versions[case.number])
 
 
-def _work(job: Job, share: Share, out: Any) -> None:
-    """Be one of the processes; ``out`` is the queue to tell."""
-    try:
-        found = replay_share(job, share, lambda *done: out.put((share.one, *done)))
-        out.put((share.one, found))
-    except Exception as error:  # noqa: BLE001 - told to the parent, who raises it
-        out.put((share.one, error))
-
-
 def replay_range(job: Job, processes: int, tell: Tell) -> Summary:
     """Make a range again with ``processes`` of them; ``tell`` hears how far the slowest is."""
-    if processes == 1:
-        return replay_share(job, Share(), tell)
-    context = multiprocessing.get_context("spawn")
-    out = context.Queue()
-    workers = [
-        context.Process(target=_work, args=(job, Share(i, processes), out), daemon=True)
-        for i in range(processes)
-    ]
-    for worker in workers:
-        worker.start()
-    try:
-        return _gather(out, workers, tell)
-    finally:
-        for worker in workers:
-            worker.terminate()
-            worker.join()
-
-
-def _gather(out: Any, workers: Sequence[Any], tell: Tell) -> Summary:
-    done = dict.fromkeys(range(len(workers)), (0, 0))
-    summary, ended = Summary(), 0
-    while ended < len(workers):
-        try:
-            number, *told = out.get(timeout=LOOK_S)
-        except queue.Empty:
-            if any(worker.exitcode not in (None, 0) for worker in workers):
-                raise RuntimeError("a process of the replay died") from None
-            continue
-        if isinstance(told[0], Exception):
-            raise told[0]
-        if isinstance(told[0], Summary):
-            summary.add(told[0])
-            ended += 1
-            continue
-        done[number] = told[0], told[1]
-        positions, counts = zip(*done.values(), strict=True)
-        tell(min(positions), sum(counts))
+    summary = Summary()
+    for found in share_out(replay_share, job, processes, tell):
+        summary.add(found)
     return summary

@@ -13,7 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fraudsvc.replay import Kind, Verdict
-from fraudsvc.replay_range import Summary, Tell, example
+from fraudsvc.replay_range import Summary, example
+from fraudsvc.shares import Tell
 
 ROWS_MAX = 40
 _STYLES = {Kind.SAME: "green", Kind.DIFFERENT: "red", Kind.GONE: "yellow"}

@@ -194,6 +194,11 @@ class Rebuilt:
         self._parts: list[tuple[NDArray[np.void], NDArray[np.int64]]] = []
         self._space = _space()
 
+    @property
+    def lines(self) -> NDArray[np.float64]:
+        """What was read for the case that was looked at last, float64[LINES, SLOTS]."""
+        return self._space[1]
+
     def add(self, piece: Piece) -> None:
         """Keep of a piece what the cases' states are made of."""
         met = np.isin(piece.records["entities"], self._keys).any(axis=1) & piece.counts

@@ -37,6 +37,7 @@ CLIENTS: dict[str, tuple[str, ...]] = {
     "catboost": ("trainer/train.py", "trainer/residual.py"),
     "cel": ("fraudsvc/policy_cel.py",),
     "cryptography": ("trainer/signing.py",),
+    "plotly": ("fraudsvc/backtest_page.py",),
     "google_crc32c": ("featurizer/frames.py",),
     "grpc": ("fraudsvc/server.py", "fraudsvc/errors.py", "fraudsvc/demo*.py", "loadgen/*.py"),
     "grpc_health": ("fraudsvc/server.py",),
