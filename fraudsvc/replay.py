@@ -207,4 +207,6 @@ def cause_of_versions(
         for entity, (logged, made) in enumerate(zip(case.versions, versions.tolist(), strict=True))
         if logged != made
     )
+    if any(logged > case.position for logged in case.versions):
+        return "its states were shared by several hosts: their positions are not this log's", found
     return "the log does not give the states that were decided on", found
