@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from featurizer.eventlog import Batch, EventLog, LogError, Topic
 from featurizer.hashing import hashes_of
-from featurizer.records import RECORD, Kind
+from featurizer.records import Kind
 from featurizer.worker import records_of
 
 READ_BYTES = 4 << 20
@@ -148,9 +148,3 @@ def frame_of(log: EventLog, frame: int) -> Batch:
     if not len(batch.frames) or batch.frames[0] != frame:
         raise LogError(f"there is no frame at {frame}")
     return batch
-
-
-def record_bytes(record: NDArray[np.void]) -> bytes:
-    """Return a record as it stands on the log."""
-    assert record.dtype == RECORD  # noqa: S101 - for the reader and the type checker
-    return record.tobytes()

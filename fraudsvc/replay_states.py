@@ -21,7 +21,7 @@ from featurizer.arena import Arena
 from featurizer.features import FEATURES
 from featurizer.records import RECORD, Entity, Flag
 from featurizer.slots import LINES, SLOTS
-from featurizer.state import META, POSITION, ROW_WORDS
+from featurizer.state import META, ROW_WORDS
 from fraudsvc.replay_kernel import look_at, rebuild, walk
 from fraudsvc.replay_log import Piece
 
@@ -280,8 +280,3 @@ def _by_key(
     order = np.lexsort((rows, numbers))
     starts = np.searchsorted(numbers[order], np.arange(len(keys) + 1))
     return starts.astype(np.int64), rows[order].astype(np.int64)
-
-
-def state_position(row: NDArray[np.int64]) -> int:
-    """Return the position of the last record in a state; 0 for an empty one."""
-    return int(row[POSITION]) if row[META] else 0

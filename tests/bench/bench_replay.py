@@ -20,10 +20,11 @@ from featurizer.adapters import open_log, open_store
 from featurizer.features import INDEX, SCHEMA_VERSION
 from featurizer.hashing import SECRET_BYTES, IdHasher
 from featurizer.worker import Worker, WorkerSettings
+from fraudsvc.backtest_run import Change
 from fraudsvc.calls import MS, Call, ScorerSettings
 from fraudsvc.contract import ContractSettings
 from fraudsvc.policy import DEFAULT_POLICY, load_policy
-from fraudsvc.replay_command import BacktestOptions, Change, ReplayOptions, backtest, replay_many
+from fraudsvc.replay_command import BacktestOptions, ReplayOptions, backtest, replay_many
 from fraudsvc.replay_judges import Places
 from fraudsvc.replay_log import Span
 from fraudsvc.scorer import Scorer
