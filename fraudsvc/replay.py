@@ -21,7 +21,13 @@ from fraudsvc.decide import RULES_ONLY, Workspace, decide, decide_on
 from fraudsvc.journal_tail import REQUEST_WORD
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
-from fraudsvc.replay_differences import Difference, cause_of, differences
+from fraudsvc.replay_differences import (
+    OTHER_STATES,
+    STATE_CAUSES,
+    Difference,
+    cause_of,
+    differences,
+)
 from fraudsvc.replay_kernel import appraise_all
 from fraudsvc.replay_states import Case, Views, shown
 from trainer.bundle import Bundle
@@ -62,9 +68,13 @@ class Verdict(NamedTuple):
 
 
 class Replayer:
-    """Makes decisions again and compares. ``key`` uint64[2] is the id hasher's."""
+    """Makes decisions again and compares.
 
-    def __init__(self, judges: Judges, key: NDArray[np.uint64]) -> None:
+    ``key`` uint64[2] is the id hasher's, ``log_begins`` the oldest position that the log has.
+    """
+
+    def __init__(self, judges: Judges, key: NDArray[np.uint64], log_begins: int = 0) -> None:
+        self._log_begins = log_begins
         self._judges = judges
         self._writer = Writer(key, 0)
         self._sheet = Sheet(0)
@@ -99,7 +109,16 @@ class Replayer:
 
     def unmatched(self, case: Case, versions: NDArray[np.int64]) -> Verdict:
         """Return the verdict on a case whose states the log does not give."""
-        return Verdict(case, Kind.DIFFERENT, *cause_of_versions(case, versions))
+        return self._verdict(case, *cause_of_versions(case, versions))
+
+    def _verdict(
+        self, case: Case, cause: str, found: tuple[Difference, ...], again: bytes = b""
+    ) -> Verdict:
+        """Return the verdict on a case that came out different, which a log cut short explains."""
+        if self._log_begins and cause in STATE_CAUSES:
+            cause = f"the log begins at {self._log_begins}: what its states were made of is gone"
+            return Verdict(case, Kind.GONE, cause, found, again)
+        return Verdict(case, Kind.DIFFERENT, cause, found, again)
 
     def _judge_group(
         self, views: Views, schema: str, model_version: str, policy_version: str
@@ -151,7 +170,7 @@ class Replayer:
         found = differences(case.decision, made)
         if not same_marks:
             found += (Difference("record.flags", str(flags), str(payment.record["flags"][0]), 0),)
-        return Verdict(case, Kind.DIFFERENT, cause_of(found), found, again)
+        return self._verdict(case, cause_of(found), found, again)
 
 
 def appraise(
@@ -209,4 +228,4 @@ def cause_of_versions(
     )
     if any(logged > case.position for logged in case.versions):
         return "its states were shared by several hosts: their positions are not this log's", found
-    return "the log does not give the states that were decided on", found
+    return OTHER_STATES, found

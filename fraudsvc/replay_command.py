@@ -79,9 +79,10 @@ def replay_one(decision_id: str, options: ReplayOptions) -> tuple[Verdict, Rebui
         rebuilt = Rebuilt([case])
         for piece in Pieces(log).read(case.frame + 1):
             rebuilt.add(piece)
+        oldest = log.ends()[0]
     finally:
         log.close()
-    replayer = Replayer(Finder(options.places).judges, IdHasher(options.secret).key)
+    replayer = Replayer(Finder(options.places).judges, IdHasher(options.secret).key, oldest)
     if case.decision.assessment.rung == RULES_ONLY:
         return next(replayer.judge_by_rules([case])), rebuilt
     return next(judged(replayer, rebuilt.views())), rebuilt

@@ -27,12 +27,16 @@ class Difference(NamedTuple):
     bits: int
 
 
+OTHER_STATES = "the log does not give the states that were decided on"
+_OTHER_FEATURES = "another kernel: it makes other features of the same states"
+_OTHER_MARKS = "another kernel: the marks on the record differ"
+STATE_CAUSES = (OTHER_STATES, _OTHER_FEATURES, _OTHER_MARKS)
 # What the first field that differs, in the order in which things are made, points to.
 _CAUSES = (
     ("decision_id", "another id secret"),
-    ("entity_versions", "the log does not give the states that were decided on"),
-    ("record", "another kernel: the marks on the record differ"),
-    ("features", "another kernel: it makes other features of the same states"),
+    ("entity_versions", OTHER_STATES),
+    ("record", _OTHER_MARKS),
+    ("features", _OTHER_FEATURES),
     ("contributions", "another evaluation of the model: vector and bundle are the same"),
     ("logit", "another evaluation of the model: vector and bundle are the same"),
     ("expert_logit", "another evaluation of the model: vector and bundle are the same"),

@@ -103,36 +103,38 @@ def replay_share(job: Job, share: Share, tell: Tell) -> Summary:
     """Make the decisions of a share again. Raises LogError."""
     log = open_log(job.log, read_only=True)
     try:
-        return _Run(job, share, tell).run(Pieces(log), Pieces(log))
+        return _Run(job, share, tell, log.ends()[0]).run(Pieces(log), Pieces(log))
     finally:
         log.close()
 
 
 class _Run:
-    def __init__(self, job: Job, share: Share, tell: Tell) -> None:
+    def __init__(self, job: Job, share: Share, tell: Tell, log_begins: int) -> None:
         self._job, self._share, self._tell = job, share, tell
-        self._replayer = Replayer(Finder(job.places).judges, IdHasher(job.secret).key)
-        self._walk = Walk()
+        self._replayer = Replayer(Finder(job.places).judges, IdHasher(job.secret).key, log_begins)
         self._summary = Summary()
         self._rest: list[Case] = []
         self._numbers = 0
 
     def run(self, pieces: Pieces, again: Pieces) -> Summary:
+        self._walk(pieces)
+        self._rebuild(again)
         summary = self._summary
+        summary.lost_bytes, summary.log_begins = pieces.lost_bytes, pieces.first
+        self._tell(self._job.stop, summary.decisions)
+        return summary
+
+    def _walk(self, pieces: Pieces) -> None:
+        walk = Walk()
         for piece in pieces.read(self._job.stop):
             cases = list(self._cases(piece))
             by_rules = [c for c in cases if c.decision.assessment.rung == RULES_ONLY]
             self._note(self._replayer.judge_by_rules(by_rules))
             whole = [c for c in cases if c.decision.assessment.rung != RULES_ONLY]
-            self._look(self._walk.take(piece, whole))
-            self._tell(piece.end, summary.decisions)
-        self._look(self._walk.finish())
-        self._rest += self._walk.late
-        self._walk = Walk(1 << 20)  # its memory is not needed any more
-        self._rebuild(again)
-        summary.lost_bytes, summary.log_begins = pieces.lost_bytes, pieces.first
-        self._tell(self._job.stop, summary.decisions)
-        return summary
+            self._look(walk.take(piece, whole))
+            self._tell(piece.end, self._summary.decisions)
+        self._look(walk.finish())
+        self._rest += walk.late
 
     def _look(self, views: Views) -> None:
         same, rest = views.split()

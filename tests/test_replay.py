@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fraud.v1 import decision_pb2
 
+from featurizer.eventlog_file import FileEventLog
 from featurizer.features import INDEX, SCHEMA_VERSION
 from featurizer.hashing import SECRET_BYTES
 from fraudsvc import replay_states
@@ -235,3 +236,21 @@ def test_the_steps_of_a_decision_add_up(host: Host, trained: Trained) -> None:
     assert largest == sorted(largest, reverse=True)
     assert found["rules"]
     assert json.loads(json.dumps(found)) == found
+
+
+def test_a_log_that_was_cut_short_is_told(tmp_path: Path, trained: Trained) -> None:
+    keeper = FileEventLog(tmp_path / "log", segment_bytes=1 << 16, retain_bytes=1 << 17)
+    host = Host(tmp_path, trained.bundle)
+    try:
+        few(host, 100)
+        assert keeper.drop_oldest() > 0
+        summary = replayed(host, trained)
+    finally:
+        host.close()
+        keeper.close()
+    assert summary.log_begins > 0
+    assert summary.kinds[Kind.DIFFERENT.value] == 0
+    assert summary.kinds[Kind.GONE.value] > 10
+    assert {cause.partition(":")[0] for cause in summary.causes} == {
+        f"the log begins at {summary.log_begins}"
+    }
