@@ -17,7 +17,7 @@ from tests.conftest import Asked, Host, Payments, Trained, call_now
 from trainer.bundle import BundleError
 from trainer.gates import GateSettings
 from trainer.learner import LearnerSettings
-from trainer.live import LivePlaces, LiveTrainer
+from trainer.live import LivePlaces, LiveSettings, LiveTrainer
 from trainer.shelf import Shelf
 from trainer.thresholds import Budget
 
@@ -43,12 +43,12 @@ class Loop:
         shutil.copytree(trained.bundle_path, link)
         self.shelf = Shelf(folder / "models", link)
         places = LivePlaces(self.shelf, trained.key_path, trained.public_key, SCHEMA_VERSION)
-        settings = LearnerSettings(budget=Budget(0.05, 0.0))
-        limits = GateSettings(**{"cost_us_max": 1e6, "alert_share_max": 0.06, **gates})
-        self.now_ms = host.now_ms
-        self.trainer = LiveTrainer(
-            host.log, places, NO_OLD_FRAUDS, settings, limits, lambda: self.now_ms
+        settings = LiveSettings(
+            learner=LearnerSettings(budget=Budget(0.05, 0.0)),
+            gates=GateSettings(**{"cost_us_max": 1e6, "alert_share_max": 0.06, **gates}),
         )
+        self.now_ms = host.now_ms
+        self.trainer = LiveTrainer(host.log, places, NO_OLD_FRAUDS, settings, lambda: self.now_ms)
         self.served = BundleFile(link, trained.public_key, _fail)
         host.bundle = self.served.current
 
