@@ -38,6 +38,7 @@ from fraudsvc.intake import Intake
 from fraudsvc.journal_tail import ENTITIES_WORD, REQUEST_WORD, JournalTail
 from fraudsvc.labels import Labels
 from fraudsvc.ledger import Ledger
+from fraudsvc.models import Canary
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
 from fraudsvc.trace_ids import trace_id_of
@@ -64,8 +65,8 @@ class Kept:
 class Scorer:
     """Decides transactions and takes labels.
 
-    ``tail`` follows ``log`` and has the states. ``bundle`` and ``policy`` are asked once per
-    decision, so a new one takes effect between two.
+    ``tail`` follows ``log`` and has the states. ``bundle``, ``canary`` and ``policy`` are asked
+    once per decision, so a new one takes effect between two.
     """
 
     def __init__(
@@ -78,10 +79,12 @@ class Scorer:
         contract: ContractSettings,
         settings: ScorerSettings,
         clocks: Clocks | None = None,
+        canary: Callable[[], Canary | None] = lambda: None,
     ) -> None:
         self._log = log
         self._hasher = hasher
         self._bundle = bundle
+        self._canary = canary
         self._policy = policy
         self._intake = Intake(hasher, contract)
         self._settings = settings
@@ -241,7 +244,12 @@ class Scorer:
                 seen["entities"] = 0
             elif not whole:
                 rung, cause = PARTIAL, _STALE
-        draft = decide(payment, seen, self._space, self._bundle(), self._policy(), rung, cause)
+        canary = self._canary()
+        if canary is not None and canary.customers.holds(payment.ids.item(ENTITIES_WORD)):
+            bundle: Bundle | None = canary.bundle
+        else:
+            bundle = self._bundle()
+        draft = decide(payment, seen, self._space, bundle, self._policy(), rung, cause)
         if seen is not payment.record:
             payment.record["flags"] = seen["flags"]
         decision, assessment = self._named(draft, payment, call, validate_only)

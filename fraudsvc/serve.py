@@ -138,7 +138,7 @@ def serve(options: ServeOptions) -> int:
     )
     scorer = Scorer(
         log, followed.tail, IdHasher(options.secret), lambda: bundle.current,
-        lambda: policy.current, options.contract, options.scorer,
+        lambda: policy.current, options.contract, options.scorer, canary=lambda: bundle.canary,
     )  # fmt: skip
     practise(policy.current)
     _wait_for_store(followed.index, stopping)
