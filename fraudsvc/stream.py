@@ -36,7 +36,7 @@ from featurizer.splitter import Repeats, read_all
 from featurizer.store import StoreError
 from featurizer.topics import ORIGIN
 from featurizer.transactions import Transactions
-from fraudsvc.answers import Draft, Stamp, Writer, origin_of
+from fraudsvc.answers import Stamp, Writer, origin_of
 from fraudsvc.assess import Sheet
 from fraudsvc.calls import Clocks
 from fraudsvc.decide import RULES_ONLY, Workspace, decide, decide_on
@@ -86,9 +86,9 @@ class _Batch:
         self._places: list[int] = []  # of each row in ``received``
         self.out: dict[Partition, list[Message]] = {}
 
-    def memory(self, place: int) -> tuple[NDArray[np.void], NDArray[np.int64]]:
-        """Return the record (RECORD[1]) for what stands at a place, and the same as words."""
-        return self._records[place : place + 1], self._ids[place : place + 1]
+    def memory(self) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+        """Return a record for each that was received (RECORD[n]), and the same as words."""
+        return self._records, self._ids
 
     def count(self, payment: Payment, place: int) -> None:
         """Take a payment in as the next row."""
@@ -96,8 +96,9 @@ class _Batch:
         self._places.append(place)
 
     def close(self) -> None:
-        """Lay out the rows: records RECORD[n], their words, and the frame of each."""
+        """Lay out the rows: records RECORD[n], the request and the frame of each."""
         self.records = self._records[self._places]
+        self.requests = self._ids[self._places, REQUEST_WORD]
         offsets = [self.received[place].offset for place in self._places]
         self.frames = np.array(offsets, np.int64) << FRAME_BITS
 
@@ -176,16 +177,13 @@ class StreamLane:
         """Take the payments in; pass over by a dead letter what is none, and repeats in silence."""
         now_ms = self._judges.clocks.now_ms()
         self._started_ns = self._judges.clocks.monotonic_ns()
-        take = self._judges.intake.take
-        for place, received in enumerate(batch.received):
-            record, ids = batch.memory(place)
-            try:
-                payment = take(received.value or b"", now_ms, record, ids)
-            except ServiceError as error:
-                self._pass_over(batch, received, error, now_ms)
-                continue
-            if self._repeats.is_new(ids.item(REQUEST_WORD)):
-                batch.count(payment, place)
+        datas = [received.value or b"" for received in batch.received]
+        taken = self._judges.intake.take_all(datas, now_ms, *batch.memory())
+        for place, each in enumerate(taken):
+            if isinstance(each, ServiceError):
+                self._pass_over(batch, batch.received[place], each, now_ms)
+            elif self._repeats.is_new(each.ids.item(REQUEST_WORD)):
+                batch.count(each, place)
 
     def _pass_over(
         self, batch: _Batch, received: Received, error: ServiceError, now_ms: int
@@ -201,27 +199,33 @@ class StreamLane:
 
     def _decide_all(self, batch: _Batch) -> list[bytes]:
         """Decide each payment, seeing those before it; return the decisions' bytes."""
-        judges, space = self._judges, self._space
-        bundle, policy = judges.bundle(), judges.policy()
+        bundle, policy = self._judges.bundle(), self._judges.policy()
         if bundle is None:
-            drafts = (
-                decide(each, each.record, space, None, policy, RULES_ONLY, _NO_MODEL)
-                for each in batch.payments
-            )
-            rows = ((draft, space.body, space.reasons, space.figures) for draft in drafts)
-        else:
-            sheet = self._assess(batch, bundle, policy)
-            rows = (
-                (
-                    decide_on(payment, sheet, row, bundle, policy),
-                    sheet.bodies[row], sheet.reasons[row], sheet.figures[row],
-                )
-                for row, payment in enumerate(batch.payments)
-            )  # fmt: skip
-        return [
-            self._written(payment, frame, *row)
-            for payment, frame, row in zip(batch.payments, batch.frames.tolist(), rows, strict=True)
+            return self._decide_by_rules(batch, policy)
+        sheet = self._assess(batch, bundle, policy)
+        drafts = [
+            decide_on(each, sheet, i, bundle, policy) for i, each in enumerate(batch.payments)
         ]
+        written = self._judges.writer.write_all(
+            drafts, self._stamp(batch.payments[0], 0), batch.requests, batch.frames,
+            [each.data for each in batch.payments], (sheet.bodies, sheet.reasons, sheet.figures),
+        )  # fmt: skip
+        return [decision for decision, _ in written]
+
+    def _decide_by_rules(self, batch: _Batch, policy: Policy) -> list[bytes]:
+        """Decide each payment without a model."""
+        written, space = [], self._space
+        for payment, frame in zip(batch.payments, batch.frames.tolist(), strict=True):
+            draft = decide(payment, payment.record, space, None, policy, RULES_ONLY, _NO_MODEL)
+            stamp = self._stamp(payment, frame)
+            figures = (space.body, space.reasons, space.figures)
+            written.append(self._judges.writer.write(draft, stamp, payment.data, *figures)[0])
+        return written
+
+    def _stamp(self, payment: Payment, frame: int) -> Stamp:
+        used_ns = self._judges.clocks.monotonic_ns() - self._started_ns
+        request = payment.ids.item(REQUEST_WORD)
+        return Stamp(request, b"", frame, payment.received_ms, used_ns, self._origin, True)
 
     def _assess(self, batch: _Batch, bundle: Bundle, policy: Policy) -> Sheet:
         """Let the model see the batch. Where there are no states the stream has time to wait."""
@@ -235,22 +239,6 @@ class StreamLane:
         for row, payment in enumerate(batch.payments):
             payment.record["flags"] = records[row]["flags"]  # the marks are the policy's, too
         return self._sheet
-
-    def _written(
-        self,
-        payment: Payment,
-        frame: int,
-        draft: Draft,
-        body: NDArray[np.uint8],
-        reasons: NDArray[np.uint8],
-        figures: NDArray[np.float64],
-    ) -> bytes:
-        used_ns = self._judges.clocks.monotonic_ns() - self._started_ns
-        stamp = Stamp(
-            payment.ids.item(REQUEST_WORD), b"", frame, payment.received_ms, used_ns, self._origin,
-            True,
-        )  # fmt: skip
-        return self._judges.writer.write(draft, stamp, payment.data, body, reasons, figures)[0]
 
     def _send(self, batch: _Batch, decisions: Sequence[bytes]) -> None:
         """Add the frame of each row to what goes out: its record and its decision."""
@@ -285,7 +273,7 @@ class StreamLane:
 
     def _remember(self, received: Received) -> None:
         """Take a payment from before into the repeats."""
-        record, ids = _Batch([received]).memory(0)
+        record, ids = _Batch([received]).memory()
         try:
             now_ms = self._judges.clocks.now_ms()
             self._judges.intake.take(received.value or b"", now_ms, record, ids)
