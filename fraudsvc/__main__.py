@@ -73,7 +73,7 @@ def _options(args: argparse.Namespace) -> ServeOptions:
         policy=Path(args.policy), bundle=Path(args.bundle), public_key=Path(args.public_key),
         secret=_secret(args.id_secret), cpus=frozenset(int(c) for c in args.cpus.split(",") if c),
         ready_file=args.ready_file, sync_interval_ms=args.sync_interval_ms,
-        contract=_contract(args),
+        contract=_contract(args), poll_s=args.poll_s,
         log_bytes_max=None if args.journal_gib is None else round(args.journal_gib * (1 << 30)),
         scorer=ScorerSettings(budget_ms=args.budget_ms, name=host_name()),
         server=ServerSettings(
@@ -127,6 +127,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--reflection", action="store_true", help="serve gRPC reflection")
     parser.add_argument("--ready-file", type=Path, help="is given the port once it is open")
     parser.add_argument("--log-level", default=os.environ.get("FRAUD_LOG_LEVEL", "INFO"))
+    parser.add_argument("--poll-s", type=float, default=1.0, help="between looks at the model")
     parser.set_defaults(run=_serve)
 
 

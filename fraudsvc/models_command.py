@@ -18,7 +18,7 @@ from fraudsvc.models_report import Row, print_change, print_difference, print_ma
 from trainer.bundle import BundleError, read_manifest
 from trainer.shelf import Shelf
 
-ACTIONS = ("list", "show", "diff", "promote", "rollback", "pin", "unpin")
+ACTIONS = ("list", "show", "diff", "promote", "rollback", "pin", "unpin", "trust")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +63,21 @@ def _change(
         shelf.serve(target)
     else:
         target = before
-        shelf.pin(action == "pin")
+        if action != "trust":
+            shelf.pin(action == "pin")
     changes = {
         "promote": model_event_pb2.MODEL_CHANGE_PROMOTED,
         "rollback": model_event_pb2.MODEL_CHANGE_ROLLED_BACK,
         "pin": model_event_pb2.MODEL_CHANGE_PINNED,
         "unpin": model_event_pb2.MODEL_CHANGE_UNPINNED,
+        "trust": model_event_pb2.MODEL_CHANGE_REPORTER_TRUSTED,
     }
     event = model_event_pb2.ModelEvent(
         change=changes[action], model_version=target, previous_version=before,
         author=options.author, reason=options.reason,
     )  # fmt: skip
+    if action == "trust":  # what of theirs is in the dead letters can be sent again
+        event.alarms.add(subject=_names(names, 1)[0])
     event.event_time.FromMilliseconds(time.time_ns() // 1_000_000)
     log.append([[Entry(Topic.MODELS, 0, event.SerializeToString())]])
     print_change(action, target, before)

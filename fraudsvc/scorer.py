@@ -179,6 +179,8 @@ class Scorer:
         late = self._clocks.monotonic_ns() + self._full_ns > call.deadline_ns
         if bundle is None or late or not payments:
             return None
+        if self._canary() is not None and any(map(self._canary_of, payments)):
+            return None
         if not self._batches.assess(payments, snapshot, bundle, policy):
             return None
         trace_id, origin = self._trace(call)
@@ -261,11 +263,8 @@ class Scorer:
                 seen["entities"] = 0
             elif not whole:
                 rung, cause = PARTIAL, _STALE
-        canary = self._canary()
-        if canary is not None and canary.customers.holds(payment.ids.item(ENTITIES_WORD)):
-            bundle: Bundle | None = canary.bundle
-        else:
-            bundle = self._bundle()
+        canary = self._canary_of(payment)
+        bundle = self._bundle() if canary is None else canary
         draft = decide(payment, seen, self._space, bundle, self._policy(), rung, cause)
         if seen is not payment.record:
             payment.record["flags"] = seen["flags"]
@@ -273,6 +272,13 @@ class Scorer:
         if validate_only:
             return assessment
         return self._keep(payment, call, decision, assessment)
+
+    def _canary_of(self, payment: Payment) -> Bundle | None:
+        """Return the canary where there is one and the customer is one of its own."""
+        canary = self._canary()
+        if canary is None or not canary.customers.holds(payment.ids.item(ENTITIES_WORD)):
+            return None
+        return canary.bundle
 
     def _keep(self, payment: Payment, call: Call, decision: bytes, assessment: bytes) -> Kept:
         """Add a decision to the frame that is being made."""

@@ -10,7 +10,7 @@ was, and nothing is told twice.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -71,7 +71,7 @@ class _Memory:
     """What was read again after a start and is settled when that is done."""
 
     refused: list[Refusal] = field(default_factory=list)
-    told: set[int] = field(default_factory=set)
+    stopped: set[str] = field(default_factory=set)
     suspects: dict[int, Alarm] = field(default_factory=dict)
     previous: dict[str, str] = field(default_factory=dict)
 
@@ -100,11 +100,13 @@ class LiveTrainer:
         # Of each reporter that was heard of the name, and where their first label stands.
         self._reporters: dict[int, tuple[str, int]] = {}
         self._distrusted: set[int] = set()
+        self._told: set[int] = set()
         self._memory = _Memory()
         first, self._known_until = log.ends()
         # A position within a frame is none of a frame: reading goes on at the next one.
         self._position = max(first, (self._known_until - settings.horizon_bytes) & ~7)
-        self._is_remembering = True
+        self._is_cut = self._position > first
+        self._is_remembering = self._position < self._known_until
 
     def step(self) -> bool:
         """Read what is new and act on it; return whether there was anything to read."""
@@ -134,7 +136,7 @@ class LiveTrainer:
         self._observers.see_labels(heard, np.zeros(len(heard), np.bool_))
         for alarm in self._observers.labels.remember(heard, refused, at.clock_ms):
             memory.suspects[int(alarm.subject)] = alarm
-        memory.told |= read.told
+        self._told |= read.told
         memory.refused += refused
         for change in read.changes:
             if change.change == DISTRUSTED:
@@ -142,21 +144,21 @@ class LiveTrainer:
                     self._forget(reporter_hash(each.subject))
             elif change.change == PROMOTED:
                 memory.previous[change.model_version] = change.previous_version
+            elif change.change == STOPPED:
+                memory.stopped.add(_code(change.reason))
+            elif change.change == RESUMED:
+                memory.stopped.discard(_code(change.reason))
             self._take_trust(change)
 
     def _begin(self, at: Moment) -> None:
         """Go on from what is remembered; tell what should have been told."""
         memory, self._memory = self._memory, _Memory()
-        # A decision from before the horizon is not known any more, which is no label's fault.
-        untold = [
-            each for each in memory.refused
-            if each.cause is not Cause.UNKNOWN_TRANSACTION
-            and int(each.label["offset"]) not in memory.told
-        ]  # fmt: skip
-        self._teller.refuse(untold, at.clock_ms)
+        self._refuse(memory.refused, at)
         previous = memory.previous.get(self._serving.champion.version, "")
         self._serving.watch_again(previous, at)
-        self._observers.labels.turns()
+        self._tell_turns(at, memory.stopped)
+        for code in memory.stopped - {stop.name for stop in self._observers.labels.stopped}:
+            self._tell(RESUMED, at, f"{code}: no longer, after a restart")
         for reporter, alarm in memory.suspects.items():
             if reporter not in self._distrusted:
                 self._distrust(alarm, at)
@@ -171,7 +173,7 @@ class LiveTrainer:
             if by_hand and change.model_version == self._serving.champion.version:
                 self._serving.trust()
         refused, heard = self._hear(read, at), self._learner.heard
-        self._teller.refuse(refused, at.clock_ms)
+        self._refuse(refused, at)
         self._serving.see(read.served)
         alerted = self._serving.see_labels(heard)
         alarms = self._observers.see_traffic(read.decisions, read.vectors)
@@ -196,6 +198,22 @@ class LiveTrainer:
         refused = [Refusal(Cause.DISTRUSTED, label) for label in read.labels[distrusted]]
         trusted = read._replace(labels=read.labels[~distrusted])
         return refused + self._learner.take(trusted, at.clock_ms)
+
+    def _refuse(self, refused: Sequence[Refusal], at: Moment) -> None:
+        """Tell which labels are not used, once.
+
+        Of one that was read again and knows no decision it is told only if the whole log was read
+        again: before the horizon there may be one.
+        """
+        untold = []
+        for each in refused:
+            offset = int(each.label["offset"])
+            is_doubtful = self._is_cut and offset < self._known_until
+            if offset not in self._told and not (
+                is_doubtful and each.cause is Cause.UNKNOWN_TRANSACTION
+            ):
+                untold.append(each)
+        self._teller.refuse(untold, at.clock_ms)
 
     def _take_trust(self, change: model_event_pb2.ModelEvent) -> None:
         if change.change == TRUSTED:
@@ -232,8 +250,10 @@ class LiveTrainer:
         self._learner.champion = content
         self._observers.serve_another(content)
 
-    def _tell_turns(self, at: Moment) -> None:
+    def _tell_turns(self, at: Moment, told: Set[str] = frozenset()) -> None:
         for turn in self._observers.labels.turns():
+            if turn.stop.name in told:
+                continue
             name, _ = self._reporters.get(turn.figures.reporter, ("", 0))
             figures = {key: float(value) for key, value in turn.figures._asdict().items()}
             for key in ("reporter", "merchant"):  # hashes, which are no figures
@@ -334,6 +354,10 @@ class LiveTrainer:
     ) -> None:
         version = self._serving.champion.version
         self._teller.tell(change, version, at.clock_ms, reason, **more)
+
+
+def _code(reason: str) -> str:
+    return reason.partition(":")[0]
 
 
 def _cause(content: Content) -> str:
