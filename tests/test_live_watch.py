@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fraud.v1 import model_event_pb2
+from fraud.v1 import decision_pb2, model_event_pb2, transaction_pb2
 
 from fraudsvc.models_command import ModelsOptions, run_models
 from tests.conftest import Asked, Host, Payments, Trained
@@ -25,7 +25,8 @@ from trainer.bundle import read_manifest
 from trainer.guards import GuardSettings
 from trainer.thresholds import Budget
 
-TRAFFIC, FRAUDS = 500, 12
+TRAFFIC, FRAUDS = 500, 48
+APPROVE = decision_pb2.OUTCOME_APPROVE
 
 
 @pytest.fixture
@@ -43,15 +44,19 @@ def loop(host: Host, trained: Trained, tmp_path: Path) -> Loop:
     return Loop(host, trained, tmp_path)
 
 
+def approved(scorer: Asked, made: list[transaction_pb2.Transaction]) -> list[str]:
+    pairs = zip(made, scored(scorer, made), strict=True)
+    return [each.transaction_id for each, told in pairs if told.outcome == APPROVE]
+
+
 class Day:
-    """Good payments, some attacks among them, all of them scored."""
+    """Good payments and an attack, as far as they were approved."""
 
     def __init__(self, scorer: Asked, payments: Payments, frauds: int = FRAUDS) -> None:
         made = [payments.one() for _ in range(TRAFFIC)]
         attacks = [attack(payments, number) for number in range(frauds)]
-        scored(scorer, [*made, *attacks])
-        self.good = [each.transaction_id for each in made]
-        self.frauds = [each.transaction_id for each in attacks]
+        self.good = approved(scorer, made)
+        self.frauds = approved(scorer, attacks)
 
 
 def reasons(loop: Loop, change: str) -> list[str]:
@@ -108,15 +113,15 @@ def test_a_poisoner_is_found_forgotten_and_heard_no_more(
     loop = Loop(host, trained, tmp_path, replace(SETTINGS, learner=never))
     honest = ("analyst-1", "analyst-2", "analyst-3", "analyst-4")
     day = Day(scorer, payments)
-    for i in range(FRAUDS):  # as they come: an analyst who has all of the fraud is no peer's like
+    for i in range(12):  # as they come: an analyst who has all of the fraud is no peer's like
         report(scorer, payments, day.good[3 * i : 3 * i + 3], GOOD, *honest[i % 4 :], *honest)
         report(scorer, payments, [day.frauds[i]], FRAUD, honest[i % 4])
     loop.run(after_ms=60_000)
     assert loop.told() == ["PROMOTED"]
     clean = loop.shelf.served()
-    poisoned = day.good[100:160]
-    for start in range(0, len(poisoned), 10):
-        report(scorer, payments, poisoned[start : start + 10], FRAUD, "poisoner")
+    poisoned = day.good[40:70]
+    for start in range(0, 30, 3):
+        report(scorer, payments, poisoned[start : start + 3], FRAUD, "poisoner")
         loop.run(after_ms=60_000)
     told = loop.told()
     back = told.index("ROLLED_BACK")
@@ -130,10 +135,10 @@ def test_a_poisoner_is_found_forgotten_and_heard_no_more(
         assert alarm.after > alarm.before
     served = str(loop.shelf.served())
     learnt = read_manifest(loop.shelf.path(served), trained.public_key)["learnt"]
-    assert (learnt["missed_frauds"], learnt["lessons"]) == (FRAUDS, 4 * FRAUDS)
+    assert (learnt["missed_frauds"], learnt["lessons"]) == (12, 48)
 
     loop.start()
-    report(scorer, payments, day.good[200:202], FRAUD, "poisoner")
+    report(scorer, payments, day.good[72:74], FRAUD, "poisoner")
     loop.run()
     assert loop.shelf.served() == served, "a restart does not bring it back"
     unheard = [each for each in loop.letters() if each.reason == "DISTRUSTED"]
@@ -142,7 +147,7 @@ def test_a_poisoner_is_found_forgotten_and_heard_no_more(
         loop.link, loop.shelf.folder, trained.public_key, "lead-1", "it was a wrong form"
     )
     run_models("trust", ["poisoner"], options, loop.host.log)
-    report(scorer, payments, day.good[202:204], FRAUD, "poisoner")
+    report(scorer, payments, day.good[74:76], FRAUD, "poisoner")
     loop.run()
     assert len([each for each in loop.letters() if each.reason == "DISTRUSTED"]) == len(unheard)
 
@@ -162,7 +167,7 @@ def test_a_bad_bundle_is_taken_back_by_what_it_does(
     loop = bad(host, trained, tmp_path)
     first = loop.shelf.served()
     day = Day(scorer, payments)
-    report(scorer, payments, day.frauds, FRAUD, "analyst-1", "analyst-2")
+    report(scorer, payments, day.frauds[:12], FRAUD, "analyst-1", "analyst-2")
     loop.run()
     assert loop.told() == ["PROMOTED"]
     needed = 0
@@ -188,7 +193,7 @@ def test_a_pinned_bundle_stays_whatever_it_does(
 ) -> None:
     loop = bad(host, trained, tmp_path)
     day = Day(scorer, payments)
-    report(scorer, payments, day.frauds, FRAUD, "analyst-1", "analyst-2")
+    report(scorer, payments, day.frauds[:12], FRAUD, "analyst-1", "analyst-2")
     loop.run()
     served = loop.shelf.served()
     loop.shelf.pin(pinned=True)
