@@ -13,6 +13,8 @@ from fraud.v1 import decision_pb2, label_pb2, model_event_pb2
 from featurizer.eventlog import Topic
 from featurizer.hashing import IdHasher
 from featurizer.records import Entity
+from fraudsvc.dead_letters_local import LocalDeadLetters
+from fraudsvc.dead_letters_report import print_letters
 from fraudsvc.models_command import ModelsOptions, run_models
 from tests.conftest import Asked, Host, Payments, Trained, call_now
 from tests.live_loop import LENIENT, SETTINGS, Loop, attack, report, scored
@@ -164,6 +166,14 @@ def test_a_label_of_no_payment_becomes_a_dead_letter(
     batch = loop.host.log.read(loop.host.log.ends()[0], 1 << 30)
     [letter] = [batch.value(i) for i in np.flatnonzero(batch.topics == Topic.DEAD_LETTERS).tolist()]
     assert b"UNKNOWN_TRANSACTION" in letter
+    letters = LocalDeadLetters(loop.host.log)
+    [found] = letters.all()
+    assert label_pb2.Label.FromString(letters.record(found).value).transaction_id == "never-seen"
+    again = letters.resend(found, "lead-1")
+    print_letters(letters.all())
+    assert letters.one(found.number).resent == (again,)
+    loop.run(after_ms=90_000)
+    assert [each.content.offset for each in letters.all()] == [found.content.offset, again]
 
 
 def test_a_residual_is_learnt_when_its_time_has_come_and_tried_by_some_customers(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fraud.v1 import decision_pb2, model_event_pb2, transaction_pb2
 
-from fraudsvc.models_command import ModelsOptions, run_models
+from fraudsvc.models_command import ModelsOptions, run_models, state_of
 from tests.conftest import Asked, Host, Payments, Trained
 from tests.live_loop import (
     FRAUD,
@@ -73,12 +73,14 @@ def test_labels_of_one_analyst_stop_learning_until_others_speak(
     assert loop.told() == ["LEARNING_STOPPED"]
     assert "ONE_REPORTER: 100%" in reasons(loop, "LEARNING_STOPPED")[0]
     assert "analyst-1" in reasons(loop, "LEARNING_STOPPED")[0]
+    assert "learning stopped" in state_of(loop.events())[0]
     figures = {each.name: each.value for each in loop.events()[0].figures}
     assert figures["reporter_share"] == 1.0
     loop.run(after_ms=60_000)
     report(scorer, payments, day.good[24:60], GOOD, "analyst-2", "analyst-3")
     loop.run()
     assert loop.told() == ["LEARNING_STOPPED", "LEARNING_RESUMED", "PROMOTED"]
+    assert state_of(loop.events()) == []
 
 
 @pytest.mark.parametrize(
