@@ -207,6 +207,6 @@ def test_a_residual_is_learnt_when_its_time_has_come_and_tried_by_some_customers
     loop.run(after_ms=20_000)
     assert loop.told()[2:] == ["PROMOTED"]
     assert loop.shelf.served() == canary
-    assert loop.host.canary is None
+    assert loop.served.canary is None
     loop.run(after_ms=200_000)
     assert len(loop.events()) == 3, "nothing new was told"

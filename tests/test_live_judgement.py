@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fraudsvc.models import BundleFile
 from tests.conftest import Trained
@@ -48,7 +50,7 @@ def test_a_share_far_above_its_limit_is_found_within_a_few_decisions() -> None:
     assert not ShareTest(1.0).exceeds(0.001)
 
 
-def served(count: int, **values: object) -> np.ndarray:  # type: ignore[type-arg]
+def served(count: int, **values: object) -> NDArray[Any]:
     rows = np.zeros(count, SERVED)
     rows["model"], rows["rung"] = b"m-1", 1
     for name, value in values.items():
@@ -158,7 +160,7 @@ def test_a_challenger_that_is_right_more_often_wins() -> None:
     base = train(vectors, FAST, lambda *_: None)
     traffic = vectors.features[:1_000]
     rivals = Rivals(base, traffic, RivalSettings(features=4, traffic_min=500))
-    budget = Budget(0.05, 0.0)
+    budget = Budget(0.01, 0.0)
     random, labels = np.random.default_rng(SEED), 0
     while rivals.winner() is None and labels < 3_000:
         some = random.integers(1_000, 6_000, 50)
