@@ -60,15 +60,22 @@ class Learner:
         self.joins = Joins(width, settings.joins)
         self.lessons = Lessons(settings.lessons_max, width)
         self._settings = settings
-        # Frauds that the expert and the residual in use were learnt from: after a restart they are
-        # in the bundle that serves, so that nothing is learnt twice.
-        learnt = champion.facts.get("learnt", {})
-        self._missed = int(learnt.get("missed_frauds", 0))
-        self._learnt = int(learnt.get("residual_frauds", 0))
+        self._missed = self._learnt = 0
+        self.resume()
         self.heard = stacked([], [], width)  # what the last call of ``take`` joined
         self._residual_ms: int | None = None
         self._frauds = 0  # that were told, at the last proposal
         self._is_fresh = False  # whether labels came since
+
+    def resume(self) -> None:
+        """Take what is remembered as learnt where the champion says that it learnt as much.
+
+        ``_missed`` and ``_learnt`` are the frauds that its expert and its residual were learnt
+        from: after a restart they are in the bundle, and nothing is learnt twice.
+        """
+        learnt = self.champion.facts.get("learnt", {})
+        self._missed = int(learnt.get("missed_frauds", 0))
+        self._learnt = int(learnt.get("residual_frauds", 0))
 
     def take(self, read: Read, now_ms: int) -> list[Refusal]:
         """Take decisions and labels in; return the labels that cannot be used."""

@@ -154,6 +154,7 @@ class LiveTrainer:
         """Go on from what is remembered; tell what should have been told."""
         memory, self._memory = self._memory, _Memory()
         self._refuse(memory.refused, at)
+        self._learner.resume()
         previous = memory.previous.get(self._serving.champion.version, "")
         self._serving.watch_again(previous, at)
         self._tell_turns(at, memory.stopped)
