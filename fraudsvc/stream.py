@@ -11,6 +11,7 @@ position n << FRAME_BITS, as if a scorer had appended it to a journal.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import time
@@ -52,6 +53,7 @@ from trainer.bundle import Bundle
 PAYMENTS = "payments"
 PROGRESS = "stream-progress"
 FRAME_BITS = 16
+ROWS_AT_ONCE = 512  # 10 to 20 ms in which nothing is written
 _NO_MODEL = decision_pb2.RUNG_CAUSE_NO_MODEL
 
 
@@ -135,6 +137,7 @@ class StreamLane:
         self._space = Workspace()
         self._sheet = Sheet(0)
         self._started_ns = 0  # of the batch
+        self._writing: asyncio.Task[None] | None = None  # of the batch before
         self._origin = origin_of("", settings.name)
 
     async def start(self, reader: Consumer) -> dict[Partition, int]:
@@ -153,23 +156,37 @@ class StreamLane:
         return {self._at: offset}
 
     async def stop(self) -> None:
-        """Let go of the connections."""
+        """Let go of the connections, once what is under way is written or has failed."""
+        with contextlib.suppress(LogError):
+            await self.settle()
         await self._transactions.stop()
 
+    async def settle(self) -> None:
+        """Wait until the batch before is on the log. Raises LogError."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            await writing
+
     async def take(self, found: Mapping[Partition, Sequence[Received]]) -> int:
-        """Decide what was read; return how many payments were. Raises LogError, StoreError."""
+        """Decide what was read; return how many payments were. Raises LogError, StoreError.
+
+        While a batch is written the next one is decided. Where the writing fails, both are for
+        the lane that begins anew.
+        """
         batch = _Batch(found[self._at])
         if not self._states.has_room(len(batch.received)):
             await self._wait_for_states()
         self._accept(batch)
         batch.close()
+        await asyncio.sleep(0)
         if batch.payments:
-            self._send(batch, self._decide_all(batch))
+            self._send(batch, await self._decide_all(batch))
         self._states.note(batch.records, batch.frames + 1)
         offset = batch.received[-1].offset + 1
         progress = Message(key_bytes(self._at[1]), _write_progress(offset, self._states.sent))
         batch.send(self._kafka.topic(PROGRESS), self._at[1], progress)
-        await self._transactions.commit(batch.out)
+        await self.settle()
+        self._writing = asyncio.create_task(self._transactions.commit(batch.out))
         self._states.commit(batch.records, batch.frames + 1)
         return len(batch.payments)
 
@@ -197,12 +214,12 @@ class StreamLane:
         message = Message(key_bytes(self._at[1]), letter.SerializeToString())
         batch.send(self._kafka.topic("dead-letters"), 0, message)
 
-    def _decide_all(self, batch: _Batch) -> list[bytes]:
+    async def _decide_all(self, batch: _Batch) -> list[bytes]:
         """Decide each payment, seeing those before it; return the decisions' bytes."""
         bundle, policy = self._judges.bundle(), self._judges.policy()
         if bundle is None:
             return self._decide_by_rules(batch, policy)
-        sheet = self._assess(batch, bundle, policy)
+        sheet = await self._assess(batch, bundle, policy)
         drafts = [
             decide_on(each, sheet, i, bundle, policy) for i, each in enumerate(batch.payments)
         ]
@@ -227,15 +244,24 @@ class StreamLane:
         request = payment.ids.item(REQUEST_WORD)
         return Stamp(request, b"", frame, payment.received_ms, used_ns, self._origin, True)
 
-    def _assess(self, batch: _Batch, bundle: Bundle, policy: Policy) -> Sheet:
-        """Let the model see the batch. Where there are no states the stream has time to wait."""
+    async def _assess(self, batch: _Batch, bundle: Bundle, policy: Policy) -> Sheet:
+        """Let the model see the batch. Where there are no states the stream has time to wait.
+
+        Lets the batch before be written in between.
+        """
         records = batch.records
         if len(records) > len(self._sheet.found):
             self._sheet = Sheet(2 * len(records))
         self._states.prepare(records)
         positions = batch.frames + 1 + AFTER_ALL
         stored = self._states.stored(records)
-        self._sheet.fill(self._states.arena, records, positions, stored, bundle, policy.table)
+        for at in range(0, len(records), ROWS_AT_ONCE):
+            some = slice(at, at + ROWS_AT_ONCE)
+            self._sheet.fill(
+                self._states.arena, records[some], positions[some], stored[some], bundle,
+                policy.table, at,
+            )  # fmt: skip
+            await asyncio.sleep(0)
         for row, payment in enumerate(batch.payments):
             payment.record["flags"] = records[row]["flags"]  # the marks are the policy's, too
         return self._sheet

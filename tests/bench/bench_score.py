@@ -76,7 +76,7 @@ class NoTransport:
         raise AssertionError(f"a call failed: {status.code}, {status.details}")
 
 
-def _prepare(where: Path) -> int:
+def prepare(where: Path) -> int:
     """Make a world, a log that holds its history, and a bundle; return when the live part begins.
 
     The time is in ms since 1970.
@@ -299,7 +299,7 @@ def rows() -> list[dict[str, Any]]:
     """Return one row per claim: name, value, unit, baseline, ratio, target, met."""
     with tempfile.TemporaryDirectory() as directory:
         where = Path(directory)
-        live_ms = _prepare(where)
+        live_ms = prepare(where)
         requests = iter(live_requests(where / "world.parquet", live_ms))
         places = ["--log", f"file://{where}/log", "--store", f"lmdb://{where}/store"]
         serve = [
