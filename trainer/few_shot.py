@@ -79,10 +79,12 @@ def fit_expert(
     traffic: Traffic,
     good: NDArray[np.float32] | None,
     settings: ExpertSettings,
+    good_among: int | None = None,
 ) -> Expert | None:
     """Return an expert for frauds float32[k, n] that the champion missed, k >= 1, newest last.
 
-    ``good`` float32[g, n] are payments known to be good, best those that an expert boosted. None
+    ``good`` float32[g, n] are payments known to be good, best those that an expert boosted: all
+    that are known among ``good_among`` payments, or all there are where that is None. None
     where no group of the frauds stands out from the traffic beyond the cap. Of more than
     FRAUDS_MAX frauds the newest count. Raises ExpertError where the arrays do not fit.
     """
@@ -100,7 +102,7 @@ def fit_expert(
     cards = _cards(
         scored, _best_groups(scored, traffic, center, settings), traffic, center, settings
     )
-    return _capped(cards, traffic, good, settings)
+    return _capped(cards, traffic, good, max(good_among or 0, len(good)), settings)
 
 
 def _center(traffic: Traffic, good: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -264,7 +266,11 @@ def _choose(
 
 
 def _capped(
-    cards: list[_Card], traffic: Traffic, good: NDArray[np.float32], settings: ExpertSettings
+    cards: list[_Card],
+    traffic: Traffic,
+    good: NDArray[np.float32],
+    good_among: int,
+    settings: ExpertSettings,
 ) -> Expert | None:
     """Return the expert with thresholds that keep its effect within the cap, None for none."""
     bare = _without_threshold(cards, traffic, settings.boost_max)
@@ -274,7 +280,12 @@ def _capped(
     while active:
         share = settings.share_max / len(active)
         limits = {
-            g: max(_limit(traffic_scores[:, g], share), _limit(good_scores[:, g], share))
+            g: max(
+                _limit(traffic_scores[:, g], share),
+                # Payments are judged because they were boosted, so among those known to be good
+                # most are its own errors. How many are too many, all traffic says.
+                _limit(good_scores[:, g], share * good_among / max(len(good), 1)),
+            )
             for g in active
         }
         # One that does not lift its own frauds leaves its share to the others.

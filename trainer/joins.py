@@ -170,6 +170,17 @@ class Joins:
             self._emit(slot, PRESUMED, presumed, NOBODY)
         return self._taken().joined
 
+    def not_fraud(self, count: int, random: np.random.Generator) -> NDArray[np.float32]:
+        """Return the vectors float32[m, n] of up to ``count`` random decisions, oldest first.
+
+        All that are kept count but those that somebody called fraud. Payments judged good count:
+        most were judged because they were alerted, and without them the alerts would seem fewer.
+        """
+        slots = self.ring.kept()
+        slots = slots[~(self.ring.said["verdict"][slots] == FRAUD).any(axis=1)]
+        some = np.sort(random.permutation(len(slots))[:count])
+        return self.ring.vectors[slots[some]]
+
     def forget(
         self,
         *,

@@ -27,7 +27,7 @@ from trainer.reading import Read
 from trainer.renew import Recent, renew
 from trainer.residual import ResidualRows, ResidualSettings, fit_residual
 from trainer.thresholds import Budget
-from trainer.traffic import ROWS_MIN, prepare_traffic
+from trainer.traffic import ROWS_MIN, Traffic, prepare_traffic
 from trainer.train import TrainingError
 
 APPROVED = int(decision_pb2.OUTCOME_APPROVE)
@@ -66,6 +66,9 @@ class Learner:
         self._residual_ms: int | None = None
         self._frauds = 0  # that were told, at the last proposal
         self._is_fresh = False  # whether labels came since
+        self._traffic = np.zeros((0, width), np.float32)
+        self._traffic_at = 0  # decisions that were read when it was drawn
+        self._prepared: Traffic | None = None  # for the expert, once it was asked for
 
     def take(self, read: Read, now_ms: int) -> list[Refusal]:
         """Take decisions and labels in; return the labels that cannot be used."""
@@ -83,8 +86,16 @@ class Learner:
         return self._is_fresh or self._residual_is_due(self._frauds, now_ms)
 
     def traffic(self) -> NDArray[np.float32]:
-        """Return recent traffic of which nothing was heard, float32[m, n]."""
-        return self.joins.unlabelled(self._settings.traffic_rows, 0, self._random).vectors
+        """Return recent traffic without what was called fraud, float32[m, n].
+
+        Drawn again once a fifth as many decisions came since as it has rows: to draw it and to
+        make it ready takes longer than to learn an expert.
+        """
+        came = self.joins.counts.decisions - self._traffic_at
+        if 5 * came >= len(self._traffic):
+            self._traffic = self.joins.not_fraud(self._settings.traffic_rows, self._random)
+            self._traffic_at, self._prepared = self.joins.counts.decisions, None
+        return self._traffic
 
     def propose(self, traffic: NDArray[np.float32], now_ms: int) -> Content | None:
         """Return a content with what was learnt since the last call, None where it is nothing.
@@ -133,7 +144,9 @@ class Learner:
         settings = self._settings.expert
         good = lessons[~lessons.is_fraud].vectors
         try:
-            return fit_expert(missed.vectors, prepare_traffic(traffic), good, settings)
+            if self._prepared is None or self._prepared.rows is not traffic:
+                self._prepared = prepare_traffic(traffic)
+            return fit_expert(missed.vectors, self._prepared, good, settings, len(self.joins.ring))
         except ExpertError:
             return self.champion.expert
 
