@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from tests.adaptation.base import BUDGET, Base, bundle_of
 from tests.adaptation.streams import Stream
-from tests.adaptation.systems import TOLD
 from trainer import guards
 from trainer.decision_ring import DECISION
 from trainer.expert import Expert
@@ -82,6 +81,7 @@ class Product:
         self._window = guards.LabelWindow()
         self._reporters = ReporterWatch()
         self._stopped: dict[guards.Stop, str] = {}
+        self._distrusted: set[int] = set()
         self._guarded = guarded
         self._champion = bundle_of(base.content, base.packed, "base")
         self._swaps = 0
@@ -120,6 +120,9 @@ class Product:
         for joined in new:
             self._window.see(joined, now_ms)
         suspected = [a for j in new for a in self._reporters.see(j, refused, now_ms)]
+        if self._guarded and suspected:
+            self._go_back([int(alarm.subject) for alarm in suspected], now_ms)
+            return True
         if self._guarded and self._must_stand_still(now_ms):
             return False
         if not self._learner.is_due(now_ms):
@@ -130,7 +133,24 @@ class Product:
             return False
         return self._try(content, traffic, now_ms)
 
+    def _go_back(self, reporters: list[int], now_ms: int) -> None:
+        """Serve the base again, and forget what the suspected said; they are not heard again."""
+        learner = self._learner
+        for reporter in reporters:
+            stands = learner.joins.forget(reporter=reporter)
+            learner.lessons.forget(reporter=reporter)
+            learner.lessons.add(stands)
+            self._reporters.forget(reporter)
+            self._distrusted.add(reporter)
+        self._lessons.new = []
+        self._window.forget()
+        learner.champion = self._base.content
+        learner._missed = learner._learnt = -1
+        self._champion = bundle_of(self._base.content, self._base.packed, "base")
+        self.events.append(Event(now_ms, "rolled back: labels are suspected", []))
+
     def _labels(self, told: NDArray[Any]) -> NDArray[Any]:
+        told = told[~np.isin(told["reporter"], list(self._distrusted))]
         labels = np.zeros(len(told), LABEL)
         labels["transaction"] = self._stream.rows["transaction"][told["row"]]
         labels["label_time_ms"], labels["reporter"] = told["time_ms"], told["reporter"]
