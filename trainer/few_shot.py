@@ -110,7 +110,6 @@ def fit_expert(
             raise ExpertError(f"{name} of shape {rows.shape} beside traffic of {width} features")
     if not len(frauds):
         raise ExpertError("no frauds to learn from")
-    everything = np.arange(width)
     frauds = frauds[-FRAUDS_MAX:]
     cells = traffic.cells_of(frauds)
     usual = _usual_shares(traffic, traffic.cells_of(good))

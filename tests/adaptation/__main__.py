@@ -15,10 +15,14 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.adaptation.compare import Seed
+from tests.adaptation.report import write_report, write_tables
 from tests.adaptation.streams import NEWS
 from tests.adaptation.world import Scale
 
 ROOT = Path(__file__).parents[2]
+# Seeds run side by side, each on one core.
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def main() -> int:
@@ -32,6 +36,7 @@ def main() -> int:
     parser.add_argument("--per-minute", type=int, default=1_000, help="payments")
     parser.add_argument("--jobs", type=int, default=1, help="seeds at once")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "adaptation")
+    parser.add_argument("--docs", type=Path, help="page whose tables are to be written anew")
     parser.add_argument("--report-only", action="store_true", help="of what is there")
     parsed = parser.parse_args()
     attacks = parsed.attacks.split(",")
@@ -46,15 +51,17 @@ def main() -> int:
         else:
             _one_seed(parsed, seeds[0], attacks)
             return 0
-    from tests.adaptation.report import write_report
-
-    print(write_report(parsed.out))
+    text = write_report(parsed.out)
+    print(text)
+    if parsed.docs is not None:
+        write_tables(parsed.docs, text)
     return failed
 
 
 def _each_apart(parsed: argparse.Namespace, seeds: list[int]) -> int:
     """Run each seed in a process of its own, ``jobs`` at once; return how many failed."""
     waiting, running, failed = list(seeds), [], 0
+    environment = {**os.environ, **dict.fromkeys(ONE_THREAD, "1")}
     while waiting or running:
         while waiting and len(running) < parsed.jobs:
             command = [
@@ -63,7 +70,7 @@ def _each_apart(parsed: argparse.Namespace, seeds: list[int]) -> int:
                 "--minutes", str(parsed.minutes), "--per-minute", str(parsed.per_minute),
                 "--systems", parsed.systems, "--out", str(parsed.out),
             ]  # fmt: skip
-            running.append(subprocess.Popen(command, cwd=ROOT))
+            running.append(subprocess.Popen(command, cwd=ROOT, env=environment))
         for process in [p for p in running if p.poll() is not None]:
             running.remove(process)
             failed += process.returncode != 0
@@ -72,8 +79,6 @@ def _each_apart(parsed: argparse.Namespace, seeds: list[int]) -> int:
 
 
 def _one_seed(parsed: argparse.Namespace, seed: int, attacks: list[str]) -> None:
-    from tests.adaptation.compare import Seed
-
     scale = Scale(
         per_minute=parsed.per_minute, customers=50 * parsed.per_minute,
         past_rows_a_day=8 * parsed.per_minute, after_minutes=parsed.minutes,
@@ -89,13 +94,8 @@ def _one_seed(parsed: argparse.Namespace, seed: int, attacks: list[str]) -> None
             partial = path.with_suffix(".partial")
             partial.write_text(json.dumps(found))
             partial.replace(path)
-            print(
-                f"seed {seed}, {attack}: {time.process_time() - began:.0f} s of CPU", flush=True
-            )
+            print(f"seed {seed}, {attack}: {time.process_time() - began:.0f} s of CPU", flush=True)
 
 
 if __name__ == "__main__":
-    # One thread each: what is compared runs beside others, and a figure is not to depend on it.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
     sys.exit(main())

@@ -5,7 +5,7 @@ Take labels in, watch them, propose, judge, serve. As ``trainer.live`` does it, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from trainer.reporters import ReporterWatch
 APPROVE = int(decision_pb2.OUTCOME_APPROVE)
 REVIEW = int(decision_pb2.OUTCOME_REVIEW)
 NEVER_MS = 1 << 50
-RESIDUAL_EVERY_MS = 180_000
+RESIDUAL_EVERY_MS = 240_000
 # The machine is shared: a row's time says little here, and `make bench` measures it.
 GATES = GateSettings(cost_us_max=1_000.0)
 
@@ -49,7 +49,9 @@ class _Overheard(Lessons):
 class _ResidualOnly(Learner):
     """A learner without the few-shot expert."""
 
-    def _expert(self, missed: Joined, lessons: Joined, traffic: NDArray[np.float32]) -> Expert | None:
+    def _expert(
+        self, missed: Joined, lessons: Joined, traffic: NDArray[np.float32]
+    ) -> Expert | None:
         return None
 
 

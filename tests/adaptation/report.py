@@ -35,11 +35,22 @@ COLOURS = (
 _REACHED = ("recall_50", "recall_80", "recall_at_50", "recall_at_80")
 _SHARES = ("false_share", "alert_share", "old_recall", "old_recall_static", "attack_recall")
 
+_MARKS = ("<!-- adaptation -->", "<!-- /adaptation -->")
+
 Runs = dict[str, list[dict[str, Any]]]
 
 
+def write_tables(page: Path, text: str) -> None:
+    """Put the tables between the two marks of a page in Markdown."""
+    before, found, rest = page.read_text().partition(_MARKS[0])
+    _, ended, after = rest.partition(_MARKS[1])
+    if not (found and ended):
+        raise ValueError(f"{page} has no marks {' and '.join(_MARKS)}")
+    page.write_text(f"{before}{_MARKS[0]}\n{text}{_MARKS[1]}{after}")
+
+
 def write_report(out: Path) -> str:
-    """Write everything into ``out``; return the table as text."""
+    """Write everything into ``out``; return the tables in Markdown."""
     runs: Runs = {}
     for path in sorted(out.glob("[A-Z]-*.json")):
         found = json.loads(path.read_bytes())
@@ -64,12 +75,16 @@ def write_report(out: Path) -> str:
         script = False
         _picture(attack, many, out / f"adaptation-{attack}.png")
     (out / "adaptation.html").write_text(_PAGE.format(body="\n".join(parts)), encoding="utf-8")
-    return "\n".join(f"{attack}\n{text_table(attack, rows)}" for attack, rows in table.items())
+    return "\n".join(
+        f"**{attack}: {TITLES[attack]}**, {len(runs[attack])} seeds\n\n{text_table(attack, rows)}"
+        for attack, rows in table.items()
+    )
 
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Adaptation</title>
 <style>body{{font-family:sans-serif;max-width:1200px;margin:2em auto}}
-table{{border-collapse:collapse;font-size:90%}}td,th{{border:1px solid #ccc;padding:3px 7px}}</style>
+table{{border-collapse:collapse;font-size:90%}}
+td,th{{border:1px solid #ccc;padding:3px 7px}}</style>
 <h1>How fast a new attack is caught</h1>
 <p>Every system on the same seeded streams. Recall is that of the model of a moment on the 100
 payments of the attack that come next; minutes and confirmed labels count from the onset. Ticks
@@ -122,9 +137,9 @@ def _cell(value: dict[str, Any] | None, seeds: int, digits: int = 0, times: floa
         return "never"
 
     def number(figure: float | None) -> str:
-        return "–" if figure is None else f"{times * figure:.{digits}f}"
+        return "never" if figure is None else f"{times * figure:.{digits}f}"
 
-    text = f"{number(value['median'])} ({number(value['least'])}–{number(value['most'])})"
+    text = f"{number(value['median'])} ({number(value['least'])} to {number(value['most'])})"
     return text if value["reached"] == seeds else f"{text}, {value['reached']} of {seeds} seeds"
 
 

@@ -14,7 +14,7 @@ from catboost import CatBoostClassifier, Pool
 from numpy.typing import NDArray
 
 from featurizer.features import FEATURES, OWN
-from tests.adaptation.base import BUDGET, GOOD_DRAWN, SETTINGS, Base
+from tests.adaptation.base import BUDGET, SETTINGS, Base
 from tests.adaptation.streams import Stream
 from tests.adaptation.world import MINUTE_MS
 from trainer.challengers import (
@@ -66,9 +66,7 @@ class Boosted:
     def __init__(self, name: str, stream: Stream, base: Base, *, anew: bool) -> None:
         self.name, self._stream, self._base, self._anew = name, stream, base, anew
         self._recent = Recent(stream, stream.seed)
-        self._model: Any = CatBoostClassifier().load_model(
-            blob=base.content.base_cbm, format="cbm"
-        )
+        self._model: Any = CatBoostClassifier().load_model(blob=base.content.base_cbm, format="cbm")
         self._every_ms = RETRAIN_EVERY_MS if anew else CONTINUE_EVERY_MS
         self._next_ms = stream.scale.stream_ms + self._every_ms
         self._scores = np.full(len(stream.rows), np.nan)

@@ -22,7 +22,7 @@ from featurizer.history import History
 from featurizer.records import NO_TIME_MS, Entity
 from loadgen.payments import NOWHERE, Payments
 from tests.adaptation import attacks
-from tests.adaptation.world import ATTACK_SHARE, MINUTE_MS, Ground, Scale, by_time
+from tests.adaptation.world import MINUTE_MS, Ground, Scale, by_time
 
 GOOD, OLD, ATTACK, SECOND, SURGE = range(5)
 JUDGED_SHARE, JUDGED_MEDIAN_MS, JUDGED_SPREAD = 0.01, 5 * MINUTE_MS, 0.5
@@ -74,17 +74,18 @@ class Stream:
         return (kind == ATTACK) | (kind == SECOND)
 
 
-# What happens from the onset on: functions, the kind that their payments are of, their share.
+# What happens from the onset on: functions, the kind that their payments are of, and
+# which part of the attack they are.
 NEWS: dict[str, tuple[tuple[attacks.Attack, int, float], ...]] = {
-    "A": ((attacks.combination, ATTACK, ATTACK_SHARE),),
-    "B": ((attacks.unused_feature, ATTACK, ATTACK_SHARE),),
-    "C": ((attacks.good_turned_bad, ATTACK, ATTACK_SHARE),),
-    "D": ((attacks.surge, SURGE, SURGE_SHARE),),
+    "A": ((attacks.combination, ATTACK, 1.0),),
+    "B": ((attacks.unused_feature, ATTACK, 1.0),),
+    "C": ((attacks.good_turned_bad, ATTACK, 1.0),),
+    "D": ((attacks.surge, SURGE, 1.0),),
     "E": (),
-    "F": ((attacks.combination, ATTACK, ATTACK_SHARE),),
+    "F": ((attacks.combination, ATTACK, 1.0),),
     "G": (
-        (attacks.combination, ATTACK, ATTACK_SHARE / 2),
-        (attacks.good_turned_bad, SECOND, ATTACK_SHARE / 2),
+        (attacks.combination, ATTACK, 0.5),
+        (attacks.good_turned_bad, SECOND, 0.5),
     ),
 }
 
@@ -115,8 +116,11 @@ class Begun:
         rng = np.random.default_rng([self.seed, 32, number])
         parts, records, kinds = [], [self.later_records], [_kinds(self.later)]
         for make, kind, share in NEWS[attack]:
-            minutes = min(SURGE_MINUTES, scale.after_minutes) if kind == SURGE else scale.after_minutes
-            count = rng.poisson(share * scale.per_minute * minutes)
+            minutes = scale.after_minutes
+            if kind == SURGE:
+                minutes = min(SURGE_MINUTES, minutes)
+            of_all = SURGE_SHARE if kind == SURGE else share * scale.attack_share
+            count = rng.poisson(of_all * scale.per_minute * minutes)
             times = np.sort(scale.onset_ms + rng.integers(0, minutes * MINUTE_MS, count))
             rows = by_time(make(rng, self.ground.people, times))
             parts.append(rows)

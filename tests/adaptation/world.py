@@ -28,8 +28,6 @@ DATE = datetime.date(2025, 3, 12)  # a Wednesday
 START_MS = (DATE - datetime.date(1970, 1, 1)).days * DAY_MS
 OPEN_MS = START_MS + 9 * 3_600_000
 MINUTE_MS = 60_000
-OLD_FRAUD_SHARE = 0.003
-ATTACK_SHARE = 0.006
 _MORE = 1.25  # payments drawn for one that is kept, so that no minute lacks any
 _CHAIN_SHARE = 0.28
 _SYNTHETIC = 4_000
@@ -38,7 +36,8 @@ _KEY = bytes(range(16))
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How large a stream is: payments a minute, and minutes before and after the onset."""
+    """How large a stream is: payments a minute, minutes before and after the onset, and how much
+    of it is fraud of the known kinds, and of the new one."""
 
     per_minute: int = 1_000
     customers: int = 50_000
@@ -47,6 +46,8 @@ class Scale:
     warm_minutes: int = 150
     before_minutes: int = 20
     after_minutes: int = 120
+    old_share: float = 0.003
+    attack_share: float = 0.006
 
     @property
     def onset_ms(self) -> int:
@@ -87,7 +88,7 @@ class Ground:
     def dense(self) -> Payments:
         """Return honest payments and old fraud of the warm-up and the stream, PAYMENT[n] by time.
 
-        Of each minute ``per_minute``, of which OLD_FRAUD_SHARE are fraud on the mean.
+        Of each minute ``per_minute``, of which ``old_share`` are fraud on the mean.
         """
         scale = self.scale
         rng = np.random.default_rng([self.seed, 31])
@@ -117,7 +118,7 @@ class Ground:
         Campaigns of days are folded into the hours of the stream.
         """
         span_ms = self.scale.end_ms - OPEN_MS
-        wanted = round(OLD_FRAUD_SHARE * self.scale.per_minute * span_ms / MINUTE_MS)
+        wanted = round(self.scale.old_share * self.scale.per_minute * span_ms / MINUTE_MS)
         rows = Schedule(self.people, Mix(), 1.5 * wanted).start(0, START_MS)
         rows["time_ms"] = OPEN_MS + (rows["time_ms"] - OPEN_MS) % span_ms
         fraud, quiet = rows[rows["campaign"] != 0], rows[rows["campaign"] == 0]
