@@ -121,6 +121,40 @@ def test_known_good_payments_are_let_be(traffic: Traffic) -> None:
     assert boosted(expert, more).mean() > 0.9
 
 
+def test_codes_are_told_apart_where_high_and_low_say_nothing(traffic: Traffic) -> None:
+    """A code in the middle: its rank is that of a usual payment."""
+    random = np.random.default_rng(SEED + 6)
+
+    def coded(rows: int) -> Matrix:
+        drawn = make_traffic(rows, random)
+        drawn[:, 30] = random.choice(5, rows, p=[0.4, 0.07, 0.06, 0.07, 0.4])
+        drawn[:, 70] = random.choice(5, rows, p=[0.4, 0.07, 0.06, 0.07, 0.4])
+        return drawn
+
+    usual, frauds, later = coded(5_000), coded(12), coded(1_000)
+    for rows in (frauds, later):
+        rows[:, [30, 70]] = 2.0
+    expert = fit_expert(frauds, prepare_traffic(usual), None, SETTINGS)
+    assert expert is not None
+    assert boosted(expert, later).mean() > 0.9
+    assert boosted(expert, usual).mean() <= SETTINGS.share_max
+
+
+def test_its_own_errors_do_not_end_an_expert(traffic: Traffic) -> None:
+    """Payments are judged because they were boosted: those known to be good are no sample."""
+    random = np.random.default_rng(SEED + 7)
+    frauds = known_features(20, random, 2, 1.5)
+    expert = fit_expert(frauds, traffic, None, SETTINGS)
+    assert expert is not None
+    honest = make_traffic(60_000, random)
+    errors = honest[boosted(expert, honest)]
+    assert 20 < len(errors) <= 600
+    again = fit_expert(frauds, traffic, errors, SETTINGS, good_among=len(honest))
+    assert again is not None
+    assert boosted(again, known_features(1_000, random, 2, 1.5)).mean() > 0.5
+    assert boosted(again, errors).sum() <= SETTINGS.share_max * len(honest)
+
+
 @given(
     seed=st.integers(0, 2**32 - 1),
     frauds=st.integers(1, 40),

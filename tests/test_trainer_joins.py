@@ -237,6 +237,19 @@ def test_what_nobody_called_fraud_is_presumed_legitimate() -> None:
     assert set(found.rows["source"].tolist()) == {PRESUMED}
 
 
+def test_traffic_is_all_that_nobody_called_fraud_once_it_could_be_judged() -> None:
+    joins = joins_with(1, 2, 3, 4)
+    joins.take_labels(np.r_[label(1), label(2, LEGITIMATE)], START_MS)
+    random = np.random.default_rng(3)
+    # Nothing is a second old: the older half is all that there is to go by.
+    assert joins.not_fraud(9, 1_000, random)[:, 0].tolist() == [2.0]
+    joins.pass_time(START_MS + 1_000)
+    rows = decisions(5)
+    joins.take_decisions(rows, vectors_of(rows), START_MS + 1_000)
+    assert joins.not_fraud(9, 1_000, random)[:, 0].tolist() == [2.0, 3.0, 4.0]
+    assert len(joins.not_fraud(2, 0, random)) == 2
+
+
 def test_what_a_reporter_said_can_be_forgotten() -> None:
     joins = joins_with(1, 2)
     joins.take_labels(np.r_[label(1, reporter=66), label(2, reporter=5)], START_MS)

@@ -170,13 +170,19 @@ class Joins:
             self._emit(slot, PRESUMED, presumed, NOBODY)
         return self._taken().joined
 
-    def not_fraud(self, count: int, random: np.random.Generator) -> NDArray[np.float32]:
+    def not_fraud(
+        self, count: int, age_ms: int, random: np.random.Generator
+    ) -> NDArray[np.float32]:
         """Return the vectors float32[m, n] of up to ``count`` random decisions, oldest first.
 
-        All that are kept count but those that somebody called fraud. Payments judged good count:
-        most were judged because they were alerted, and without them the alerts would seem fewer.
+        All count that are kept for ``age_ms``, or else the older half, but those that somebody
+        called fraud. Payments judged good count: most were judged because they were alerted, and
+        without them the alerts would seem fewer. The newest do not, since nobody could say yet
+        which of them are fraud.
         """
         slots = self.ring.kept()
+        old = int((self._elapsed.now_ms - self.ring.read_ms[slots] >= age_ms).sum())
+        slots = slots[: max(old, (len(slots) + 1) // 2)]
         slots = slots[~(self.ring.said["verdict"][slots] == FRAUD).any(axis=1)]
         some = np.sort(random.permutation(len(slots))[:count])
         return self.ring.vectors[slots[some]]

@@ -38,6 +38,7 @@ class LearnerSettings:
     """How much is remembered, how often the residual is learnt, and the budget of alerts."""
 
     traffic_rows: int = 5_000
+    judged_within_ms: int = 900_000  # most alerts are
     lessons_max: int = 20_000
     residual_every_ms: int = 120_000
     good_per_fraud: int = 20
@@ -93,7 +94,10 @@ class Learner:
         """
         came = self.joins.counts.decisions - self._traffic_at
         if 5 * came >= len(self._traffic):
-            self._traffic = self.joins.not_fraud(self._settings.traffic_rows, self._random)
+            settings = self._settings
+            self._traffic = self.joins.not_fraud(
+                settings.traffic_rows, settings.judged_within_ms, self._random
+            )
             self._traffic_at, self._prepared = self.joins.counts.decisions, None
         return self._traffic
 
