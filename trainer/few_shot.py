@@ -37,7 +37,7 @@ _CANDIDATES = 64
 _NOISE = 1.5  # standard errors that a difference of means is shrunk by
 _FLOOR = 1e-3  # of a variance
 _RARE = 1e-4  # share of traffic at least in a cell that nobody was seen in
-_GAIN_MIN = 0.01  # a feature that adds less of the squared distance so far is left out
+_GAIN_MIN = 0.002  # a feature that adds less of the squared distance so far is left out
 _GROUP_ROUNDS = 5
 _BETTER = 0.03  # of the frauds, a further group must catch more
 
@@ -336,11 +336,11 @@ def _capped(
             )
             for g in active
         }
-        # One that does not lift its own frauds leaves its share to the others.
-        lifting = [g for g in active if cards[g].usual > limits[g]]
-        if lifting == active:
+        # One that does not lift its own frauds leaves its share to the others; which then may.
+        worst = min(active, key=lambda g: cards[g].usual - limits[g])
+        if cards[worst].usual > limits[worst]:
             break
-        active = lifting
+        active.remove(worst)
     if not active:
         return None
     thresholds, gains = np.zeros(DISCRIMINANTS), np.zeros(DISCRIMINANTS)
