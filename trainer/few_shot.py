@@ -37,7 +37,8 @@ _CANDIDATES = 64
 _NOISE = 1.5  # standard errors that a difference of means is shrunk by
 _FLOOR = 1e-3  # of a variance
 _RARE = 1e-4  # share of traffic at least in a cell that nobody was seen in
-_GAIN_MIN = 0.002  # a feature that adds less of the squared distance so far is left out
+_GAIN_MIN = 0.01  # a feature that adds less of the squared distance so far is left out
+_ENOUGH = 25.0  # squared distance beyond which a share of it would leave out what still tells
 _GROUP_ROUNDS = 5
 _BETTER = 0.03  # of the frauds, a further group must catch more
 
@@ -71,7 +72,7 @@ class ExpertSettings:
 class _Card(NamedTuple):
     """A scorecard being made, of one group of frauds.
 
-    ``features`` int64[f], one maybe twice; ``terms`` float64[f, CELLS]; ``usual`` is the median
+    ``features`` int64[f]; ``terms`` float64[f, CELLS]; ``usual`` is the median
     score of its frauds, each by what was learnt from the others.
     """
 
@@ -259,7 +260,9 @@ def _card(
     middle = (shares * tables).sum(axis=1)
     variance = (shares * (tables - middle[:, None]) ** 2).sum(axis=1)
     strength = np.abs(difference) / np.sqrt(variance + spread)
-    strong = np.argsort(-strength, kind="stable")[:_CANDIDATES]
+    # Of a feature the reading that says more.
+    better = np.argmax(strength.reshape(2, width), axis=0) * width + np.arange(width)
+    strong = better[np.argsort(-strength[better], kind="stable")[:_CANDIDATES]]
     tables = tables[strong] - middle[strong, None]
     usually = np.take_along_axis(tables, traffic.cells[strong % width], axis=1)
     both = 0.5 * (usually @ usually.T / len(traffic.rows) + np.diag(spread[strong] + _FLOOR))
@@ -303,7 +306,7 @@ def _choose(
         gains = still**2 / np.maximum(np.diag(left), 1e-9)
         gains[chosen] = -1.0
         best = int(gains.argmax())
-        if chosen and gains[best] <= _GAIN_MIN * total:
+        if chosen and gains[best] <= _GAIN_MIN * min(total, _ENOUGH):
             break
         total += float(gains[best])
         chosen.append(best)
@@ -367,7 +370,7 @@ def _without_threshold(cards: list[_Card], traffic: Traffic, boost_max: float) -
     features = np.unique(np.concatenate([card.features for card in cards]))
     terms = np.zeros((len(features), CELLS, DISCRIMINANTS))
     for place, card in enumerate(cards):
-        np.add.at(terms[:, :, place], np.searchsorted(features, card.features), card.terms)
+        terms[np.searchsorted(features, card.features), :, place] = card.terms
     return Expert(
         features=features.astype(np.int32),
         knots=traffic.knots[features],
