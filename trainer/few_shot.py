@@ -128,8 +128,9 @@ def _usual_shares(traffic: Traffic, good: NDArray[np.uint8]) -> NDArray[np.float
     """
     rows = good.shape[1]
     share = 0.5 * rows / (rows + 10.0)
-    shares: NDArray[np.float64] = (1.0 - share) * traffic.shares
-    return shares + share * _counts(good) / max(rows, 1)
+    own = _counts(good) / max(rows, 1)
+    shares: NDArray[np.float64] = (1.0 - share) * traffic.shares + share * own
+    return shares
 
 
 def _counts(cells: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -185,7 +185,8 @@ class Joins:
         slots = slots[: max(old, (len(slots) + 1) // 2)]
         slots = slots[~(self.ring.said["verdict"][slots] == FRAUD).any(axis=1)]
         some = np.sort(random.permutation(len(slots))[:count])
-        return self.ring.vectors[slots[some]]
+        vectors: NDArray[np.float32] = self.ring.vectors[slots[some]]
+        return vectors
 
     def forget(
         self,

@@ -60,7 +60,8 @@ def main() -> int:
 
 def _each_apart(parsed: argparse.Namespace, seeds: list[int]) -> int:
     """Run each seed in a process of its own, ``jobs`` at once; return how many failed."""
-    waiting, running, failed = list(seeds), [], 0
+    waiting, failed = list(seeds), 0
+    running: list[subprocess.Popen[bytes]] = []
     environment = {**os.environ, **dict.fromkeys(ONE_THREAD, "1")}
     while waiting or running:
         while waiting and len(running) < parsed.jobs:

@@ -117,7 +117,7 @@ def _rows(many: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return out
 
 
-def _spread(values: list[float], seeds: int) -> dict[str, float] | None:
+def _spread(values: list[float], seeds: int) -> dict[str, float | None] | None:
     """Return median, least, most and how many seeds have a value; None where none has."""
     if not values:
         return None
@@ -129,7 +129,7 @@ def _spread(values: list[float], seeds: int) -> dict[str, float] | None:
         "least": round(min(values), 5),
         "most": round(max(values), 5),
         "reached": len(values),
-    }  # type: ignore[return-value]
+    }
 
 
 def _cell(value: dict[str, Any] | None, seeds: int, digits: int = 0, times: float = 1.0) -> str:

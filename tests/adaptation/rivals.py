@@ -191,7 +191,9 @@ class Warm:
 
     def scores_of(self, challenger: Challenger) -> NDArray[np.float64]:
         """Return what a challenger says of the warm-up's good payments."""
-        return challenger.predict(self._vectors, self._logits) + 1e-9 * self._logits
+        predicted = challenger.predict(self._vectors, self._logits)
+        scores: NDArray[np.float64] = predicted + 1e-9 * self._logits
+        return scores
 
 
 def _inputs(base: Base) -> NDArray[np.int64]:

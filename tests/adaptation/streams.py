@@ -65,13 +65,15 @@ class Stream:
     def is_fraud(self) -> NDArray[np.bool_]:
         """Which payments are fraud, bool[m]."""
         kind = self.rows["kind"]
-        return (kind == OLD) | self.is_attack
+        fraud: NDArray[np.bool_] = (kind == OLD) | self.is_attack
+        return fraud
 
     @property
     def is_attack(self) -> NDArray[np.bool_]:
         """Which payments are of a new attack, bool[m]."""
         kind = self.rows["kind"]
-        return (kind == ATTACK) | (kind == SECOND)
+        attack: NDArray[np.bool_] = (kind == ATTACK) | (kind == SECOND)
+        return attack
 
 
 # What happens from the onset on: functions, the kind that their payments are of, and
@@ -128,10 +130,10 @@ class Begun:
             kinds.append(np.full(count, kind, np.uint8))
         keep = self._make_room(rng, parts)
         records[0], kinds[0] = records[0][keep], kinds[0][keep]
-        both, kind = np.concatenate(records), np.concatenate(kinds)
+        both, all_kinds = np.concatenate(records), np.concatenate(kinds)
         order = np.argsort(both["event_time_ms"], kind="stable")
-        both, kind = both[order], kind[order]
-        rows = told(both, kind, self.seed, number)
+        both = both[order]
+        rows = told(both, all_kinds[order], self.seed, number)
         vectors = fold(both, rows, copy_of(self._arena), NEVER)
         return Stream(attack, self.seed, scale, rows, vectors)
 

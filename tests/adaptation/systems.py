@@ -27,10 +27,14 @@ TOLD = np.dtype(
 
 
 class System(Protocol):
-    """One of those compared. ``threshold``: alerted is what scores that, or more."""
+    """One of those compared."""
 
     name: str
-    threshold: float
+
+    @property
+    def threshold(self) -> float:
+        """The score from which on a payment is alerted."""
+        ...
 
     def score(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the scores float64[k] of places of the stream, by the model of now; NaN: none."""
