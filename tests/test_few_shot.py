@@ -140,6 +140,19 @@ def test_codes_are_told_apart_where_high_and_low_say_nothing(traffic: Traffic) -
     assert boosted(expert, usual).mean() <= SETTINGS.share_max
 
 
+def test_what_moves_for_all_traffic_is_not_learnt(traffic: Traffic) -> None:
+    """Frauds are newer than most traffic: by an hour's number all that comes is like them."""
+    random = np.random.default_rng(SEED + 8)
+    usual, frauds, later = (make_traffic(n, random) for n in (5_000, 12, 1_000))
+    usual[:, 30] = np.repeat([10.0, 11.0], 2_500)
+    frauds[:, 30], later[:, 30] = 12.0, 12.0
+    frauds[:, 31] = 50.0
+    expert = fit_expert(frauds, prepare_traffic(usual), None, SETTINGS)
+    assert expert is not None
+    assert 30 not in expert.features
+    assert boosted(expert, later).mean() < 0.05
+
+
 def test_its_own_errors_do_not_end_an_expert(traffic: Traffic) -> None:
     """Payments are judged because they were boosted: those known to be good are no sample."""
     random = np.random.default_rng(SEED + 7)

@@ -261,6 +261,8 @@ def _card(
     middle = (shares * tables).sum(axis=1)
     variance = (shares * (tables - middle[:, None]) ** 2).sum(axis=1)
     strength = np.abs(difference) / np.sqrt(variance + spread)
+    strength[~np.tile(traffic.steady, 2)] = 0.0
+    difference[strength == 0.0] = 0.0
     # Of a feature the reading that says more.
     better = np.argmax(strength.reshape(2, width), axis=0) * width + np.arange(width)
     strong = better[np.argsort(-strength[better], kind="stable")[:_CANDIDATES]]

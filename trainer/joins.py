@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from fraud.v1 import decision_pb2
 from numpy.typing import NDArray
 
 from trainer.decision_ring import PASSED, SAID, SOURCES, DecisionRing
@@ -45,6 +46,7 @@ DELAY_EDGES_MS = (
 )
 
 
+APPROVED = int(decision_pb2.OUTCOME_APPROVE)
 # Whether a row overrules, and whom.
 NOBODY = (False, 0)
 
@@ -175,15 +177,15 @@ class Joins:
     ) -> NDArray[np.float32]:
         """Return the vectors float32[m, n] of up to ``count`` random decisions, oldest first.
 
-        All count that are kept for ``age_ms``, or else the older half, but those that somebody
-        called fraud. Payments judged good count: most were judged because they were alerted, and
-        without them the alerts would seem fewer. The newest do not, since nobody could say yet
-        which of them are fraud.
+        All that are kept count, but those that somebody called fraud, and alerts younger than
+        ``age_ms`` of which nothing was said yet: many of these are. Payments judged good count:
+        most were judged because they were alerted, and without them alerts would seem fewer.
         """
-        slots = self.ring.kept()
-        old = int((self._elapsed.now_ms - self.ring.read_ms[slots] >= age_ms).sum())
-        slots = slots[: max(old, (len(slots) + 1) // 2)]
-        slots = slots[~(self.ring.said["verdict"][slots] == FRAUD).any(axis=1)]
+        ring, slots = self.ring, self.ring.kept()
+        said = ring.said["verdict"][slots]
+        young = self._elapsed.now_ms - ring.read_ms[slots] < age_ms
+        pending = young & (ring.rows["outcome"][slots] != APPROVED) & ~said.any(axis=1)
+        slots = slots[~(said == FRAUD).any(axis=1) & ~pending]
         some = np.sort(random.permutation(len(slots))[:count])
         vectors: NDArray[np.float32] = self.ring.vectors[slots[some]]
         return vectors

@@ -13,13 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from fraud.v1 import decision_pb2
 from numpy.typing import NDArray
 
 from trainer.bundle import Content
 from trainer.expert import Expert, ExpertError
 from trainer.few_shot import ExpertSettings, fit_expert
-from trainer.joins import Joins, JoinSettings
+from trainer.joins import APPROVED, Joins, JoinSettings
 from trainer.labelled import FAST, Joined, Refusal
 from trainer.lessons import Lessons
 from trainer.model import Model, Trees
@@ -29,8 +28,6 @@ from trainer.residual import ResidualRows, ResidualSettings, fit_residual
 from trainer.thresholds import Budget
 from trainer.traffic import ROWS_MIN, Traffic, prepare_traffic
 from trainer.train import TrainingError
-
-APPROVED = int(decision_pb2.OUTCOME_APPROVE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from trainer.expert import CELLS, KNOTS, UNKNOWN, ExpertError
 
 ROWS_MIN = 200
+_MOVED_MAX = 0.25  # standard deviations
 _KNOT_SCORE_MAX = 3.0  # the outermost knots, in standard deviations
 
 
@@ -27,7 +28,9 @@ class Traffic:
 
     ``rows`` float32[m, n]; ``knots`` float32[n, KNOTS]; ``cells`` uint8[n, m], the cell of each
     value; ``shares`` float64[n, CELLS] of traffic in each cell; ``scores`` float64[n, CELLS], the
-    normal score of each cell.
+    normal score of each cell; ``steady`` bool[n], false for a feature that moved for all traffic
+    between the older half of the rows and the newer, as the hour does: what was unusual a while
+    ago is not now.
     """
 
     rows: NDArray[np.float32]
@@ -35,6 +38,7 @@ class Traffic:
     cells: NDArray[np.uint8]
     shares: NDArray[np.float64]
     scores: NDArray[np.float64]
+    steady: NDArray[np.bool_]
 
     def cells_of(self, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Return the cells uint8[n, k] of float32[k, n]."""
@@ -42,7 +46,7 @@ class Traffic:
 
 
 def prepare_traffic(rows: NDArray[np.float32]) -> Traffic:
-    """Return recent unlabelled traffic float32[m, n] ready for ``fit_expert``.
+    """Return recent traffic float32[m, n], oldest first, ready for ``fit_expert``.
 
     Takes far longer than a fit, and is needed once in a while only. Raises ExpertError where
     there are too few rows.
@@ -58,7 +62,18 @@ def prepare_traffic(rows: NDArray[np.float32]) -> Traffic:
     ordered = np.roll(counts, 1, axis=1)
     middle = (np.cumsum(ordered, axis=1) - ordered / 2.0) / len(rows)
     scores = np.roll(_normal_scores(middle, len(rows)), -1, axis=1)
-    return Traffic(rows, knots, _cells_of(rows, knots), counts / len(rows), scores)
+    cells = _cells_of(rows, knots)
+    return Traffic(rows, knots, cells, counts / len(rows), scores, _steady(cells, scores))
+
+
+def _steady(cells: NDArray[np.uint8], scores: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which features bool[n] kept their mean score, within chance and _MOVED_MAX."""
+    read = np.take_along_axis(scores, cells, axis=1)
+    half = read.shape[1] // 2
+    moved = np.abs(read[:, :half].mean(axis=1) - read[:, half:].mean(axis=1))
+    chance = 3.0 * 2.0 / np.sqrt(read.shape[1])
+    steady: NDArray[np.bool_] = moved <= _MOVED_MAX + chance
+    return steady
 
 
 @cache
