@@ -12,13 +12,14 @@ import queue
 import sys
 from pathlib import Path
 
-from featurizer.adapters import open_log
+from featurizer.adapters import directory_of, open_log
 from featurizer.eventlog import LogError
 from featurizer.hashing import SECRET_BYTES
 from featurizer.kafka_settings import kafka_settings
 from featurizer.places import store_place
 from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
+from fraudsvc.look_back import Defaults, add_commands
 from fraudsvc.models_command import ACTIONS, ModelsOptions, run_models
 from fraudsvc.policy import DEFAULT_POLICY, PolicyError
 from fraudsvc.serve import ServeOptions, host_name, serve, serve_workers
@@ -34,6 +35,7 @@ PLACES = (
     ("--address", "FRAUD_ADDRESS", "127.0.0.1:50051", "where to serve gRPC"),
     ("--policy", "FRAUD_POLICY", str(DEFAULT_POLICY), "policy file (TOML)"),
     ("--bundle", "FRAUD_BUNDLE", "data/bundle", "model bundle (directory, or a link to one)"),
+    ("--archive", "FRAUD_ARCHIVE", "", "what has decided is kept there (`archive` beside the log)"),
     ("--public-key", "FRAUD_PUBLIC_KEY", "data/key.pub", "key that bundles are signed with"),
     ("--id-secret", "FRAUD_ID_SECRET", "", "file with the 16 bytes that ids are hashed with"),
 )  # fmt: skip
@@ -67,13 +69,19 @@ def _contract(args: argparse.Namespace) -> ContractSettings:
     return ContractSettings(max_age_days=days if days > 0 else None, exempt_fields=exempt)
 
 
+def _archive(args: argparse.Namespace) -> Path:
+    beside = directory_of(args.log).parent if "log" in args else Path("data")
+    return Path(args.archive or beside / "archive")
+
+
 def _options(args: argparse.Namespace) -> ServeOptions:
     return ServeOptions(
         log=args.log, store=store_place(args.store), index=args.index, address=args.address,
-        policy=Path(args.policy), bundle=Path(args.bundle), public_key=Path(args.public_key),
-        secret=_secret(args.id_secret), cpus=frozenset(int(c) for c in args.cpus.split(",") if c),
+        policy=Path(args.policy), bundle=Path(args.bundle), archive=_archive(args),
+        public_key=Path(args.public_key), secret=_secret(args.id_secret),
+        cpus=frozenset(int(c) for c in args.cpus.split(",") if c),
         ready_file=args.ready_file, sync_interval_ms=args.sync_interval_ms,
-        contract=_contract(args),
+        contract=_contract(args), poll_s=args.poll_s,
         log_bytes_max=None if args.journal_gib is None else round(args.journal_gib * (1 << 30)),
         scorer=ScorerSettings(budget_ms=args.budget_ms, name=host_name()),
         server=ServerSettings(
@@ -127,6 +135,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--reflection", action="store_true", help="serve gRPC reflection")
     parser.add_argument("--ready-file", type=Path, help="is given the port once it is open")
     parser.add_argument("--log-level", default=os.environ.get("FRAUD_LOG_LEVEL", "INFO"))
+    parser.add_argument("--poll-s", type=float, default=1.0, help="between looks at the model")
     parser.set_defaults(run=_serve)
 
 
@@ -179,9 +188,10 @@ def _stream(args: argparse.Namespace) -> int:
     logging.getLogger("aiokafka").setLevel(logging.ERROR)  # we say what its errors mean
     options = StreamOptions(
         kafka=kafka_settings(args.kafka), store=store_place(args.store), policy=Path(args.policy),
-        bundle=Path(args.bundle), public_key=Path(args.public_key), secret=_secret(args.id_secret),
-        instance=args.instance, ready_file=args.ready_file, pending_max=args.pending_max,
-        contract=_contract(args), stream=StreamSettings(name=host_name()),
+        bundle=Path(args.bundle), archive=_archive(args), public_key=Path(args.public_key),
+        secret=_secret(args.id_secret), instance=args.instance, ready_file=args.ready_file,
+        pending_max=args.pending_max, contract=_contract(args),
+        stream=StreamSettings(name=host_name()),
     )  # fmt: skip
     try:
         return run_stream(options)
@@ -215,26 +225,55 @@ def _dead_letters(args: argparse.Namespace) -> int:
     from fraudsvc.dead_letters import DeadLetters  # noqa: PLC0415 - as said
     from fraudsvc.dead_letters_report import print_letter, print_letters  # noqa: PLC0415 - as said
 
+    if args.log is not None:
+        return _local_dead_letters(args)
     letters = DeadLetters(kafka_settings(args.kafka))
     if args.action == "list":
         print_letters(asyncio.run(letters.all()))
         return 0
-    if not args.numbers:
-        raise ValueError(f"dead-letters {args.action} wants the numbers of letters")
-    for number in args.numbers:
+    for number in _numbers(args):
         letter = asyncio.run(letters.one(number))
         if args.action == "show":
-            print_letter(letter, asyncio.run(letters.record(letter)))
+            print_letter(letter, asyncio.run(letters.record(letter)).value or b"")
         else:
             offset = asyncio.run(letters.resend(letter, getpass.getuser()))
             print(f"letter {number} was sent again, as offset {offset}")
     return 0
 
 
+def _local_dead_letters(args: argparse.Namespace) -> int:
+    from fraudsvc.dead_letters_local import LocalDeadLetters  # noqa: PLC0415 - as above
+    from fraudsvc.dead_letters_report import print_letter, print_letters  # noqa: PLC0415 - as above
+
+    log = open_log(args.log)
+    try:
+        letters = LocalDeadLetters(log)
+        if args.action == "list":
+            print_letters(letters.all())
+            return 0
+        for number in _numbers(args):
+            letter = letters.one(number)
+            if args.action == "show":
+                print_letter(letter, letters.record(letter).value)
+            else:
+                offset = letters.resend(letter, getpass.getuser())
+                print(f"letter {number} was sent again, as offset {offset}")
+    finally:
+        log.close()
+    return 0
+
+
+def _numbers(args: argparse.Namespace) -> list[int]:
+    if not args.numbers:
+        raise ValueError(f"dead-letters {args.action} wants the numbers of letters")
+    return list(args.numbers)
+
+
 def _add_dead_letters(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("dead-letters", help="see what was passed over, and send it again")
     parser.add_argument("action", choices=("list", "show", "resend"))
     parser.add_argument("numbers", type=int, nargs="*", metavar="NUMBER", help="of letters")
+    parser.add_argument("--log", help="of a host without Kafka, such as file://data/log")
     _add_kafka(parser)
     parser.set_defaults(run=_dead_letters)
 
@@ -245,7 +284,7 @@ def _models(args: argparse.Namespace) -> int:
         bundle, args.models or bundle.absolute().parent / "models",
         Path(args.public_key).read_bytes(), getpass.getuser(), args.reason,
     )  # fmt: skip
-    log = open_log(args.log) if args.reason else None
+    log = open_log(args.log) if args.reason or args.action == "list" else None
     try:
         run_models(args.action, args.names, options, log)
     finally:
@@ -268,6 +307,13 @@ def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.set_defaults(run=_models)
 
 
+def _add_look_back(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    policy = Path(os.environ.get("FRAUD_POLICY", str(DEFAULT_POLICY)))
+    data = Path(os.environ.get("FRAUD_DATA", "data"))
+    secret = os.environ.get("FRAUD_ID_SECRET", "")
+    add_commands(commands, Defaults(data, policy, secret, _secret))
+
+
 def main() -> int:
     """Run one command; the exit status is 2 where its options cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m fraudsvc", description=__doc__)
@@ -278,6 +324,7 @@ def main() -> int:
     _add_stream(commands)
     _add_dead_letters(commands)
     _add_models(commands)
+    _add_look_back(commands)
     args = parser.parse_args()
     try:
         return int(args.run(args))

@@ -51,10 +51,26 @@ def _pick(parts, start, stop, strongest):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def assess(rows, records, ops, lines, vector, model, knots, parts, figures, body, reasons, table):  # type: ignore[no-untyped-def]
-    """View, evaluate, calibrate, pick, write and look up the policy's rules.
+def appraise(records, vector, versions, model, knots, parts, figures, body, reasons, table):  # type: ignore[no-untyped-def]
+    """Evaluate, calibrate, pick, write and look up the policy's rules; what follows from a vector.
 
-    Return how many bytes the reasons are, and a bit for each rule that holds.
+    ``versions`` int64[entities] are those of the states that it was made of. Returns as ``assess``.
+    """
+    figures[LOGIT] = score(model, vector, parts)
+    figures[PROBABILITY] = probability_of(knots, figures[LOGIT])
+    figures[EXPERT_LOGIT] = parts[len(vector)]
+    strongest = np.full(REASONS_MAX, -1)
+    _pick(parts, 0, len(vector), strongest)
+    if figures[EXPERT_LOGIT] > 0.0:
+        _pick(parts, len(vector) + 1, len(parts), strongest)
+    write_body(vector, parts, versions, body)
+    size = write_reasons(strongest, parts, vector, reasons)
+    return size, fire(table, records, vector, figures[PROBABILITY])
+
+
+@njit(cache=True)
+def assess(rows, records, ops, lines, vector, model, knots, parts, figures, body, reasons, table):  # type: ignore[no-untyped-def]
+    """View and appraise; return how many bytes the reasons are, and a bit for each rule that holds.
 
     ``parts`` are what ``score`` sets. Sets the marks in the record's flags. Holds the GIL, unlike
     the kernels elsewhere: giving it up for 10 µs invites a switch that costs more than it lets
@@ -66,16 +82,9 @@ def assess(rows, records, ops, lines, vector, model, knots, parts, figures, body
         if rec.entities[entity] != 0 and rows[entity, META] != 0:
             versions[entity] = rows[entity, POSITION]
     records[0].flags |= view(rows, rec, ops, lines, vector)
-    figures[LOGIT] = score(model, vector, parts)
-    figures[PROBABILITY] = probability_of(knots, figures[LOGIT])
-    figures[EXPERT_LOGIT] = parts[len(vector)]
-    strongest = np.full(REASONS_MAX, -1)
-    _pick(parts, 0, len(vector), strongest)
-    if figures[EXPERT_LOGIT] > 0.0:
-        _pick(parts, len(vector) + 1, len(parts), strongest)
-    write_body(vector, parts, versions, body)
-    size = write_reasons(strongest, parts, vector, reasons)
-    return size, fire(table, records, vector, figures[PROBABILITY])
+    return appraise(
+        records, vector, versions, model, knots, parts, figures, body, reasons, table
+    )  # fmt: skip
 
 
 @njit(cache=True)
@@ -124,16 +133,18 @@ class Sheet:
         stored: NDArray[np.int64],
         bundle: Bundle,
         table: NDArray[np.int64],
+        at: int = 0,
     ) -> None:
         """Assess ``records`` (RECORD[n]), which get their marks, and fold each before the next.
+
+        Their rows begin at ``at``.
 
         ``stored`` int64[n, entities] are the positions that the states were stored with, or
         int64[0, entities] where the arena's own are those. ``table`` is the policy's.
         """
         judge = (bundle.model.array, bundle.calibration.knots, table)
         sheet = (
-            self.vectors, self.parts, self.figures, self.bodies, self.reasons, self.found,
+            self.vectors[at:], self.parts[at:], self.figures[at:], self.bodies[at:],
+            self.reasons[at:], self.found[at:],
         )  # fmt: skip
-        arena.run_by(
-            _assess_all, records, positions, stored, OPS, judge, self._space, sheet
-        )  # fmt: skip
+        arena.run_by(_assess_all, records, positions, stored, OPS, judge, self._space, sheet)

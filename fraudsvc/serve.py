@@ -29,6 +29,7 @@ from featurizer.features import INDEX, SCHEMA_VERSION
 from featurizer.hashing import IdHasher
 from featurizer.places import StorePlace
 from featurizer.store import StoreError
+from fraudsvc.archive import Archive
 from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
 from fraudsvc.journal_tail import JournalTail
@@ -59,10 +60,12 @@ class ServeOptions:
     address: str
     policy: Path
     bundle: Path
+    archive: Path
     public_key: Path
     secret: bytes
     cpus: frozenset[int] = frozenset()
     ready_file: Path | None = None
+    poll_s: float = POLL_S
     sync_interval_ms: int = 50
     log_bytes_max: int | None = None
     contract: ContractSettings = field(default_factory=ContractSettings)
@@ -132,13 +135,18 @@ def serve(options: ServeOptions) -> int:
         options.log, sync_interval_ms=options.sync_interval_ms, bytes_max=options.log_bytes_max
     )
     followed = _follow(log, options)
-    policy = PolicyFile(options.policy, INDEX, lambda e: _log.error("policy refused: %s", e))
+    archive = Archive(options.archive)
+    policy = PolicyFile(
+        options.policy, INDEX, lambda e: _log.error("policy refused: %s", e),
+        on_load=archive.keep_policy,
+    )  # fmt: skip
     bundle = BundleFile(
-        options.bundle, read_key(options.public_key), lambda e: _log.error("bundle refused: %s", e)
-    )
+        options.bundle, read_key(options.public_key), lambda e: _log.error("bundle refused: %s", e),
+        archive.keep_bundle,
+    )  # fmt: skip
     scorer = Scorer(
         log, followed.tail, IdHasher(options.secret), lambda: bundle.current,
-        lambda: policy.current, options.contract, options.scorer,
+        lambda: policy.current, options.contract, options.scorer, canary=lambda: bundle.canary,
     )  # fmt: skip
     practise(policy.current)
     _wait_for_store(followed.index, stopping)
@@ -150,7 +158,7 @@ def serve(options: ServeOptions) -> int:
     if options.ready_file is not None:
         options.ready_file.write_text(str(server.port))
     _log.info("serving on port %d", server.port)
-    while not stopping.wait(POLL_S):
+    while not stopping.wait(options.poll_s):
         policy.poll()
         bundle.poll()
         followed.poll()

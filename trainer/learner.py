@@ -19,14 +19,14 @@ from trainer.bundle import Content
 from trainer.expert import Expert, ExpertError
 from trainer.few_shot import ExpertSettings, fit_expert
 from trainer.joins import APPROVED, Joins, JoinSettings
-from trainer.labelled import FAST, Joined, Refusal
+from trainer.labelled import FAST, Joined, Refusal, stacked
 from trainer.lessons import Lessons
 from trainer.model import Model, Trees
 from trainer.reading import Read
 from trainer.renew import Recent, renew
 from trainer.residual import ResidualRows, ResidualSettings, fit_residual
 from trainer.thresholds import Budget
-from trainer.traffic import ROWS_MIN, Traffic, prepare_traffic
+from trainer.traffic import ROWS_MIN, prepare_traffic
 from trainer.train import TrainingError
 
 
@@ -58,15 +58,22 @@ class Learner:
         self.joins = Joins(width, settings.joins)
         self.lessons = Lessons(settings.lessons_max, width)
         self._settings = settings
-        self._random = np.random.default_rng(settings.seed)
-        self._missed = 0  # frauds that the expert in use was learnt from
-        self._learnt = 0  # frauds that the residual in use was learnt from
+        self._missed = self._learnt = 0
+        self.resume()
+        self.heard = stacked([], [], width)  # what the last call of ``take`` joined
         self._residual_ms: int | None = None
         self._frauds = 0  # that were told, at the last proposal
         self._is_fresh = False  # whether labels came since
-        self._traffic = np.zeros((0, width), np.float32)
-        self._traffic_at = 0  # decisions that were read when it was drawn
-        self._prepared: Traffic | None = None  # for the expert, once it was asked for
+
+    def resume(self) -> None:
+        """Take what is remembered as learnt where the champion says that it learnt as much.
+
+        ``_missed`` and ``_learnt`` are the frauds that its expert and its residual were learnt
+        from: after a restart they are in the bundle, and nothing is learnt twice.
+        """
+        learnt = self.champion.facts.get("learnt", {})
+        self._missed = int(learnt.get("missed_frauds", 0))
+        self._learnt = int(learnt.get("residual_frauds", 0))
 
     def take(self, read: Read, now_ms: int) -> list[Refusal]:
         """Take decisions and labels in; return the labels that cannot be used."""
@@ -74,34 +81,45 @@ class Learner:
             self.joins.take_decisions(read.decisions, read.vectors, now_ms),
             self.joins.take_labels(read.labels, now_ms),
         )
-        for each in taken:
-            self.lessons.add(each.joined)
-            self._is_fresh |= len(each.joined) > 0
+        self.heard = taken[0].joined + taken[1].joined
+        self.lessons.add(self.heard)
+        self._is_fresh |= len(self.heard) > 0
         return [refusal for each in taken for refusal in each.refused]
 
-    def is_due(self, now_ms: int) -> bool:
+    def forget(self, reporter: int) -> int:
+        """Forget what a reporter said, and what others said of the same counts; return the rows.
+
+        What is proposed next is learnt from what is left.
+        """
+        stands_again = self.joins.forget(reporter=reporter)
+        rows = self.lessons.forget(reporter=reporter)
+        self.lessons.add(stands_again)
+        self._missed = self._learnt = -1
+        self._is_fresh = True
+        return rows
+
+    def is_due(self, now_ms: int, *, with_residual: bool = True) -> bool:
         """Return whether there may be something to propose; costs nothing."""
-        return self._is_fresh or self._residual_is_due(self._frauds, now_ms)
+        due = with_residual and self._residual_is_due(self._frauds, now_ms)
+        return self._is_fresh or due
 
     def traffic(self) -> NDArray[np.float32]:
         """Return recent traffic without what was called fraud, float32[m, n].
 
-        Drawn again once a fifth as many decisions came since as it has rows: to draw it and to
-        make it ready takes longer than to learn an expert.
+        The choice depends on what is remembered alone: who reads the same log makes the same.
         """
-        came = self.joins.counts.decisions - self._traffic_at
-        if 5 * came >= len(self._traffic):
-            settings = self._settings
-            self._traffic = self.joins.not_fraud(
-                settings.traffic_rows, settings.judged_within_ms, self._random
-            )
-            self._traffic_at, self._prepared = self.joins.counts.decisions, None
-        return self._traffic
+        newest = self.joins.ring.newest() & 0xFFFF_FFFF_FFFF_FFFF  # as a seed: not negative
+        random = np.random.default_rng([self._settings.seed, newest])
+        settings = self._settings
+        return self.joins.not_fraud(settings.traffic_rows, settings.judged_within_ms, random)
 
-    def propose(self, traffic: NDArray[np.float32], now_ms: int) -> Content | None:
+    def propose(
+        self, traffic: NDArray[np.float32], now_ms: int, *, with_residual: bool = True
+    ) -> Content | None:
         """Return a content with what was learnt since the last call, None where it is nothing.
 
         Both layers are learnt from all that is remembered, so a forgotten label is without trace.
+        Without ``with_residual`` only the expert is looked at: it is due at once.
         """
         lessons = self.lessons.all()
         if len(traffic) < ROWS_MIN or not len(lessons):
@@ -114,16 +132,35 @@ class Learner:
         if len(missed) != self._missed:
             expert = self._expert(missed, lessons, traffic)
             causes.append("expert")
-        if self._residual_is_due(self._frauds, now_ms):
+        if with_residual and self._residual_is_due(self._frauds, now_ms):
             self._residual_ms, self._learnt = now_ms, self._frauds
             residual = self._residual(lessons, traffic)
             causes.append("residual")
         if not causes:
             return None
         self._missed = len(missed)
+        return self._renewed(lessons, residual, expert, traffic, causes, now_ms)
+
+    def compose(
+        self, residual: Trees | None, cause: str, traffic: NDArray[np.float32], now_ms: int
+    ) -> Content:
+        """Return a content with the champion's expert and another residual, fitted to now."""
+        lessons = self.lessons.all()
+        return self._renewed(lessons, residual, self.champion.expert, traffic, [cause], now_ms)
+
+    def _renewed(
+        self,
+        lessons: Joined,
+        residual: Trees | None,
+        expert: Expert | None,
+        traffic: NDArray[np.float32],
+        causes: list[str],
+        now_ms: int,
+    ) -> Content:
         learnt = {
-            "layers": causes, "time_ms": now_ms, "missed_frauds": len(missed),
-            "lessons": len(lessons), "frauds": self._frauds,
+            "layers": causes, "time_ms": now_ms, "missed_frauds": max(self._missed, 0),
+            "residual_frauds": max(self._learnt, 0), "lessons": len(lessons),
+            "frauds": self._frauds,
         }  # fmt: skip
         recent = self._recent(lessons, traffic)
         budget = self._settings.budget
@@ -145,9 +182,8 @@ class Learner:
         settings = self._settings.expert
         good = lessons[~lessons.is_fraud].vectors
         try:
-            if self._prepared is None or self._prepared.rows is not traffic:
-                self._prepared = prepare_traffic(traffic)
-            return fit_expert(missed.vectors, self._prepared, good, settings, len(self.joins.ring))
+            prepared = prepare_traffic(traffic)
+            return fit_expert(missed.vectors, prepared, good, settings, len(self.joins.ring))
         except ExpertError:
             return self.champion.expert
 
