@@ -30,7 +30,7 @@ from loadgen.drill_page import page
 from loadgen.drill_run import Progress as DrillProgress
 from loadgen.drill_run import Result, RunSettings
 from loadgen.drill_runs import add_runs, last_run
-from loadgen.drills import DRILLS
+from loadgen.drills import DRILLS, STRETCH
 from loadgen.drills_report import list_table, live, result_view, summary_table
 from loadgen.driver import Driver, DriveSettings, Prepared, prepare
 from loadgen.history import HistoryWriter
@@ -209,7 +209,7 @@ def _run_drill(args: argparse.Namespace, console: Console) -> int:
     if args.name == "list":
         Console().print(list_table(DRILLS.values()))
         return 0
-    settings = RunSettings(quick=args.quick, seed=args.seed)
+    settings = RunSettings(1.0 if args.quick else STRETCH, args.seed)
     options = DrillOptions(
         chosen(args.name), args.home, settings, args.target or "", args.data,
         tuple(args.bundle), args.key,

@@ -15,6 +15,7 @@ from loadgen.faults import Fault
 from loadgen.system import Plan
 
 STRETCH: Final = 6.0
+_USUAL: Final = Plan()
 ALWAYS: Final = ("something_answered", "nothing_lost")
 
 
@@ -42,7 +43,7 @@ class Drill:
     fault_at: float | None = 2.0
     hold_s: float = 3.0
     retry: bool = False
-    plan: Plan = Plan()
+    plan: Plan = _USUAL
 
     @property
     def asked(self) -> tuple[str, ...]:

@@ -46,9 +46,9 @@ def live(progress: Progress) -> RenderableType:
     for name in ("", "now", "last 20 s"):
         table.add_column(name)
     for name, unit, value in _LINES:
-        now = f"{value(last):,.1f} {unit}" if last else "–"
+        now = f"{value(last):,.1f} {unit}" if last else "-"
         table.add_row(name, now, bars(value(window) for window in found))
-    table.add_row("rungs", _counts(last.rungs) if last else "–", "")
+    table.add_row("rungs", _counts(last.rungs) if last else "-", "")
     return table
 
 

@@ -123,9 +123,9 @@ def _varint(value: int) -> bytes:
 class Driver:
     """One run against open channels; ``run`` may be called once.
 
-    With ``due_ns``, ascending ns after the start, those are the calls, and not the settings' rate; each
-    is asked for when the one before is sent, so it may depend on what happened.
-    ``on_call`` is called for every call that ended, in whatever thread saw it end.
+    With ``due_ns``, ascending ns after the start, those are the calls, and not the settings' rate;
+    each is asked for when the one before is sent, so it may depend on what happened. ``on_call``
+    is called for every call that ended, in whatever thread saw it end.
 
     Workers take turns: one waits for the next due time while the others wait for answers or for
     their turn, and sends by itself, so that nothing is handed over between due time and call.
