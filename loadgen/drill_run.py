@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -76,6 +76,7 @@ class Result:
     figures: dict[str, float]
     verdicts: list[Verdict]
     windows: list[Window]
+    statuses: dict[str, int] = field(default_factory=dict)
     fault: timeline.Fault | None = None
     skipped: str = ""
 
@@ -89,6 +90,7 @@ class Result:
         return {
             "drill": self.drill.name, "skipped": self.skipped, "passed": self.passed,
             "capacity_per_s": self.capacity_per_s,
+            "statuses": self.statuses,
             "verdicts": [verdict.to_json() for verdict in self.verdicts],
             "figures": {name: v if v < float("inf") else "never" for name, v in
                         self.figures.items()},
@@ -211,7 +213,15 @@ class DrillRun:
             "knee": timeline.knee(calls, self._steps()), "machine_load": os.getloadavg()[0],
         }  # fmt: skip
         verdicts = judge([objectives[name] for name in drill.asked], figures)
-        return Result(drill, self._capacity, figures, verdicts, timeline.windows(calls), during)
+        return Result(
+            drill,
+            self._capacity,
+            figures,
+            verdicts,
+            timeline.windows(calls),
+            timeline.statuses(calls),
+            during,
+        )
 
     def _act(self, scene: Scene, after_s: float) -> _Act | None:
         drill = self._drill

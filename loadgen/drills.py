@@ -54,6 +54,8 @@ class Drill:
 HALF: Final = (Phase(10, 0.5),)
 _RAMP: Final = tuple(Phase(2, load / 10) for load in range(2, 13, 2))
 _UNHARMED: Final = ("no_failure", "in_time")
+_PRESSED: Final = ("no_failure", "no_timeout", "in_time_overload")
+_OVERLOADED: Final = ("sheds", "sheds_quickly", *_PRESSED)
 _BACK: Final = ("no_failure_outside", "recovers")
 
 DRILLS: Final[dict[str, Drill]] = {
@@ -64,15 +66,15 @@ DRILLS: Final[dict[str, Drill]] = {
         Drill("ramp", "load in steps up to beyond the knee", _RAMP, ("knee",),
               "after the last step"),
         Drill("burst", "three times the usual load for a moment",
-              (Phase(3, 0.5), Phase(2, 1.5), Phase(5, 0.5)), ("no_failure", "in_time_overload"),
+              (Phase(3, 0.5), Phase(2, 1.5), Phase(5, 0.5)), _PRESSED,
               "after a while at the usual load"),
         Drill("herd", "the scorer hangs; then all that was missed comes at once",
               (Phase(2, 0.5), Phase(2, 0.05), Phase(1, 3.0), Phase(6, 0.5)), _BACK,
               "after a while at the usual load", faults.pause("serve-0"), 2.0, 2.0),
         Drill("overload-2x", "twice the capacity", (Phase(8, 2.0),),
-              ("sheds", "no_failure", "in_time_overload", "sheds_quickly"), "after its time"),
+              _OVERLOADED, "after its time"),
         Drill("overload-5x", "five times the capacity", (Phase(6, 5.0),),
-              ("sheds", "no_failure", "in_time_overload", "sheds_quickly"), "after its time"),
+              _OVERLOADED, "after its time"),
         Drill("slow-clients", "64 connections that are half open, or never read", HALF, _UNHARMED,
               "when they are closed", faults.slow_clients, 2.0, 5.0),
         Drill("scorer-kill", "kill -9 of the scorer", (Phase(20, 0.5),), (*_BACK, "back_again"),

@@ -7,6 +7,7 @@ asked of the figures.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -23,8 +24,10 @@ WINDOW_S: Final = 0.5
 # So many windows in a row, each with this share of its accepted calls in time, is recovered.
 GOOD_WINDOWS: Final = 4
 GOOD_SHARE: Final = 0.95
-# A call's deadline before the fault, and a client's way back after it, are part of the fault.
-GRACE_S: Final = 1.0
+# Calls in flight when a fault begins, and a client's way back after it, are part of the fault.
+BEFORE_S: Final = 1.0
+AFTER_S: Final = 5.0
+TIMED_OUT: Final = "DEADLINE_EXCEEDED"
 _RUNGS = {number: name for name, number in short_names(decision_pb2.Rung).items()}
 
 
@@ -42,6 +45,11 @@ class Call(NamedTuple):
     def shed(self) -> bool:
         """Whether the service refused it for want of room."""
         return self.status == "RESOURCE_EXHAUSTED"
+
+    @property
+    def failed(self) -> bool:
+        """Whether it failed by more than being late: a call that timed out is only late."""
+        return self.status not in ("OK", TIMED_OUT) and not self.shed
 
     @property
     def in_time(self) -> bool:
@@ -150,10 +158,10 @@ def figures(calls: Sequence[Call], fault: Fault | None) -> dict[str, float]:
     ok = [call for call in calls if call.status == "OK"]
     shed = [call for call in calls if call.shed]
     accepted = len(calls) - len(shed)
-    failed = accepted - len(ok)
+    timed_out = sum(call.status == TIMED_OUT for call in calls)
     outside = [
         call for call in calls
-        if fault is None or not fault.began_s - GRACE_S <= call.due_s < fault.ended_s + GRACE_S
+        if fault is None or not fault.began_s - BEFORE_S <= call.due_s < fault.ended_s + AFTER_S
     ]  # fmt: skip
     latency = np.array([call.latency_us for call in ok], np.int64)
     refusals = np.array([call.latency_us for call in shed], np.int64)
@@ -161,8 +169,9 @@ def figures(calls: Sequence[Call], fault: Fault | None) -> dict[str, float]:
         "calls": float(len(calls)),
         "answered": float(len(ok)),
         "shed": float(len(shed)),
-        "failed": float(failed),
-        "failed_outside": float(sum(not c.shed and c.status != "OK" for c in outside)),
+        "failed": float(accepted - len(ok) - timed_out),
+        "failed_outside": float(sum(call.failed for call in outside)),
+        "timed_out_share": timed_out / len(calls) if calls else 0.0,
         "in_time_accepted": _share([c for c in calls if not c.shed]),
         "in_time_answered": _share(ok),
         "in_time_all": _share(calls),
@@ -177,6 +186,11 @@ def figures(calls: Sequence[Call], fault: Fault | None) -> dict[str, float]:
         found["fault_s"] = fault.ended_s - fault.began_s
         found["recovery_s"] = recovery_s(calls, fault)
     return found
+
+
+def statuses(calls: Iterable[Call]) -> dict[str, int]:
+    """Return how many calls ended with each status."""
+    return dict(Counter(call.status for call in calls))
 
 
 def _share(calls: Sequence[Call]) -> float:

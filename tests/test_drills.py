@@ -100,11 +100,14 @@ def test_figures_of_calls_in_time_late_shed_and_failed() -> None:
     ]  # fmt: skip
     found = figures(made, Fault(3.5, 3.6))
     assert (found["answered"], found["shed"], found["failed"]) == (200, 100, 100)
+    assert found["timed_out_share"] == 0
+    late = figures(calls(1, 9_000, "DEADLINE_EXCEEDED"), None)
+    assert (late["timed_out_share"], late["failed"], late["in_time_accepted"]) == (1, 0, 0)
     assert found["in_time_accepted"] == pytest.approx(1 / 3)
     assert found["in_time_answered"] == 0.5
     assert found["in_time_all"] == 0.25
     assert found["failed_outside"] == 0
-    assert figures(made, Fault(0, 0.1))["failed_outside"] == 100
+    assert figures(made, Fault(-9, -8))["failed_outside"] == 100
     assert found["recovery_s"] == math.inf
     assert sum(window.sent for window in windows(made)) == len(made)
 
