@@ -28,6 +28,7 @@ from fraudsvc.intake import Intake
 from fraudsvc.journal_tail import ENTITIES_WORD, REQUEST_WORD, JournalTail
 from fraudsvc.labels import Labels
 from fraudsvc.ledger import Ledger
+from fraudsvc.models import Canary
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
 from fraudsvc.trace_ids import trace_id_of
@@ -45,8 +46,8 @@ _NO_MODEL = decision_pb2.RUNG_CAUSE_NO_MODEL
 class Scorer:
     """Decides transactions and takes labels.
 
-    ``tail`` follows ``log`` and has the states. ``bundle`` and ``policy`` are asked once per
-    decision, so a new one takes effect between two.
+    ``tail`` follows ``log`` and has the states. ``bundle``, ``canary`` and ``policy`` are asked
+    once per decision, so a new one takes effect between two.
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class Scorer:
         contract: ContractSettings,
         settings: ScorerSettings,
         clocks: Clocks | None = None,
+        canary: Callable[[], Canary | None] = lambda: None,
     ) -> None:
         self._log = log
         self._hasher = hasher
         self._bundle = bundle
+        self._canary = canary
         self._policy = policy
         self._intake = Intake(hasher, contract)
         self._settings = settings
@@ -176,6 +179,8 @@ class Scorer:
         late = self._clocks.monotonic_ns() + self._full_ns > call.deadline_ns
         if bundle is None or late or not payments:
             return None
+        if self._canary() is not None and any(map(self._canary_of, payments)):
+            return None
         if not self._batches.assess(payments, snapshot, bundle, policy):
             return None
         trace_id, origin = self._trace(call)
@@ -258,13 +263,22 @@ class Scorer:
                 seen["entities"] = 0
             elif not whole:
                 rung, cause = PARTIAL, _STALE
-        draft = decide(payment, seen, self._space, self._bundle(), self._policy(), rung, cause)
+        canary = self._canary_of(payment)
+        bundle = self._bundle() if canary is None else canary
+        draft = decide(payment, seen, self._space, bundle, self._policy(), rung, cause)
         if seen is not payment.record:
             payment.record["flags"] = seen["flags"]
         decision, assessment = self._named(draft, payment, call, validate_only)
         if validate_only:
             return assessment
         return self._keep(payment, call, decision, assessment)
+
+    def _canary_of(self, payment: Payment) -> Bundle | None:
+        """Return the canary where there is one and the customer is one of its own."""
+        canary = self._canary()
+        if canary is None or not canary.customers.holds(payment.ids.item(ENTITIES_WORD)):
+            return None
+        return canary.bundle
 
     def _keep(self, payment: Payment, call: Call, decision: bytes, assessment: bytes) -> Kept:
         """Add a decision to the frame that is being made."""

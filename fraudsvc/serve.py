@@ -63,6 +63,7 @@ class ServeOptions:
     secret: bytes
     cpus: frozenset[int] = frozenset()
     ready_file: Path | None = None
+    poll_s: float = POLL_S
     sync_interval_ms: int = 50
     log_bytes_max: int | None = None
     contract: ContractSettings = field(default_factory=ContractSettings)
@@ -138,7 +139,7 @@ def serve(options: ServeOptions) -> int:
     )
     scorer = Scorer(
         log, followed.tail, IdHasher(options.secret), lambda: bundle.current,
-        lambda: policy.current, options.contract, options.scorer,
+        lambda: policy.current, options.contract, options.scorer, canary=lambda: bundle.canary,
     )  # fmt: skip
     practise(policy.current)
     _wait_for_store(followed.index, stopping)
@@ -150,7 +151,7 @@ def serve(options: ServeOptions) -> int:
     if options.ready_file is not None:
         options.ready_file.write_text(str(server.port))
     _log.info("serving on port %d", server.port)
-    while not stopping.wait(POLL_S):
+    while not stopping.wait(options.poll_s):
         policy.poll()
         bundle.poll()
         followed.poll()

@@ -43,6 +43,7 @@ from featurizer.store_lmdb import LmdbStore
 from featurizer.worker import Worker, WorkerSettings
 from fraudsvc.calls import Call, Clocks, ScorerSettings
 from fraudsvc.contract import Checker, ContractSettings
+from fraudsvc.models import Canary
 from fraudsvc.payment import Payment
 from fraudsvc.policy import DEFAULT_POLICY, Policy, load_policy
 from fraudsvc.scorer import Scorer
@@ -128,7 +129,7 @@ class Payments:
         self.time_ms += int(rng.integers(0, self._step_ms))
         made = transaction_pb2.Transaction(
             request_id=str(uuid.UUID(bytes=rng.bytes(16), version=4)),
-            transaction_id=f"t-{len(self.made)}-{rng.integers(1 << 40):x}",
+            transaction_id=f"t-{len(self.made)}-t{rng.integers(1 << 40):x}",
             customer_id=f"customer-{rng.integers(6)}",
             terminal_id=self._pick("terminal", 4), device_id=self._pick("device", 8),
             ip_address="" if rng.random() < 0.3 else f"10.0.{rng.integers(4)}.{rng.integers(9)}",
@@ -225,6 +226,7 @@ class Host:
     bundle: Bundle | None
     read_bytes: int = 16 << 10
     now_ms: int = START_MS + 400 * 86_400_000
+    canary: Canary | None = None
     damage: list[Damage] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)  # closed, decisions wait
 
@@ -250,6 +252,7 @@ class Host:
             log, local_tail(log, self.store, bounds), IdHasher(), lambda: self.bundle,
             self._policy_now,
             ContractSettings(max_age_days=None), bounds, Clocks(now_ms=lambda: self.now_ms),
+            canary=lambda: self.canary,
         )  # fmt: skip
         return Asked(made)
 
