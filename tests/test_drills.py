@@ -84,6 +84,19 @@ def test_the_judge(value: float | None, least: bool, most: bool) -> None:
     assert [verdict.met for verdict in found] == [least, most]
 
 
+def test_the_table_of_drills_in_the_documents_is_the_code() -> None:
+    path = Path(__file__).parents[1] / "docs" / "users" / "reliability.md"
+    match = re.search(r"<!-- drills -->\n(.*?)<!-- /drills -->", path.read_text(), re.DOTALL)
+    assert match is not None
+    rows = [
+        (f"`{d.name}`", d.what, ", ".join(f"`{asked}`" for asked in d.objectives), d.ends)
+        for d in DRILLS.values()
+    ]
+    lines = [("drill", "what", "objectives", "ends"), ("---",) * 4, *rows]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    assert match[1] == text, f"put this between the marks in {path.name}:\n{text}"
+
+
 # Figures.
 
 
