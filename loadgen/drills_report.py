@@ -93,7 +93,8 @@ def result_view(result: Result, before: Mapping[str, Any] | None) -> RenderableT
     figures = result.figures
     line = (
         f"{figures['calls']:,.0f} calls: {_counts(result.statuses)};"
-        f" {figures['late_sends']:.1%} sent late; p50 {figures['p50_ms']:.1f}, p99 {figures['p99_ms']:.1f} ms; capacity"
+        f" {figures['late_sends']:.1%} sent late; p50 {figures['p50_ms']:.1f},"
+        f" p99 {figures['p99_ms']:.1f} ms; capacity"
         f" {result.capacity_per_s:,.0f}/s; {figures['read_back']:,.0f} decisions read back;"
         f" machine's load {figures['machine_load']:.1f}"
     )
