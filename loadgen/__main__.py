@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -205,6 +206,16 @@ def _run_replay(args: argparse.Namespace, console: Console) -> int:
     return FAILED if replayer.problem_count else 0
 
 
+@contextlib.contextmanager
+def _ended_by_exit() -> Iterator[None]:
+    """Let SIGTERM end the block by an exception, so that what it started is stopped too."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run_drill(args: argparse.Namespace, console: Console) -> int:
     if args.name == "list":
         Console().print(list_table(DRILLS.values()))
@@ -220,7 +231,7 @@ def _run_drill(args: argparse.Namespace, console: Console) -> int:
     kept = args.home / "runs.jsonl"
     time_text = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     results: list[Result] = []
-    with Live(console=console, auto_refresh=False, transient=True) as shown:
+    with _ended_by_exit(), Live(console=console, auto_refresh=False, transient=True) as shown:
 
         def on_progress(progress: DrillProgress) -> None:
             if console.is_terminal:

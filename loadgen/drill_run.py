@@ -260,6 +260,8 @@ class DrillRun:
             for snapshot in driver.run():
                 late = snapshot.late / max(snapshot.sent, 1)
                 on_progress(self._progress(act))
+                if act is not None and act.error is not None:
+                    break
         return late
 
     def _landed(self, landed: Landed) -> None:

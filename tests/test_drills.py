@@ -26,7 +26,7 @@ from loadgen.objectives import Objective, judge, load_objectives
 from loadgen.timeline import Call, Fault, figures, knee, recovery_s, windows
 from tests.conftest import Trained, process
 
-SHORT = RunSettings(stretch=0.3, seed=5, calibrate_s=1.0)
+SHORT = RunSettings(stretch=0.2, seed=5, calibrate_s=1.0)
 MEASURED_ELSEWHERE = {
     "lost", "knee", "wrong_status", "different", "memory_mib_per_minute", "descriptors_grown",
     "labels_failed", "fault_s", "recovery_s",
