@@ -5,6 +5,7 @@ Owns which roles there are and where each keeps its files. Must not know what a 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,30 @@ def print_change(change: Change) -> None:
     if state is State.WAITING and change.exit_code is not None:
         text += f" ended with status {change.exit_code}, restarts {change.restarts}"
     Console(stderr=True, highlight=False).print(text)
+
+
+class StatusFile:
+    """Keeps a file that says each role's state, pid and restarts, for whoever looks from outside.
+
+    It is replaced as a whole with each change, so a reader never meets half of one. A disk that
+    takes no file must not end the roles: then it is old.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._roles: dict[str, dict[str, object]] = {}
+
+    def add(self, change: Change) -> None:
+        """Take in one change."""
+        self._roles[change.role] = {
+            "state": change.state.value, "pid": change.pid, "restarts": change.restarts
+        }  # fmt: skip
+        partial = self._path.with_suffix(".partial")
+        try:
+            partial.write_text(json.dumps(self._roles, indent=2) + "\n")
+            partial.replace(self._path)
+        except OSError as error:
+            Console(stderr=True).print(f"{self._path} is old: {error}", markup=False)
 
 
 def roles(options: UpOptions) -> list[Role]:
@@ -86,4 +111,10 @@ def up(options: UpOptions) -> int:
     options.data.mkdir(parents=True, exist_ok=True)
     if options.workers > 1 and options.address.endswith(":0"):
         raise ValueError("several workers share one port: --address needs its number")
-    return 0 if Supervisor(roles(options), print_change).run() else 1
+    status = StatusFile(options.data / "roles.json")
+
+    def on_change(change: Change) -> None:
+        status.add(change)
+        print_change(change)
+
+    return 0 if Supervisor(roles(options), on_change).run() else 1

@@ -53,6 +53,7 @@ CLIENTS: dict[str, tuple[str, ...]] = {
         "fraudsvc/demo*.py",
         "loadgen/*.py",
     ),
+    "plotly": ("loadgen/drill_page.py",),
     "redis": ("featurizer/redis_nodes.py",),
     # Three kinds of thing, of which a role may need one without the others.
     "river": ("trainer/challengers.py", "trainer/drift.py", "trainer/running_metrics.py"),
