@@ -28,9 +28,11 @@ from numpy.typing import NDArray
 
 from featurizer.eventlog import LogError
 from featurizer.kafka_settings import KafkaSettings
+from featurizer.spans import Context, context_of
 from featurizer.topics import ORIGIN, TopicRow
 
 ORIGIN_HEADER = "o"
+TRACE_HEADER = "traceparent"  # of each span that made a part of the record
 _NO_ORIGIN = bytes(ORIGIN.itemsize)
 _HEARTBEAT_MS_MAX = 3_000  # a member hears of a rebalance by it, and others wait meanwhile
 _LOOKS_MAX = 100
@@ -44,11 +46,12 @@ class Fenced(LogError):  # noqa: N818 - it names what happened to the caller
 
 
 class Message(NamedTuple):
-    """What one record is to hold; ``origin`` is an ORIGIN row's bytes."""
+    """What one record is to hold; ``origin`` is an ORIGIN row's bytes, ``traces`` whose it is."""
 
     key: bytes
     value: bytes
     origin: bytes = _NO_ORIGIN
+    traces: Sequence[Context] = ()
 
 
 class Received(Protocol):
@@ -82,6 +85,16 @@ def _origin(headers: Sequence[tuple[str, bytes]]) -> bytes:
         if name == ORIGIN_HEADER and len(value) == ORIGIN.itemsize:
             return value
     return _NO_ORIGIN
+
+
+def traces_of(record: Received) -> list[Context]:
+    """Return the spans that a record was made in, by its headers."""
+    found = (
+        context_of(value.decode("ascii", "replace"))
+        for name, value in record.headers
+        if name == TRACE_HEADER
+    )
+    return [context for context in found if context is not None]
 
 
 def _client(settings: KafkaSettings) -> dict[str, Any]:
@@ -191,6 +204,7 @@ class Producer:
         batch, futures = producer.create_batch(), []
         for message in messages:
             headers = [(ORIGIN_HEADER, message.origin)]
+            headers += [(TRACE_HEADER, each.traceparent().encode()) for each in message.traces]
             while (
                 batch.append(
                     timestamp=now_ms, key=message.key, value=message.value, headers=headers

@@ -67,11 +67,19 @@ class _Held:
 
 
 class Stage:
-    """Runs a lane for each partition number that the group gives. ``lane`` makes one."""
+    """Runs a lane for each partition number that the group gives. ``lane`` makes one.
+
+    ``lags`` is told after each read how old its oldest record was, in s; 0 where there was none.
+    """
 
     def __init__(
-        self, kafka: KafkaSettings, settings: StageSettings, lane: Callable[[int], Lane]
+        self,
+        kafka: KafkaSettings,
+        settings: StageSettings,
+        lane: Callable[[int], Lane],
+        lags: Callable[[float], object] = lambda _: None,
     ) -> None:
+        self._lags = lags
         self._kafka = kafka
         self._settings = settings
         self._make = lane
@@ -117,6 +125,8 @@ class Stage:
             await self._read_failed(error)
             return 0
         self._failures = 0
+        oldest_ms = min((each[0].timestamp for each in found.values()), default=None)
+        self._lags(0.0 if oldest_ms is None else max(0.0, time.time_ns() / 1e9 - oldest_ms / 1000))
         async with self._lock:
             if epoch != self._epoch or not found:
                 return 0

@@ -65,7 +65,8 @@ class Scorer:
     """Decides transactions and takes labels.
 
     ``tail`` follows ``log`` and has the states. ``bundle`` and ``policy`` are asked once per
-    decision, so a new one takes effect between two.
+    decision, so a new one takes effect between two. ``appended`` is told of each frame with
+    decisions: its position, and how long the append took in ns.
     """
 
     def __init__(
@@ -78,8 +79,10 @@ class Scorer:
         contract: ContractSettings,
         settings: ScorerSettings,
         clocks: Clocks | None = None,
+        appended: Callable[[int, int], object] = lambda *_: None,
     ) -> None:
         self._log = log
+        self._appended = appended
         self._hasher = hasher
         self._bundle = bundle
         self._policy = policy
@@ -228,6 +231,7 @@ class Scorer:
         self, payment: Payment, call: Call, snapshot: Snapshot | None, validate_only: bool
     ) -> bytes | Kept:
         """Look for a repeat, or decide and add to the frame that is being made; under the lock."""
+        accepted_ns = loaded_ns = self._clocks.monotonic_ns()
         request, tail = payment.ids.item(REQUEST_WORD), self._tail
         frame = tail.first_frame(request) if snapshot is None else tail.find(request, snapshot)
         if frame is not None:
@@ -241,10 +245,12 @@ class Scorer:
                 seen["entities"] = 0
             elif not whole:
                 rung, cause = PARTIAL, _STALE
+            loaded_ns = self._clocks.monotonic_ns()
         draft = decide(payment, seen, self._space, self._bundle(), self._policy(), rung, cause)
         if seen is not payment.record:
             payment.record["flags"] = seen["flags"]
-        decision, assessment = self._named(draft, payment, call, validate_only)
+        steps = (call.arrival_ns, accepted_ns, loaded_ns)
+        decision, assessment = self._named(draft, payment, call, steps, validate_only)
         if validate_only:
             return assessment
         customer = payment.ids.item(ENTITIES_WORD)
@@ -273,7 +279,12 @@ class Scorer:
         return FULL, _NO_CAUSE
 
     def _named(
-        self, draft: Draft, payment: Payment, call: Call, validate_only: bool
+        self,
+        draft: Draft,
+        payment: Payment,
+        call: Call,
+        steps: tuple[int, int, int],
+        validate_only: bool,
     ) -> tuple[bytes, bytes]:
         """Return the bytes of the decision and of the assessment in it."""
         trace_id, origin, space = b"", self._origin, self._space
@@ -282,7 +293,7 @@ class Scorer:
             origin = origin_of(call.traceparent, self._settings.name)
         stamp = Stamp(
             payment.ids.item(REQUEST_WORD), trace_id, self._tail.position, payment.received_ms,
-            self._clocks.monotonic_ns() - call.arrival_ns, origin, not validate_only,
+            self._clocks.monotonic_ns() - call.arrival_ns, origin, not validate_only, *steps,
         )  # fmt: skip
         return self._writer.write(
             draft, stamp, payment.data, space.body, space.reasons, space.figures
@@ -296,6 +307,7 @@ class Scorer:
         """
         if not kept:
             return
+        began_ns = self._clocks.monotonic_ns()
         try:
             frame, end = self._append([self._entries])
         except ServiceError as error:
@@ -306,6 +318,7 @@ class Scorer:
         except BaseException:
             self._discard()
             raise
+        self._appended(frame, self._clocks.monotonic_ns() - began_ns)
         self._entries = []
         if frame == self._tail.position:
             for each in kept[self._tail.staged :]:  # one alone is folded only now

@@ -18,15 +18,17 @@ class ModelChange(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODEL_CHANGE_ROLLED_BACK: _ClassVar[ModelChange]
     MODEL_CHANGE_PINNED: _ClassVar[ModelChange]
     MODEL_CHANGE_UNPINNED: _ClassVar[ModelChange]
+    MODEL_CHANGE_LOADED: _ClassVar[ModelChange]
 MODEL_CHANGE_UNSPECIFIED: ModelChange
 MODEL_CHANGE_PROMOTED: ModelChange
 MODEL_CHANGE_REFUSED: ModelChange
 MODEL_CHANGE_ROLLED_BACK: ModelChange
 MODEL_CHANGE_PINNED: ModelChange
 MODEL_CHANGE_UNPINNED: ModelChange
+MODEL_CHANGE_LOADED: ModelChange
 
 class ModelEvent(_message.Message):
-    __slots__ = ("change", "model_version", "previous_version", "event_time", "author", "reason", "gates")
+    __slots__ = ("change", "model_version", "previous_version", "event_time", "author", "reason", "gates", "learning")
     CHANGE_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +36,7 @@ class ModelEvent(_message.Message):
     AUTHOR_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     GATES_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_FIELD_NUMBER: _ClassVar[int]
     change: ModelChange
     model_version: str
     previous_version: str
@@ -41,7 +44,22 @@ class ModelEvent(_message.Message):
     author: str
     reason: str
     gates: _containers.RepeatedCompositeFieldContainer[GateResult]
-    def __init__(self, change: _Optional[_Union[ModelChange, str]] = ..., model_version: _Optional[str] = ..., previous_version: _Optional[str] = ..., event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., author: _Optional[str] = ..., reason: _Optional[str] = ..., gates: _Optional[_Iterable[_Union[GateResult, _Mapping]]] = ...) -> None: ...
+    learning: Learning
+    def __init__(self, change: _Optional[_Union[ModelChange, str]] = ..., model_version: _Optional[str] = ..., previous_version: _Optional[str] = ..., event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., author: _Optional[str] = ..., reason: _Optional[str] = ..., gates: _Optional[_Iterable[_Union[GateResult, _Mapping]]] = ..., learning: _Optional[_Union[Learning, _Mapping]] = ...) -> None: ...
+
+class Learning(_message.Message):
+    __slots__ = ("start_time", "end_time", "from_position", "until_position", "layers")
+    START_TIME_FIELD_NUMBER: _ClassVar[int]
+    END_TIME_FIELD_NUMBER: _ClassVar[int]
+    FROM_POSITION_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_POSITION_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    start_time: _timestamp_pb2.Timestamp
+    end_time: _timestamp_pb2.Timestamp
+    from_position: int
+    until_position: int
+    layers: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., from_position: _Optional[int] = ..., until_position: _Optional[int] = ..., layers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GateResult(_message.Message):
     __slots__ = ("name", "value", "limit", "passed")
