@@ -17,7 +17,9 @@ from featurizer.arena_kernels import (
     GROWTH_WORDS,
     absorb_all,
     admit,
+    admit_all,
     apply_all,
+    lacking,
     lend_all,
     run_all,
 )
@@ -197,6 +199,34 @@ class Arena:
         ):
             self._grow()
             pending = (*pending[:2], 0, 0)  # folded already
+
+    def lacking(self, records: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the distinct keys that ``records`` (RECORD[n]) meet and are not here.
+
+        And the entity of each, int64[m] both.
+        """
+        keys = np.empty(len(records) * len(Entity), np.int64)
+        entities = np.empty(len(keys), np.int64)
+        count = lacking(self._index, records, keys, entities)
+        keys, firsts = np.unique(keys[:count], return_index=True)
+        return keys, entities[firsts]
+
+    def admit_all(
+        self,
+        keys: NDArray[np.int64],
+        entities: NDArray[np.int64],
+        blobs: Sequence[bytes | memoryview | None],
+        pending: tuple[NDArray[np.void], NDArray[np.int64], int, int],
+    ) -> None:
+        """Take in stored states, brought up to date as by ``admit``; None was never seen."""
+        data = np.frombuffer(b"".join(blob for blob in blobs if blob is not None), np.int64)
+        ends = np.cumsum([0 if blob is None else len(blob) >> 3 for blob in blobs], dtype=np.int64)
+        done = 0
+        while done < len(keys):
+            memory = (self._words, self._index, self._counters)
+            done = admit_all(*memory, keys, entities, data, ends, pending, done)
+            if done < len(keys):
+                self._grow()
 
     def absorb(
         self, records: NDArray[np.void], positions: NDArray[np.int64], first: int, stop: int

@@ -137,6 +137,47 @@ def admit(words, index, counters, records, rows, missing, pending, positions, fi
 
 
 @njit(cache=True)
+def lacking(index, records, keys, entities):  # type: ignore[no-untyped-def]
+    """Note each key that ``records`` meet and that is not here, and its entity; return how many.
+
+    One that several records meet is noted as often.
+    """
+    count = 0
+    for i in range(len(records)):
+        for entity in range(len(records[i].entities)):
+            key = records[i].entities[entity]
+            if key != 0 and index[find(index, key), KEY] == EMPTY:
+                keys[count], entities[count] = key, entity
+                count += 1
+    return count
+
+
+@njit(cache=True)
+def admit_all(words, index, counters, keys, entities, data, ends, pending, at):  # type: ignore[no-untyped-def]
+    """Take in the state of each key from ``at`` on, with what is pending; return where it ended."""
+    records, positions, first, stop = pending
+    for k in range(at, len(keys)):
+        start = ends[k - 1] if k > 0 else 0
+        used = ends[k] - start
+        row = reserve(words, index, counters, keys[k], max(used, HEADER) + GROWTH_WORDS)
+        if row < 0:
+            return k
+        place = index[row, PLACE]
+        words[place : place + used] = data[start : ends[k]]
+        for i in range(first, stop):
+            if records[i].entities[entities[k]] != keys[k]:
+                continue
+            used = max(length(words[place:]), HEADER)
+            row = reserve(words, index, counters, keys[k], used + GROWTH_WORDS)
+            if row < 0:
+                return k
+            place = index[row, PLACE]
+            here = words[place : place + SIZES_WORDS[index[row, SIZE]]]
+            fold(here, entities[k], records[i], positions[i])
+    return len(keys)
+
+
+@njit(cache=True)
 def absorb_all(words, index, counters, records, positions, first, stop):  # type: ignore[no-untyped-def]
     """Fold the records from ``first`` on into the states that are here; return where it ended."""
     for i in range(first, stop):

@@ -83,6 +83,9 @@ class FoldLane:
         if store is not None:
             store.close()
 
+    async def settle(self) -> None:
+        """Nothing is left under way."""
+
     async def take(self, found: Mapping[Partition, Sequence[Received]]) -> int:
         """Fold what was read and write it, with the offset after it; return how many updates."""
         received, start_ns = found[self._at], time.time_ns()

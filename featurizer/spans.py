@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
-_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?", re.ASCII)
+_TRACEPARENT = re.compile(
+    r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?", re.ASCII
+)
 
 Value = str | int | float | bool
 
@@ -82,9 +84,8 @@ ATTRIBUTES = (
     Attribute("fraud.labels", "train", "labels that were new in the run, linked or not"),
     Attribute("fraud.layers", "train", "what was learnt"),
     Attribute("fraud.change", "train", "what became of it: promoted, refused"),
-    Attribute("fraud.gate.value", "gate", "the figure that was judged"),
-    Attribute("fraud.gate.limit", "gate", "what it was held against"),
-    Attribute("fraud.gate.passed", "gate", "whether it passed"),
+    Attribute("fraud.gates", "gate", "each gate with its figure and its limit, in order"),
+    Attribute("fraud.gates.passed", "gate", "whether all were passed"),
     Attribute("fraud.traces", "send, process", "kept traces in the batch, linked or not"),
 )
 

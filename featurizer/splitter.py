@@ -171,6 +171,9 @@ class SplitLane:
         """Let go of the connections."""
         await self._transactions.stop()
 
+    async def settle(self) -> None:
+        """Nothing is left under way."""
+
     async def take(self, found: Mapping[Partition, Sequence[Received]]) -> int:
         """Split what was read of each input; return how many records counted.
 

@@ -36,6 +36,10 @@ class Lane(Protocol):
         """Do the work on what was read, wholly or not at all; return how many records counted."""
         ...
 
+    async def settle(self) -> None:
+        """Wait for what ``take`` left under way; it may leave one batch. Asked when none came."""
+        ...
+
     async def stop(self) -> None:
         """Let go of everything, in whatever state."""
         ...
@@ -128,7 +132,10 @@ class Stage:
         oldest_ms = min((each[0].timestamp for each in found.values()), default=None)
         self._lags(0.0 if oldest_ms is None else max(0.0, time.time_ns() / 1e9 - oldest_ms / 1000))
         async with self._lock:
-            if epoch != self._epoch or not found:
+            if epoch != self._epoch:
+                return 0
+            if not found:
+                await asyncio.gather(*[self._settle(number) for number in self.partitions])
                 return 0
             of: dict[int, dict[Partition, Sequence[Received]]] = {}
             for at, records in found.items():
@@ -146,6 +153,13 @@ class Stage:
         except (LogError, StoreError) as error:
             await self._put_off(number, held, error)
             return 0
+
+    async def _settle(self, number: int) -> None:
+        held = self._held[number]
+        try:
+            await held.lane.settle()
+        except (LogError, StoreError) as error:
+            await self._put_off(number, held, error)
 
     async def _read_failed(self, error: LogError) -> None:
         """Begin all lanes anew: what was read may be lost with the read that failed.

@@ -8,6 +8,7 @@ fraud/v1/decision.proto; https://protobuf.dev/programming-guides/encoding/.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from featurizer.features import FEATURES, INDEX
 from featurizer.hashing import PAYLOAD_BITS, payload_of
 from featurizer.records import Entity
+from fraudsvc.wire_put import put_all, put_digits, put_double, put_instant, put_varint, put_word
 
 REASONS_MAX = 4
 # A row's figures: the logit, the probability, the part of the logit that the expert added, and
@@ -97,65 +99,6 @@ def origin_of(traceparent: str, scorer: str) -> bytes:
 
 
 @njit(cache=True)
-def _put_varint(out, at, value):  # type: ignore[no-untyped-def]
-    while value > 127:
-        out[at] = value & 127 | 128
-        value >>= 7
-        at += 1
-    out[at] = value
-    return at + 1
-
-
-@njit(cache=True)
-def _put_all(out, at, source, start, stop):  # type: ignore[no-untyped-def]
-    for i in range(stop - start):
-        out[at + i] = source[start + i]
-    return at + stop - start
-
-
-@njit(cache=True)
-def _put_word(out, at, tag, bits):  # type: ignore[no-untyped-def]
-    """Write a field of 64 bits: a double or a fixed64."""
-    word = np.uint64(bits)
-    out[at] = tag
-    for i in range(8):
-        out[at + 1 + i] = (word >> np.uint64(8 * i)) & np.uint64(255)
-    return at + 9
-
-
-@njit(cache=True)
-def _put_double(out, at, tag, value):  # type: ignore[no-untyped-def]
-    """Write a field of a double; nothing for a value that is not known."""
-    if value != value:  # noqa: PLR0124 - true for NaN
-        return at
-    return _put_word(out, at, tag, np.float64(value).view(np.uint64))
-
-
-@njit(cache=True)
-def _put_instant(out, at, tag, seconds, nanos):  # type: ignore[no-untyped-def]
-    """Write a Timestamp or a Duration; its length takes one byte."""
-    end = at + 2
-    if seconds:
-        out[end] = 0x08
-        end = _put_varint(out, end + 1, seconds)
-    if nanos:
-        out[end] = 0x10
-        end = _put_varint(out, end + 1, nanos)
-    out[at], out[at + 1] = tag, end - at - 2
-    return end
-
-
-@njit(cache=True)
-def _put_digits(out, at, word, first, stop):  # type: ignore[no-untyped-def]
-    """Write the hexadecimal digits ``first`` to ``stop`` of a uint64, the highest being 0."""
-    for i in range(first, stop):
-        digit = np.int64((word >> np.uint64(60 - 4 * i)) & np.uint64(15))
-        out[at] = digit + (0x30 if digit < 10 else 0x57)
-        at += 1
-    return at
-
-
-@njit(cache=True)
 def _put_decision_id(out, at, request, payload):  # type: ignore[no-untyped-def]
     """Write the field of the id that hashing.decision_id makes."""
     hashed = np.uint64(request)
@@ -166,14 +109,14 @@ def _put_decision_id(out, at, request, payload):  # type: ignore[no-untyped-def]
     high = (hashed >> np.uint64(16)) << np.uint64(16) | np.uint64(0x8000)
     high |= (hashed >> np.uint64(4)) & np.uint64(0xFFF)
     out[at], out[at + 1] = 0x4A, 36
-    at = _put_digits(out, at + 2, high, 0, 8)
+    at = put_digits(out, at + 2, high, 0, 8)
     for start in (8, 12):
         out[at] = 0x2D
-        at = _put_digits(out, at + 1, high, start, start + 4)
+        at = put_digits(out, at + 1, high, start, start + 4)
     out[at] = 0x2D
-    at = _put_digits(out, at + 1, low, 0, 4)
+    at = put_digits(out, at + 1, low, 0, 4)
     out[at] = 0x2D
-    return _put_digits(out, at + 1, low, 4, 16)
+    return put_digits(out, at + 1, low, 4, 16)
 
 
 @njit(cache=True)
@@ -201,10 +144,10 @@ def _put_step(out, at, ns):  # type: ignore[no-untyped-def]
 def _put_end(out, at, figures, origin, known, steps):  # type: ignore[no-untyped-def]
     """Write a Decision's fields 8 to 12; ``figures`` only where they are known."""
     if known:
-        at = _put_double(out, at, 0x41, figures[0])
-    at = _put_all(out, at, origin, 0, len(origin))
+        at = put_double(out, at, 0x41, figures[0])
+    at = put_all(out, at, origin, 0, len(origin))
     if known and figures[2] > 0.0:
-        at = _put_double(out, at, 0x59, figures[2])
+        at = put_double(out, at, 0x59, figures[2])
     arrival, accepted, loaded = steps
     if arrival == 0:
         return at
@@ -228,8 +171,8 @@ def _write(out, data, body, model, figures, reasons, versions, trace, origin, ke
     out[at], out[at + 1] = 0x08, outcome
     at += 2
     if model_size >= 0:
-        at = _put_double(out, at, 0x11, figures[1])
-    at = _put_all(out, at, reasons, 0, len(reasons))
+        at = put_double(out, at, 0x11, figures[1])
+    at = put_all(out, at, reasons, 0, len(reasons))
     if model_size > 0:
         out[at : at + model_size] = model[:model_size]
         at += model_size
@@ -238,33 +181,62 @@ def _write(out, data, body, model, figures, reasons, versions, trace, origin, ke
     if cause:
         out[at], out[at + 1] = 0x28, cause
         at += 2
-    at = _put_all(out, at, versions, 0, len(versions))
+    at = put_all(out, at, versions, 0, len(versions))
     if named:
         at = _put_decision_id(out, at, request, payload_of(data, key))
     out[at], out[at + 1] = 0x52, 32
     if len(trace) == 32:
-        at = _put_all(out, at + 2, trace, 0, 32)
+        at = put_all(out, at + 2, trace, 0, 32)
     else:
         high, low = _new_trace_id(state)
-        at = _put_digits(out, _put_digits(out, at + 2, high, 0, 16), low, 0, 16)
-    assessed = _put_instant(out, at, 0x5A, used_ns // _BILLION, used_ns % _BILLION)
+        at = put_digits(out, put_digits(out, at + 2, high, 0, 16), low, 0, 16)
+    assessed = put_instant(out, at, 0x5A, used_ns // _BILLION, used_ns % _BILLION)
     begin = _GAP - 2 - (assessed - _GAP > 127) - (assessed - _GAP > 16_383)
     out[begin] = 0x0A
-    _put_varint(out, begin + 1, assessed - _GAP)
+    put_varint(out, begin + 1, assessed - _GAP)
     out[assessed] = 0x12
-    at = _put_varint(out, assessed + 1, len(data))
-    at = _put_all(out, at, data, 0, len(data))
+    at = put_varint(out, assessed + 1, len(data))
+    at = put_all(out, at, data, 0, len(data))
     if model_size >= 0:
         out[at : at + len(body)] = body
         at += len(body)
     if position:
-        at = _put_word(out, at, 0x31, position)
-    at = _put_instant(out, at, 0x3A, received_ms // 1000, received_ms % 1000 * 1_000_000)
+        at = put_word(out, at, 0x31, position)
+    at = put_instant(out, at, 0x3A, received_ms // 1000, received_ms % 1000 * 1_000_000)
     return begin, _put_end(out, at, figures, origin, model_size >= 0, numbers[9:]), assessed
 
 
+@njit(cache=True)
+def _write_all(out, transactions, reasons, sheet, fixed, key, state, numbers, places):  # type: ignore[no-untyped-def]
+    """Write a Decision for each row of ``numbers``, one after another; return where they end.
+
+    ``places`` int64[n, 4] get where each begins and ends, and where its Assessment does.
+    ``transactions`` and the policy's ``reasons`` stand one after another to their ends.
+    """
+    datas, data_ends = transactions
+    texts, reason_ends = reasons
+    bodies, models, figures = sheet
+    versions, trace, origin = fixed
+    at, data_at, reason_at = 0, 0, 0
+    for i in range(len(numbers)):
+        row = numbers[i]
+        begin, end, assessed = _write(
+            out[at:], datas[data_at : data_ends[i]], bodies[i], models[i], figures[i],
+            texts[reason_at : reason_ends[i]], versions, trace, origin, key, state,
+            (
+                row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9],
+                row[10], row[11],
+            ),
+        )  # fmt: skip
+        places[i, 0], places[i, 1] = at + begin, at + end
+        places[i, 2], places[i, 3] = at + _GAP, at + assessed
+        at += end
+        data_at, reason_at = data_ends[i], reason_ends[i]
+    return at
+
+
 class Writer:
-    """Memory for one Decision at a time.
+    """Memory for one Decision, or those of one batch, at a time.
 
     ``key`` uint64[2] is the hasher's, ``seed`` where new trace ids begin (0 to 2**64 - 1).
     """
@@ -301,6 +273,48 @@ class Writer:
             ),
         )  # fmt: skip
         return out[begin:end].tobytes(), out[_GAP:assessed].tobytes()
+
+    def write_all(
+        self,
+        drafts: Sequence[Draft],
+        stamp: Stamp,
+        requests: NDArray[np.int64],
+        log_positions: NDArray[np.int64],
+        transactions: Sequence[bytes],
+        sheet: tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float64]],
+    ) -> list[tuple[bytes, bytes]]:
+        """Return what ``write`` returns, for each draft of a batch, from one kernel call.
+
+        ``stamp`` is all of theirs, but for the requests and positions, int64[n] both. ``sheet``
+        has a row for each: body, model's reasons, figures. The versions are the first draft's, as
+        a batch has one bundle and one policy.
+        """
+        if not drafts:
+            return []
+        reasons = [draft.reasons for draft in drafts]
+        data_ends = np.cumsum([len(each) for each in transactions])
+        reason_ends = np.cumsum([len(each) for each in reasons])
+        needed = int(data_ends[-1] + reason_ends[-1])
+        needed += len(drafts) * (_FIXED_BYTES + len(stamp.origin))
+        if needed > len(self._out):
+            self._out = np.zeros(2 * needed, np.uint8)
+        numbers = np.empty((len(drafts), 12), np.int64)
+        numbers[:, :4] = [(d.outcome, d.rung, d.cause, d.model_reasons) for d in drafts]
+        numbers[:, 4], numbers[:, 5] = requests, log_positions
+        numbers[:, 6:9] = stamp.receive_time_ms, stamp.used_ns, stamp.named
+        numbers[:, 9:] = stamp.arrival_ns, stamp.accepted_ns, stamp.loaded_ns
+        places = np.empty((len(drafts), 4), np.int64)
+        end = _write_all(
+            self._out, (np.frombuffer(b"".join(transactions), np.uint8), data_ends),
+            (np.frombuffer(b"".join(reasons), np.uint8), reason_ends), sheet,
+            (drafts[0].versions, stamp.trace_id, stamp.origin), self._key, self._trace_state,
+            numbers, places,
+        )  # fmt: skip
+        written = self._out[:end].tobytes()
+        return [
+            (written[begin:stop], written[first:last])
+            for begin, stop, first, last in places.tolist()
+        ]
 
 
 # A Decision's fields 3 to 5: where their values stand, and the bytes that never change.
@@ -362,12 +376,12 @@ def write_reasons(strongest, parts, vector, out):  # type: ignore[no-untyped-def
         if _NORMS[feature] >= 0:
             norm = np.float64(vector[_NORMS[feature]])
         start = at + 3  # the usual length takes two bytes
-        end = _put_all(out, start, _TEXTS, _ENDS[2 * part], _ENDS[2 * part + 1])
-        end = _put_double(out, end, 0x19, parts[part])
-        end = _put_double(out, end, 0x21, np.float64(vector[feature]))
-        end = _put_double(out, end, 0x29, norm)
-        end = _put_all(out, end, _TEXTS, _ENDS[2 * part + 1], _ENDS[2 * part + 2])
+        end = put_all(out, start, _TEXTS, _ENDS[2 * part], _ENDS[2 * part + 1])
+        end = put_double(out, end, 0x19, parts[part])
+        end = put_double(out, end, 0x21, np.float64(vector[feature]))
+        end = put_double(out, end, 0x29, norm)
+        end = put_all(out, end, _TEXTS, _ENDS[2 * part + 1], _ENDS[2 * part + 2])
         out[at] = 0x1A
-        first = _put_varint(out, at + 1, end - start)
-        at = _put_all(out, first, out, start, end) if first < start else end
+        first = put_varint(out, at + 1, end - start)
+        at = put_all(out, first, out, start, end) if first < start else end
     return at

@@ -127,16 +127,18 @@ class Sheet:
         stored: NDArray[np.int64],
         bundle: Bundle,
         table: NDArray[np.int64],
+        at: int = 0,
     ) -> None:
         """Assess ``records`` (RECORD[n]), which get their marks, and fold each before the next.
+
+        Their rows begin at ``at``.
 
         ``stored`` int64[n, entities] are the positions that the states were stored with, or
         int64[0, entities] where the arena's own are those. ``table`` is the policy's.
         """
         judge = (bundle.model.array, bundle.calibration.knots, table)
         sheet = (
-            self.vectors, self.parts, self.figures, self.bodies, self.reasons, self.found,
+            self.vectors[at:], self.parts[at:], self.figures[at:], self.bodies[at:],
+            self.reasons[at:], self.found[at:],
         )  # fmt: skip
-        arena.run_by(
-            _assess_all, records, positions, stored, OPS, judge, self._space, sheet
-        )  # fmt: skip
+        arena.run_by(_assess_all, records, positions, stored, OPS, judge, self._space, sheet)

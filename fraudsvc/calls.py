@@ -1,4 +1,4 @@
-"""What a scorer is given from outside: its bounds, its clocks, and what is known of a call."""
+"""What a scorer is given from outside, its bounds, clocks and calls; and what a call gets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from fraud.v1 import fraud_service_pb2
+
+from fraudsvc.answers import field
+from fraudsvc.errors import ServiceError, item_error
+from fraudsvc.payment import Payment
 
 MS = 1_000_000
 
@@ -39,3 +45,20 @@ class Clocks(NamedTuple):
 
     now_ms: Callable[[], int] = lambda: time.time_ns() // MS
     monotonic_ns: Callable[[], int] = time.perf_counter_ns
+
+
+@dataclass(slots=True)
+class Kept:
+    """A decision that is going to the log, with its answer, or why there is none after all."""
+
+    payment: Payment
+    call: Call
+    answer: bytes | ServiceError
+
+
+def result_of(answer: bytes | Kept | ServiceError) -> bytes:
+    """Return a ScoreResult's bytes."""
+    told = answer.answer if isinstance(answer, Kept) else answer
+    if isinstance(told, ServiceError):
+        return fraud_service_pb2.ScoreResult(error=item_error(told)).SerializeToString()
+    return field(b"\x0a", told)

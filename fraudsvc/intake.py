@@ -6,6 +6,8 @@ else is the judge's, who says what is wrong. Must not know what is done with a p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from fraud.v1 import transaction_pb2
 from google.protobuf.message import DecodeError
@@ -34,6 +36,33 @@ class Intake:
         """
         if self._acceptor.accept(data, now_ms, record):
             return Payment(data, record, ids, now_ms)
+        return self._judged(data, now_ms, record, ids)
+
+    def take_all(
+        self,
+        datas: Sequence[bytes],
+        now_ms: int,
+        records: NDArray[np.void],
+        ids: NDArray[np.int64],
+    ) -> list[Payment | ServiceError]:
+        """Do as ``take`` for each, with a row of ``records`` RECORD[n] and ``ids`` int64[n, m]."""
+        accepted = self._acceptor.accept_all(datas, now_ms, records)
+        taken: list[Payment | ServiceError] = []
+        for i, data in enumerate(datas):
+            record, words = records[i : i + 1], ids[i : i + 1]
+            if accepted[i]:
+                taken.append(Payment(data, record, words, now_ms))
+                continue
+            try:
+                taken.append(self._judged(data, now_ms, record, words))
+            except ServiceError as error:
+                taken.append(error)
+        return taken
+
+    def _judged(
+        self, data: bytes, now_ms: int, record: NDArray[np.void], ids: NDArray[np.int64]
+    ) -> Payment:
+        """Ask the judge. Raises ServiceError."""
         try:
             message = transaction_pb2.Transaction.FromString(data)
         except DecodeError:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from featurizer.arena import Arena
 from featurizer.eventlog import Batch, EventLog
 from featurizer.records import RECORD, Kind
 from featurizer.store import Snapshot, StoreError
@@ -107,6 +108,11 @@ class JournalTail:
         self._take_in(stop + 1)
         self._staged[ids.item(REQUEST_WORD)] = ids.item(TRANSACTION_WORD)
 
+    def positions(self, count: int) -> NDArray[np.int64]:
+        """Return where the next ``count`` transactions are going to stand, each with a decision."""
+        first = self.position + 1 + 2 * len(self._staged)
+        return np.arange(first, first + 2 * count, 2)
+
     def is_staged(self, request: int) -> bool:
         """Return whether a transaction of this request is staged."""
         return request in self._staged
@@ -129,6 +135,18 @@ class JournalTail:
             position += 2
         self._staged.clear()
         self.position = end
+
+    def prepare(self, _: Snapshot, __: NDArray[np.void], /) -> Arena | None:
+        """Return an arena with the states that records (RECORD[n]) meet, all of them whole.
+
+        They are to be folded there in order, and then given to ``stage_folded``. None where the
+        states have to be asked for one record at a time. Raises StoreError.
+        """
+        return None
+
+    def stage_folded(self, ids: NDArray[np.int64]) -> None:
+        """Take in transactions (words int64[n, m]) that were folded in what ``prepare`` gave."""
+        raise NotImplementedError
 
     def load(
         self, snapshot: Snapshot, record: NDArray[np.void], rows: NDArray[np.int64], /
@@ -158,6 +176,12 @@ class JournalTail:
     def _skip(self, records: NDArray[np.void], positions: NDArray[np.int64], /) -> None:
         """Do without all that is pending and these, which are too many to be pending."""
         raise NotImplementedError
+
+    def find_all(self, identities: list[int], snapshot: Snapshot) -> list[int | None]:
+        """Return what ``find`` does, for each."""
+        found = snapshot.find_many(identities)
+        pairs = zip(identities, found, strict=True)
+        return [self._frames.get(each) if frame is None else frame for each, frame in pairs]
 
     def find(self, identity: int, snapshot: Snapshot) -> int | None:
         """Return the position of the first frame with a request or transaction id, or None."""

@@ -11,7 +11,9 @@ from fraud.v1 import decision_pb2
 from numpy.typing import NDArray
 
 from featurizer.eventlog import EventLog, LogError, Topic
+from featurizer.hashing import PAYLOAD_BITS, hashes_of
 from featurizer.records import RECORD
+from fraudsvc.errors import ServiceError
 from fraudsvc.journal_tail import REQUEST_WORD, TRANSACTION_WORD
 
 FRAME_READ_BYTES = 1 << 16
@@ -37,6 +39,19 @@ class Ledger:
         if found is None or found[1] is None:
             return None
         return decision_pb2.Decision.FromString(found[1])
+
+    def answer(self, frame: int, request: int, payload: int) -> decision_pb2.Assessment:
+        """Return the first answer to a request whose content hashes to ``payload``.
+
+        Raises ServiceError where the log no longer has it, and where the content was another.
+        """
+        decision = self.decision(frame, request)
+        if decision is None:
+            raise ServiceError("LOG_UNAVAILABLE")
+        mask = (1 << PAYLOAD_BITS) - 1
+        if hashes_of(decision.assessment.decision_id)[1] != payload & mask:
+            raise ServiceError("REQUEST_ID_REUSED")
+        return decision.assessment
 
     def _entries(self, frame: int, identity: int) -> tuple[bytes, bytes | None] | None:
         """Return the record with an id in the frame at a position, and the decision after it."""

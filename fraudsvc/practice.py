@@ -101,7 +101,11 @@ def practise(policy: Policy) -> None:
             request = _request(number, now_ms)
             data = request.transaction.SerializeToString(deterministic=True)
             scorer = late if number % 10 == 9 else usual
-            scorer.score(data, Call(now_ns, now_ns + DEADLINE_NS))
+            call = Call(now_ns, now_ns + DEADLINE_NS)
+            if number % 10 == 4:
+                scorer.score_batch([data], call)
+            else:
+                scorer.score(data, call)
             if number % 50 == 49:
                 scorer.report_labels([_label(number, now_ms)])
                 worker.step()

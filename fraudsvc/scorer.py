@@ -9,31 +9,21 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from fraud.v1 import decision_pb2, fraud_service_pb2, label_pb2
 from numpy.typing import NDArray
 
 from featurizer.eventlog import Entry, EventLog, LogError, Topic
-from featurizer.hashing import (
-    PAYLOAD_BITS,
-    IdHasher,
-    hashes_of,
-)
+from featurizer.hashing import IdHasher, hashes_of
 from featurizer.records import RECORD
 from featurizer.store import Snapshot, StoreError
-from fraudsvc.answers import Draft, Stamp, Writer, field, origin_of
-from fraudsvc.calls import MS, Call, Clocks, ScorerSettings
+from fraudsvc.answers import Draft, Stamp, Writer, origin_of
+from fraudsvc.batch_decider import BatchDecider
+from fraudsvc.calls import MS, Call, Clocks, Kept, ScorerSettings, result_of
 from fraudsvc.contract import Checker, ContractSettings
-from fraudsvc.decide import (
-    FULL,
-    PARTIAL,
-    RULES_ONLY,
-    Workspace,
-    decide,
-)
-from fraudsvc.errors import ServiceError, item_error
+from fraudsvc.decide import FULL, PARTIAL, RULES_ONLY, Workspace, decide
+from fraudsvc.errors import ServiceError
 from fraudsvc.intake import Intake
 from fraudsvc.journal_tail import ENTITIES_WORD, REQUEST_WORD, JournalTail
 from fraudsvc.labels import Labels
@@ -50,15 +40,6 @@ _STALE = decision_pb2.RUNG_CAUSE_STATE_STALE
 _UNAVAILABLE = decision_pb2.RUNG_CAUSE_STATE_UNAVAILABLE
 _NO_TIME = decision_pb2.RUNG_CAUSE_DEADLINE
 _NO_MODEL = decision_pb2.RUNG_CAUSE_NO_MODEL
-
-
-@dataclass(slots=True)
-class Kept:
-    """A decision that is going to the log, with its answer, or why there is none after all."""
-
-    payment: Payment
-    call: Call
-    answer: bytes | ServiceError
 
 
 class Scorer:
@@ -93,16 +74,15 @@ class Scorer:
         self._clocks = clocks or Clocks()
         self._tail = tail
         self._space = Workspace()
-        records = np.zeros(ITEMS_AT_ONCE, RECORD)
-        # A record for each item of a frame, and the same as words.
-        self._rows = [records[i : i + 1] for i in range(ITEMS_AT_ONCE)]
-        self._ids = [row.view(np.int64).reshape(1, -1) for row in self._rows]
+        self._record = np.zeros(1, RECORD)  # of a call that is no batch, and the same as words
+        self._words = self._record.view(np.int64).reshape(1, -1)
         self._entries: list[Entry] = []  # of the frame that is being made
         self._ledger = Ledger(log)
         self._labels = Labels(Checker(hasher, contract), hasher, self._tail, self._ledger)
         self._lock = threading.Lock()
         self._writer = Writer(hasher.key, random.SystemRandom().getrandbits(64))
         self._origin = origin_of("", settings.name)
+        self._batches = BatchDecider(self._intake, self._tail, self._writer, ITEMS_AT_ONCE)
 
     def score(self, transaction: bytes, call: Call, *, validate_only: bool = False) -> bytes:
         """Decide one serialised Transaction; return the Assessment's bytes, as they are on the log.
@@ -110,7 +90,8 @@ class Scorer:
         A repeat of a request gets its first answer. Raises ServiceError.
         """
         with self._lock:
-            payment = self._check(transaction, 0)
+            now_ms = self._clocks.now_ms()
+            payment = self._intake.take(transaction, now_ms, self._record, self._words)
             snapshot = self._snapshot()
             try:
                 answer = self._answer(payment, call, snapshot, validate_only)
@@ -146,20 +127,10 @@ class Scorer:
 
         Ends before one that repeats a request of the frame, as its first answer is not on the log.
         """
-        answers: list[bytes | Kept | ServiceError] = []
         snapshot = self._snapshot()
         try:
-            for place, item in enumerate(items):
-                own = Call(self._clocks.monotonic_ns(), call.deadline_ns, call.traceparent)
-                try:
-                    payment = self._check(item, place)
-                    if self._tail.is_staged(payment.ids.item(REQUEST_WORD)):
-                        break
-                    answers.append(self._answer(payment, own, snapshot, validate_only))
-                    if isinstance(answers[-1], Kept):
-                        self._tail.stage(payment.ids)
-                except ServiceError as error:
-                    answers.append(error)
+            taken = self._batches.take(items, self._clocks.now_ms())
+            answers = self._answer_all(taken, call, snapshot, validate_only)
         except BaseException:
             self._discard()
             raise
@@ -167,7 +138,57 @@ class Scorer:
             if snapshot is not None:
                 snapshot.close()
         self._append_all([answer for answer in answers if isinstance(answer, Kept)])
-        return [_result(answer) for answer in answers]
+        return [result_of(answer) for answer in answers]
+
+    def _answer_all(
+        self,
+        taken: Sequence[Payment | ServiceError],
+        call: Call,
+        snapshot: Snapshot | None,
+        validate_only: bool,
+    ) -> list[bytes | Kept | ServiceError]:
+        """Answer what was taken in, all at once where that can be, else one by one."""
+        payments = [each for each in taken if isinstance(each, Payment)]
+        if not validate_only and snapshot is not None:
+            together = self._answer_together(payments, self._own(call), snapshot)
+            if together is not None:
+                kept = iter(together)
+                return [each if isinstance(each, ServiceError) else next(kept) for each in taken]
+        answers: list[bytes | Kept | ServiceError] = []
+        for each in taken:
+            if isinstance(each, ServiceError):
+                answers.append(each)
+                continue
+            try:
+                answers.append(self._answer(each, self._own(call), snapshot, validate_only))
+            except ServiceError as error:
+                answers.append(error)
+            if isinstance(answers[-1], Kept):
+                self._tail.stage(each.ids)
+        return answers
+
+    def _own(self, call: Call) -> Call:
+        """Return the call that one of a batch is: it begins now."""
+        return Call(self._clocks.monotonic_ns(), call.deadline_ns, call.traceparent)
+
+    def _answer_together(
+        self, payments: Sequence[Payment], call: Call, snapshot: Snapshot
+    ) -> list[Kept] | None:
+        """Decide payments on rung FULL; None where one of them needs a look of its own."""
+        bundle, policy = self._bundle(), self._policy()
+        late = self._clocks.monotonic_ns() + self._full_ns > call.deadline_ns
+        if bundle is None or late or not payments:
+            return None
+        if not self._batches.assess(payments, snapshot, bundle, policy):
+            return None
+        trace_id, origin = self._trace(call)
+        stamp = Stamp(
+            0, trace_id, self._tail.position, payments[0].received_ms,
+            self._clocks.monotonic_ns() - call.arrival_ns, origin, True,
+        )  # fmt: skip
+        written = self._batches.decide(payments, stamp, bundle, policy)
+        pairs = zip(payments, written, strict=True)
+        return [self._keep(payment, call, *each) for payment, each in pairs]
 
     def report_labels(
         self, labels: Sequence[label_pb2.Label]
@@ -207,10 +228,6 @@ class Scorer:
     def _bound(self, items: int) -> None:
         if items > self._settings.items_max:
             raise ServiceError("BATCH_TOO_LARGE")
-
-    def _check(self, data: bytes, place: int) -> Payment:
-        """Fill the record at ``place``, which holds until the next check of that place."""
-        return self._intake.take(data, self._clocks.now_ms(), self._rows[place], self._ids[place])
 
     def _snapshot(self) -> Snapshot | None:
         """Follow the log and return the store's state, None where there is none."""
@@ -253,6 +270,10 @@ class Scorer:
         decision, assessment = self._named(draft, payment, call, steps, validate_only)
         if validate_only:
             return assessment
+        return self._keep(payment, call, decision, assessment)
+
+    def _keep(self, payment: Payment, call: Call, decision: bytes, assessment: bytes) -> Kept:
+        """Add a decision to the frame that is being made."""
         customer = payment.ids.item(ENTITIES_WORD)
         self._entries.append(Entry(Topic.TRANSACTIONS, customer, payment.record.tobytes()))
         self._entries.append(Entry(Topic.DECISIONS, customer, decision))
@@ -287,10 +308,8 @@ class Scorer:
         validate_only: bool,
     ) -> tuple[bytes, bytes]:
         """Return the bytes of the decision and of the assessment in it."""
-        trace_id, origin, space = b"", self._origin, self._space
-        if call.traceparent:
-            trace_id = trace_id_of(call.traceparent)
-            origin = origin_of(call.traceparent, self._settings.name)
+        trace_id, origin = self._trace(call)
+        space = self._space
         stamp = Stamp(
             payment.ids.item(REQUEST_WORD), trace_id, self._tail.position, payment.received_ms,
             self._clocks.monotonic_ns() - call.arrival_ns, origin, not validate_only, *steps,
@@ -298,6 +317,13 @@ class Scorer:
         return self._writer.write(
             draft, stamp, payment.data, space.body, space.reasons, space.figures
         )
+
+    def _trace(self, call: Call) -> tuple[bytes, bytes]:
+        """Return the trace id, b"" for a new one, and a Decision's last fields."""
+        if not call.traceparent:
+            return b"", self._origin
+        origin = origin_of(call.traceparent, self._settings.name)
+        return trace_id_of(call.traceparent), origin
 
     def _append_all(self, kept: Sequence[Kept]) -> None:
         """Append what was decided in one frame, and let each have its last word.
@@ -364,23 +390,9 @@ class Scorer:
 
     def _repeated(self, frame: int, payment: Payment, call: Call, validate_only: bool) -> bytes:
         """Return the first answer to a request, or refuse another content under its id."""
-        decision = self._ledger.decision(frame, payment.ids.item(REQUEST_WORD))
-        if decision is None:
-            raise ServiceError("LOG_UNAVAILABLE")
-        assessment = decision.assessment
-        mask = (1 << PAYLOAD_BITS) - 1
-        if hashes_of(assessment.decision_id)[1] != self._hasher.payload(payment.data) & mask:
-            raise ServiceError("REQUEST_ID_REUSED")
+        payload = self._hasher.payload(payment.data)
+        first = self._ledger.answer(frame, payment.ids.item(REQUEST_WORD), payload)
         if validate_only:
-            assessment.ClearField("decision_id")
-        elapsed_ns = self._clocks.monotonic_ns() - call.arrival_ns
-        assessment.time_used.seconds, assessment.time_used.nanos = divmod(elapsed_ns, 1000 * MS)
-        return assessment.SerializeToString(deterministic=True)
-
-
-def _result(answer: bytes | Kept | ServiceError) -> bytes:
-    """Return a ScoreResult's bytes."""
-    told = answer.answer if isinstance(answer, Kept) else answer
-    if isinstance(told, ServiceError):
-        return fraud_service_pb2.ScoreResult(error=item_error(told)).SerializeToString()
-    return field(b"\x0a", told)
+            first.ClearField("decision_id")
+        first.time_used.FromNanoseconds(self._clocks.monotonic_ns() - call.arrival_ns)
+        return first.SerializeToString(deterministic=True)

@@ -11,6 +11,7 @@ position n << FRAME_BITS, as if a scorer had appended it to a journal.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import time
@@ -36,7 +37,7 @@ from featurizer.splitter import Repeats, read_all
 from featurizer.store import StoreError
 from featurizer.topics import ORIGIN
 from featurizer.transactions import Transactions
-from fraudsvc.answers import Draft, Stamp, Writer, origin_of
+from fraudsvc.answers import Stamp, Writer, origin_of
 from fraudsvc.assess import Sheet
 from fraudsvc.calls import Clocks
 from fraudsvc.decide import RULES_ONLY, Workspace, decide, decide_on
@@ -52,6 +53,7 @@ from trainer.bundle import Bundle
 PAYMENTS = "payments"
 PROGRESS = "stream-progress"
 FRAME_BITS = 16
+ROWS_AT_ONCE = 512  # 10 to 20 ms in which nothing is written
 _NO_MODEL = decision_pb2.RUNG_CAUSE_NO_MODEL
 
 
@@ -86,9 +88,9 @@ class _Batch:
         self._places: list[int] = []  # of each row in ``received``
         self.out: dict[Partition, list[Message]] = {}
 
-    def memory(self, place: int) -> tuple[NDArray[np.void], NDArray[np.int64]]:
-        """Return the record (RECORD[1]) for what stands at a place, and the same as words."""
-        return self._records[place : place + 1], self._ids[place : place + 1]
+    def memory(self) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+        """Return a record for each that was received (RECORD[n]), and the same as words."""
+        return self._records, self._ids
 
     def count(self, payment: Payment, place: int) -> None:
         """Take a payment in as the next row."""
@@ -96,8 +98,9 @@ class _Batch:
         self._places.append(place)
 
     def close(self) -> None:
-        """Lay out the rows: records RECORD[n], their words, and the frame of each."""
+        """Lay out the rows: records RECORD[n], the request and the frame of each."""
         self.records = self._records[self._places]
+        self.requests = self._ids[self._places, REQUEST_WORD]
         offsets = [self.received[place].offset for place in self._places]
         self.frames = np.array(offsets, np.int64) << FRAME_BITS
 
@@ -134,6 +137,7 @@ class StreamLane:
         self._space = Workspace()
         self._sheet = Sheet(0)
         self._started_ns = 0  # of the batch
+        self._writing: asyncio.Task[None] | None = None  # of the batch before
         self._origin = origin_of("", settings.name)
 
     async def start(self, reader: Consumer) -> dict[Partition, int]:
@@ -152,23 +156,37 @@ class StreamLane:
         return {self._at: offset}
 
     async def stop(self) -> None:
-        """Let go of the connections."""
+        """Let go of the connections, once what is under way is written or has failed."""
+        with contextlib.suppress(LogError):
+            await self.settle()
         await self._transactions.stop()
 
+    async def settle(self) -> None:
+        """Wait until the batch before is on the log. Raises LogError."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            await writing
+
     async def take(self, found: Mapping[Partition, Sequence[Received]]) -> int:
-        """Decide what was read; return how many payments were. Raises LogError, StoreError."""
+        """Decide what was read; return how many payments were. Raises LogError, StoreError.
+
+        While a batch is written the next one is decided. Where the writing fails, both are for
+        the lane that begins anew.
+        """
         batch = _Batch(found[self._at])
         if not self._states.has_room(len(batch.received)):
             await self._wait_for_states()
         self._accept(batch)
         batch.close()
+        await asyncio.sleep(0)
         if batch.payments:
-            self._send(batch, self._decide_all(batch))
+            self._send(batch, await self._decide_all(batch))
         self._states.note(batch.records, batch.frames + 1)
         offset = batch.received[-1].offset + 1
         progress = Message(key_bytes(self._at[1]), _write_progress(offset, self._states.sent))
         batch.send(self._kafka.topic(PROGRESS), self._at[1], progress)
-        await self._transactions.commit(batch.out)
+        await self.settle()
+        self._writing = asyncio.create_task(self._transactions.commit(batch.out))
         self._states.commit(batch.records, batch.frames + 1)
         return len(batch.payments)
 
@@ -176,16 +194,13 @@ class StreamLane:
         """Take the payments in; pass over by a dead letter what is none, and repeats in silence."""
         now_ms = self._judges.clocks.now_ms()
         self._started_ns = self._judges.clocks.monotonic_ns()
-        take = self._judges.intake.take
-        for place, received in enumerate(batch.received):
-            record, ids = batch.memory(place)
-            try:
-                payment = take(received.value or b"", now_ms, record, ids)
-            except ServiceError as error:
-                self._pass_over(batch, received, error, now_ms)
-                continue
-            if self._repeats.is_new(ids.item(REQUEST_WORD)):
-                batch.count(payment, place)
+        datas = [received.value or b"" for received in batch.received]
+        taken = self._judges.intake.take_all(datas, now_ms, *batch.memory())
+        for place, each in enumerate(taken):
+            if isinstance(each, ServiceError):
+                self._pass_over(batch, batch.received[place], each, now_ms)
+            elif self._repeats.is_new(each.ids.item(REQUEST_WORD)):
+                batch.count(each, place)
 
     def _pass_over(
         self, batch: _Batch, received: Received, error: ServiceError, now_ms: int
@@ -199,58 +214,57 @@ class StreamLane:
         message = Message(key_bytes(self._at[1]), letter.SerializeToString())
         batch.send(self._kafka.topic("dead-letters"), 0, message)
 
-    def _decide_all(self, batch: _Batch) -> list[bytes]:
+    async def _decide_all(self, batch: _Batch) -> list[bytes]:
         """Decide each payment, seeing those before it; return the decisions' bytes."""
-        judges, space = self._judges, self._space
-        bundle, policy = judges.bundle(), judges.policy()
+        bundle, policy = self._judges.bundle(), self._judges.policy()
         if bundle is None:
-            drafts = (
-                decide(each, each.record, space, None, policy, RULES_ONLY, _NO_MODEL)
-                for each in batch.payments
-            )
-            rows = ((draft, space.body, space.reasons, space.figures) for draft in drafts)
-        else:
-            sheet = self._assess(batch, bundle, policy)
-            rows = (
-                (
-                    decide_on(payment, sheet, row, bundle, policy),
-                    sheet.bodies[row], sheet.reasons[row], sheet.figures[row],
-                )
-                for row, payment in enumerate(batch.payments)
-            )  # fmt: skip
-        return [
-            self._written(payment, frame, *row)
-            for payment, frame, row in zip(batch.payments, batch.frames.tolist(), rows, strict=True)
+            return self._decide_by_rules(batch, policy)
+        sheet = await self._assess(batch, bundle, policy)
+        drafts = [
+            decide_on(each, sheet, i, bundle, policy) for i, each in enumerate(batch.payments)
         ]
+        written = self._judges.writer.write_all(
+            drafts, self._stamp(batch.payments[0], 0), batch.requests, batch.frames,
+            [each.data for each in batch.payments], (sheet.bodies, sheet.reasons, sheet.figures),
+        )  # fmt: skip
+        return [decision for decision, _ in written]
 
-    def _assess(self, batch: _Batch, bundle: Bundle, policy: Policy) -> Sheet:
-        """Let the model see the batch. Where there are no states the stream has time to wait."""
+    def _decide_by_rules(self, batch: _Batch, policy: Policy) -> list[bytes]:
+        """Decide each payment without a model."""
+        written, space = [], self._space
+        for payment, frame in zip(batch.payments, batch.frames.tolist(), strict=True):
+            draft = decide(payment, payment.record, space, None, policy, RULES_ONLY, _NO_MODEL)
+            stamp = self._stamp(payment, frame)
+            figures = (space.body, space.reasons, space.figures)
+            written.append(self._judges.writer.write(draft, stamp, payment.data, *figures)[0])
+        return written
+
+    def _stamp(self, payment: Payment, frame: int) -> Stamp:
+        used_ns = self._judges.clocks.monotonic_ns() - self._started_ns
+        request = payment.ids.item(REQUEST_WORD)
+        return Stamp(request, b"", frame, payment.received_ms, used_ns, self._origin, True)
+
+    async def _assess(self, batch: _Batch, bundle: Bundle, policy: Policy) -> Sheet:
+        """Let the model see the batch. Where there are no states the stream has time to wait.
+
+        Lets the batch before be written in between.
+        """
         records = batch.records
         if len(records) > len(self._sheet.found):
             self._sheet = Sheet(2 * len(records))
         self._states.prepare(records)
         positions = batch.frames + 1 + AFTER_ALL
         stored = self._states.stored(records)
-        self._sheet.fill(self._states.arena, records, positions, stored, bundle, policy.table)
+        for at in range(0, len(records), ROWS_AT_ONCE):
+            some = slice(at, at + ROWS_AT_ONCE)
+            self._sheet.fill(
+                self._states.arena, records[some], positions[some], stored[some], bundle,
+                policy.table, at,
+            )  # fmt: skip
+            await asyncio.sleep(0)
         for row, payment in enumerate(batch.payments):
             payment.record["flags"] = records[row]["flags"]  # the marks are the policy's, too
         return self._sheet
-
-    def _written(
-        self,
-        payment: Payment,
-        frame: int,
-        draft: Draft,
-        body: NDArray[np.uint8],
-        reasons: NDArray[np.uint8],
-        figures: NDArray[np.float64],
-    ) -> bytes:
-        used_ns = self._judges.clocks.monotonic_ns() - self._started_ns
-        stamp = Stamp(
-            payment.ids.item(REQUEST_WORD), b"", frame, payment.received_ms, used_ns, self._origin,
-            True,
-        )  # fmt: skip
-        return self._judges.writer.write(draft, stamp, payment.data, body, reasons, figures)[0]
 
     def _send(self, batch: _Batch, decisions: Sequence[bytes]) -> None:
         """Add the frame of each row to what goes out: its record and its decision."""
@@ -285,7 +299,7 @@ class StreamLane:
 
     def _remember(self, received: Received) -> None:
         """Take a payment from before into the repeats."""
-        record, ids = _Batch([received]).memory(0)
+        record, ids = _Batch([received]).memory()
         try:
             now_ms = self._judges.clocks.now_ms()
             self._judges.intake.take(received.value or b"", now_ms, record, ids)

@@ -19,7 +19,13 @@ from featurizer.records import Entity
 from featurizer.state import HEADER
 from featurizer.store import Snapshot, StoreError
 from fraudsvc.calls import ScorerSettings
-from fraudsvc.journal_tail import ENTITIES_WORD, JournalTail, Snapshots
+from fraudsvc.journal_tail import (
+    ENTITIES_WORD,
+    REQUEST_WORD,
+    TRANSACTION_WORD,
+    JournalTail,
+    Snapshots,
+)
 
 _ENTITIES = len(Entity)
 STATE_BYTES_USUAL = 2_048  # the arena's index has room for as many states from the start
@@ -57,6 +63,33 @@ class Tail(JournalTail):
             self._fetch(snapshot, record, rows, missing)
             return not self.stale and not self.behind
         return not self.behind
+
+    def prepare(self, snapshot: Snapshot, records: NDArray[np.void]) -> Arena | None:
+        """Have the states that ``records`` (RECORD[n]) meet in the arena, all of them whole."""
+        if self.behind:
+            return None
+        keys, entities = self._arena.lacking(records)
+        if not len(keys):
+            return self._arena
+        if self.stale:
+            return None
+        blobs = snapshot.get_many(keys.tolist())
+        pending = (self._records, self._positions, self._first, self._stop)
+        try:
+            self._arena.admit_all(keys, entities, blobs, pending)
+        except MemoryError:
+            self._arena.clear()  # full: start anew from the store
+            return None
+        return self._arena
+
+    def stage_folded(self, ids: NDArray[np.int64]) -> None:
+        """Take in transactions whose records (words int64[n, m]) are in the states already."""
+        stop = self._make_room(len(ids))
+        self._words[stop : stop + len(ids)] = ids
+        self._positions[stop : stop + len(ids)] = self.positions(len(ids))
+        self._count(stop + len(ids))
+        words = (REQUEST_WORD, TRANSACTION_WORD)
+        self._staged.update(zip(*(ids[:, word].tolist() for word in words), strict=True))
 
     def roll_back(self, rows: NDArray[np.int64]) -> None:
         """Forget what was staged: the states that it was folded into are made anew.
@@ -121,6 +154,10 @@ class Tail(JournalTail):
             self._arena.absorb(self._records, self._positions, self._stop, stop)
         except MemoryError:
             self._arena.clear()  # full: start anew from the store
+        self._count(stop)
+
+    def _count(self, stop: int) -> None:
+        """Count the records up to ``stop`` as pending, which are in the states."""
         self._stop = stop
         if stop - self._first > self._capacity:
             self._first = stop - self._capacity

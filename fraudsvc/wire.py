@@ -9,6 +9,8 @@ So accepted bytes are also what serialising the parsed message gives again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -198,6 +200,16 @@ def _accept(data, now_ms, key, limits, currencies, out):  # type: ignore[no-unty
     return True
 
 
+@njit(cache=True)
+def _accept_all(data, ends, now_ms, key, limits, currencies, out, accepted):  # type: ignore[no-untyped-def]
+    """Accept each transaction of ``data``, one after another to ``ends``, into its row of out."""
+    start = 0
+    for i in range(len(ends)):
+        body, row = data[start : ends[i]], out[i : i + 1]
+        accepted[i] = _accept(body, now_ms, key, limits, currencies, row)
+        start = ends[i]
+
+
 def _currency_table() -> NDArray[np.int64]:
     """Return int64[26 ** 3, 2]: ISO number (0 unknown) and rate of each three letters."""
     table = np.zeros((26, 26, 26, 2), np.int64)
@@ -229,6 +241,7 @@ class Acceptor:
         self._limits = _limits(settings)
         self._currencies = _currency_table()
         self.accept(b"", 0, np.zeros(1, RECORD))
+        self.accept_all([b"\0"], 0, np.zeros(1, RECORD))
 
     def accept(self, data: bytes, now_ms: int, out: NDArray[np.void]) -> bool:
         """Return whether ``out`` (RECORD, shape (1,)) was filled from a Transaction's bytes.
@@ -237,3 +250,12 @@ class Acceptor:
         """
         accepted: bool = _accept(data, now_ms, self._key, self._limits, self._currencies, out)
         return accepted
+
+    def accept_all(self, datas: Sequence[bytes], now_ms: int, out: NDArray[np.void]) -> list[bool]:
+        """Return for each Transaction's bytes what ``accept`` does; ``out`` is RECORD[n]."""
+        accepted = np.zeros(len(datas), np.bool_)
+        data = np.frombuffer(b"".join(datas), np.uint8)
+        ends = np.cumsum([len(each) for each in datas])
+        _accept_all(data, ends, now_ms, self._key, self._limits, self._currencies, out, accepted)
+        told: list[bool] = accepted.tolist()
+        return told

@@ -18,6 +18,7 @@ from featurizer.hashing import IdHasher
 from featurizer.records import Entity, Flag
 from featurizer.state import POSITION, ROW_WORDS
 from fraudsvc.answers import REASONS_MAX, Draft, Stamp, Writer, origin_of
+from fraudsvc.assess import VIEWED_NS
 from fraudsvc.decide import Workspace, decide
 from fraudsvc.payment import Payment
 from fraudsvc.policy import DEFAULT_POLICY, Policy, load_policy

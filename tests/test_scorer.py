@@ -7,6 +7,7 @@ import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from tests.conftest import (
     read_all,
     recomputed,
 )
+from trainer.bundle import Bundle
 
 PARTIAL, RULES_ONLY = decision_pb2.RUNG_PARTIAL, decision_pb2.RUNG_RULES_ONLY
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-03"
@@ -267,6 +269,41 @@ def test_a_batch_is_in_order_and_a_bad_item_fails_alone(host: Host) -> None:
     vectors, _ = recomputed(host.log)
     assert {f: d.features for f, d in decisions(host.log).items()} == vectors
     assert len(vectors) == 29
+
+
+def said(decision: decision_pb2.Decision) -> bytes:
+    """What does not depend on where in the log a decision stands, nor on when it was made."""
+    for name in ("entity_versions", "log_position", "receive_time"):
+        decision.ClearField(name)
+    for name in ("time_used", "trace_id"):
+        decision.assessment.ClearField(name)
+    return decision.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_batch_says_what_calls_one_by_one_would(
+    host: Host, tmp_path: Path, bundle: Bundle, *, folded: bool
+) -> None:
+    other = Host(tmp_path / "other", bundle)
+    payments, batched, single = Payments(), host.scorer(), other.scorer()
+    for few in range(4):
+        items = [payments.one(customer_id=f"customer-{n % 5}") for n in range(25 + few)]
+        items[few].amount_minor = 10_000_000 + few  # a rule and an unusual amount
+        answers = [result.assessment for result in batched.score_batch(items, call_now())]
+        assert {answer.rung for answer in answers} == {decision_pb2.RUNG_FULL}
+        for item in items:
+            single.score(item, call_now())
+        if folded:
+            host.fold()
+            other.fold()
+            batched, single = host.scorer(), other.scorer()  # with states from the store
+    first, second = (
+        {d.transaction.request_id: said(d) for d in decisions(each.log).values()}
+        for each in (host, other)
+    )
+    assert len(first) == 4 * 25 + 6
+    assert first == second
+    other.close()
 
 
 def test_each_item_of_a_batch_has_a_budget_of_its_own(host: Host) -> None:

@@ -62,6 +62,9 @@ class Lane:
         self.taken += found[AT]
         return len(found[AT])
 
+    async def settle(self) -> None:
+        pass
+
     async def stop(self) -> None:
         pass
 

@@ -8,7 +8,6 @@ is taken from the first step of progress that is seen to the last one.
 from __future__ import annotations
 
 import asyncio
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,14 +29,13 @@ from featurizer.eventlog_kafka import (
     Partition,
     Producer,
     key_bytes,
-    partition_of,
 )
 from featurizer.progress import progress_key, read_progress
 from featurizer.records import Entity
 from featurizer.updates import KINDS, pack
 from tests.bench.claims import SEED, claim, make_world, read_world
 from tests.clusters import Cluster, stopping
-from tests.conftest import Trained, until
+from tests.conftest import Trained
 
 DAYS = 40
 CORE_EVENTS_S_MIN = 25_000.0
@@ -47,10 +45,8 @@ FRESH_RATE = 2_000
 FRESH_S = 20.0
 ARRAY_RECORDS = 4_000
 POLL_S = 0.02
-ENDS_S = 0.2  # asking Kafka takes time from what is measured
 LOOK_S = 0.001  # what freshness is exact to
 STALL_S = 30.0
-JOIN_S = 10.0
 PATIENT_MS = 30_000  # a session that outlives what is stopped while a topic is filled
 
 Fill = Mapping[Partition, Sequence[Message]]
@@ -148,42 +144,6 @@ def plain_rate(cluster: Cluster, records: NDArray[np.void]) -> float:
     """Return the ceiling: a consume-transform-produce loop that does nothing."""
     asyncio.run(create_topics(cluster.kafka))
     return asyncio.run(_transform(cluster, records))
-
-
-def stream_rate(cluster: Cluster, payments: Sequence[tuple[int, bytes]], *, keep_up: bool) -> float:
-    """Return how many payments a second a lane for each partition decides.
-
-    ``payments`` are the hash of the customer and the bytes of each. With ``keep_up`` split and
-    folds keep the states up meanwhile, on the same two cores; else no one does, as if they were
-    elsewhere and slow.
-    """
-    asyncio.run(create_topics(cluster.kafka))
-    topic = cluster.kafka.topic("payments")
-    lanes: dict[Partition, list[Message]] = {}
-    for customer, data in payments:
-        at = (topic, partition_of(customer, cluster.partitions))
-        lanes.setdefault(at, []).append(Message(key_bytes(customer), data))
-    stages = ["split-0", *[f"fold-{n}" for n in range(cluster.partitions)]]
-    streams = [f"stream-{n}" for n in range(cluster.partitions)]
-    with stopping(cluster):
-        cluster.start(*stages)
-        until(lambda: all(cluster.has_states(n) for n in range(cluster.partitions)), "states")
-        cluster.start(*streams)
-        time.sleep(JOIN_S)  # until each has its partition
-        for role in (*stages, *streams):
-            cluster.signal(role, signal.SIGSTOP)
-        asyncio.run(send(cluster, iter([{at: lane} for at, lane in lanes.items()])))
-        for role in (*stages, *streams) if keep_up else streams:
-            cluster.signal(role, signal.SIGCONT)
-        found = rate(lambda: _decided(cluster), len(payments), len(payments), ENDS_S)
-        for role in stages:
-            cluster.signal(role, signal.SIGCONT)
-        return found
-
-
-def _decided(cluster: Cluster) -> float:
-    """Return how many decisions are on the log, about: markers of transactions count, too."""
-    return float(sum(asyncio.run(ends(cluster, "decisions"))))
 
 
 def freshness_ms(cluster: Cluster, records: NDArray[np.void]) -> NDArray[np.float64]:

@@ -30,6 +30,7 @@ from fraudsvc import decide, server
 from fraudsvc.answers import Writer
 from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
+from fraudsvc.intake import Intake
 from fraudsvc.policy import DEFAULT_POLICY, Policy, load_policy
 from fraudsvc.scorer import Scorer
 from fraudsvc.tail import Tail, local_tail
@@ -49,11 +50,11 @@ DAY_MS = 86_400_000
 
 # What is timed in a call, by where it hangs; none of them calls another.
 STEPS: tuple[tuple[str, Any, str], ...] = (
-    ("check and hash", Scorer, "_check"),
+    ("check and hash", Intake, "take"),
     ("tail and snapshot", Tail, "refresh"),
     ("look for a repeat", Tail, "find"),
     ("states", Tail, "load"),
-    ("view, model and contributions", decide, "_assess"),
+    ("view, model and contributions", decide, "assess"),
     ("policy", Policy, "rule"),
     ("write the answer", Writer, "write"),
     ("append", Scorer, "_append"),
@@ -75,7 +76,7 @@ class NoTransport:
         raise AssertionError(f"a call failed: {status.code}, {status.details}")
 
 
-def _prepare(where: Path) -> int:
+def prepare(where: Path) -> int:
     """Make a world, a log that holds its history, and a bundle; return when the live part begins.
 
     The time is in ms since 1970.
@@ -298,7 +299,7 @@ def rows() -> list[dict[str, Any]]:
     """Return one row per claim: name, value, unit, baseline, ratio, target, met."""
     with tempfile.TemporaryDirectory() as directory:
         where = Path(directory)
-        live_ms = _prepare(where)
+        live_ms = prepare(where)
         requests = iter(live_requests(where / "world.parquet", live_ms))
         places = ["--log", f"file://{where}/log", "--store", f"lmdb://{where}/store"]
         serve = [

@@ -1,0 +1,106 @@
+"""Decides the payments of one frame together, in a few kernel calls instead of a few each.
+
+Owns which of them can be decided so: those that repeat no request, where all states are whole. The
+bytes are those of one decision at a time, each payment seeing those before it, but for the time
+used. Must not know a log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from featurizer.records import RECORD, Entity
+from featurizer.store import Snapshot, StoreError
+from fraudsvc.answers import Stamp, Writer
+from fraudsvc.assess import Sheet
+from fraudsvc.decide import decide_on
+from fraudsvc.errors import ServiceError
+from fraudsvc.intake import Intake
+from fraudsvc.journal_tail import REQUEST_WORD, JournalTail
+from fraudsvc.payment import Payment
+from fraudsvc.policy import Policy
+from trainer.bundle import Bundle
+
+_AS_IN_THE_ARENA = np.zeros((0, len(Entity)), np.int64)
+
+
+class BatchDecider:
+    """Takes in and decides at most ``capacity`` payments at once, with the states of ``tail``."""
+
+    def __init__(self, intake: Intake, tail: JournalTail, writer: Writer, capacity: int) -> None:
+        self._intake = intake
+        self._tail = tail
+        self._writer = writer
+        self._sheet = Sheet(capacity)
+        self._taken = 0
+        self._records = np.zeros(capacity, RECORD)
+        self._words = self._records.view(np.int64).reshape(capacity, -1)
+
+    def take(self, datas: Sequence[bytes], now_ms: int) -> list[Payment | ServiceError]:
+        """Take transactions in, up to one that repeats a request of those before it.
+
+        Their records hold until the next call.
+        """
+        count = self._taken = len(datas)
+        taken = self._intake.take_all(datas, now_ms, self._records[:count], self._words[:count])
+        requests: set[int] = set()
+        for place, each in enumerate(taken):
+            if isinstance(each, Payment):
+                request = each.ids.item(REQUEST_WORD)
+                if request in requests:
+                    return taken[:place]
+                requests.add(request)
+        return taken
+
+    def assess(
+        self, payments: Sequence[Payment], snapshot: Snapshot, bundle: Bundle, policy: Policy
+    ) -> bool:
+        """Let the model see payments that were taken in, and stage them; return if that could be.
+
+        Where it could not, as one needs a look of its own, nothing has changed.
+        """
+        self._close_up(payments)
+        records, words = self._records[: len(payments)], self._words[: len(payments)]
+        known = self._tail.find_all(words[:, REQUEST_WORD].tolist(), snapshot)
+        if any(frame is not None for frame in known):
+            return False
+        try:
+            arena = self._tail.prepare(snapshot, records)
+        except StoreError:
+            return False
+        if arena is None:
+            return False
+        positions = self._tail.positions(len(payments))
+        try:
+            self._sheet.fill(arena, records, positions, _AS_IN_THE_ARENA, bundle, policy.table)
+        except MemoryError:
+            arena.clear()  # full: start anew from the store
+            return False
+        self._tail.stage_folded(words)
+        return True
+
+    def decide(
+        self, payments: Sequence[Payment], stamp: Stamp, bundle: Bundle, policy: Policy
+    ) -> list[tuple[bytes, bytes]]:
+        """Return the bytes of each Decision, and of the Assessment in it, of what was assessed.
+
+        ``stamp`` is all of theirs, whichever request it names.
+        """
+        sheet = self._sheet
+        drafts = [decide_on(each, sheet, i, bundle, policy) for i, each in enumerate(payments)]
+        return self._writer.write_all(
+            drafts, stamp, self._words[: len(payments), REQUEST_WORD],
+            np.full(len(payments), stamp.log_position), [each.data for each in payments],
+            (sheet.bodies, sheet.reasons, sheet.figures),
+        )  # fmt: skip
+
+    def _close_up(self, payments: Sequence[Payment]) -> None:
+        """Let the records stand one after another, where some of those taken in were refused."""
+        if len(payments) == self._taken:
+            return
+        for place, payment in enumerate(payments):
+            self._words[place] = payment.ids[0]
+            payment.record = self._records[place : place + 1]
+            payment.ids = self._words[place : place + 1]
