@@ -44,7 +44,7 @@ COLUMNS = 13
 @njit(cache=True, nogil=True)
 def _field(data, at, end):  # type: ignore[no-untyped-def]
     """Return number, value or start, stop and next place of a protobuf field; 0 where broken."""
-    tag, shift = 0, 0
+    tag, shift = np.int64(0), 0
     while at < end and shift < 35:
         tag |= np.int64(data[at] & 127) << shift
         shift += 7
@@ -56,7 +56,7 @@ def _field(data, at, end):  # type: ignore[no-untyped-def]
         return tag >> 3, at, at + 8, at + 8
     if wire == 5:
         return tag >> 3, at, at + 4, at + 4
-    value, shift = 0, 0
+    value, shift = np.int64(0), 0
     while at < end and shift < 63:
         value |= np.int64(data[at] & 127) << shift
         shift += 7
@@ -85,7 +85,7 @@ def _instant(data, at, end):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _random_of(data, at):  # type: ignore[no-untyped-def]
-    found = 0
+    found = np.int64(0)
     for i in range(at + 32 - RANDOM_BITS // 4, at + 32):
         digit = np.int64(data[i])
         found = found << 4 | (digit - 48 if digit < 58 else digit - 87)

@@ -111,7 +111,8 @@ class Family(NamedTuple):
 
 
 def _layout() -> tuple[dict[str, list[Series]], int]:
-    at, found = 0, {}
+    at = 0
+    found: dict[str, list[Series]] = {}
     for row in METRICS:
         width = len(row.buckets) + 2 if row.kind == "histogram" else 1
         found[row.name] = []
@@ -126,6 +127,11 @@ LAYOUT, SLOTS = _layout()
 _DIGEST = hashlib.sha256(repr(METRICS).encode()).digest()[:16]
 _RING_AT = HEADER_BYTES + 8 * SLOTS
 FILE_BYTES = _RING_AT + RING * APPEND.size
+_IS_GAUGE = np.zeros(SLOTS, np.bool_)
+for _row in METRICS:
+    if _row.kind == "gauge":
+        for _series in LAYOUT[_row.name]:
+            _IS_GAUGE[_series.start : _series.stop] = True
 _APPEND_AT = LAYOUT["fraud_append_seconds"][0].start
 
 
@@ -205,6 +211,13 @@ class Meters:
             self._memory.close()
         if self._file is not None:
             os.close(self._file)
+
+
+def merged(readings: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return the numbers of several processes as one: sums, and of gauges the largest."""
+    arrays = np.stack([np.zeros(SLOTS), *readings])
+    found: NDArray[np.float64] = np.where(_IS_GAUGE, arrays.max(axis=0), arrays.sum(axis=0))
+    return found
 
 
 class CallMeter:

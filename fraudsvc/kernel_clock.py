@@ -20,5 +20,5 @@ _clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32
 def monotonic_ns():  # type: ignore[no-untyped-def]
     """Return what ``time.perf_counter_ns`` would; 30 ns."""
     moment = np.empty(2, np.int64)  # seconds and nanoseconds
-    _clock_gettime(_CLOCK, moment.ctypes.data)
+    _clock_gettime(_CLOCK, moment.ctypes.data)  # type: ignore[call-overload]
     return moment[0] * 1_000_000_000 + moment[1]

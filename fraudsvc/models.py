@@ -7,6 +7,7 @@ by a thread that answers calls.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class BundleFile:
         self._seen: tuple[int, int, int] | None = None
         self._kept: dict[str, Bundle] = {}  # by version, the one used last at the end
         self.current: Bundle | None = None
+        self.loading_ns = (0, 0)  # when the load of it began and ended, since 1970
         self.poll()
 
     def poll(self) -> Bundle | None:
@@ -51,8 +53,10 @@ class BundleFile:
         seen = self._identity()
         if seen is not None and seen != self._seen:
             self._seen = seen
+            began_ns = time.time_ns()
             try:
                 self._use(self._load())
+                self.loading_ns = (began_ns, time.time_ns())
             except BundleError as error:
                 self._on_error(error)
         return self.current

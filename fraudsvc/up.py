@@ -5,9 +5,10 @@ Owns which roles there are and where each keeps its files. Must not know what a 
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -28,6 +29,25 @@ class UpOptions:
     pin: bool
     policy: str
     serve_arguments: Sequence[str] = ()
+    console: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def otlp(self) -> str:
+        """Where the console takes spans: a socket that has no file, one for each directory."""
+        digest = hashlib.sha256(str(self.data.absolute()).encode()).hexdigest()
+        return f"unix-abstract:fraudsvc-{digest[:16]}"
+
+    @property
+    def telling(self) -> dict[str, str]:
+        """Return the environment by which roles tell the console what they do; none without it."""
+        if not self.console:
+            return {}
+        name = self.otlp.partition(":")[2]
+        memory = Path("/dev/shm")  # noqa: S108 - in memory, so that counting never waits for a disk
+        folder = memory / name if memory.is_dir() else self.data / "metrics"
+        given = self.environment.get("FRAUD_METRICS", "") or str(folder)
+        return {"FRAUD_METRICS": given, "OTEL_EXPORTER_OTLP_ENDPOINT": self.otlp}
 
 
 def print_change(change: Change) -> None:
@@ -58,6 +78,7 @@ def roles(options: UpOptions) -> list[Role]:
                 "--ready-file",
                 str(featurizer_ready),
             ],
+            environment=options.telling,
             ready_file=featurizer_ready,
         )
     ]
@@ -69,7 +90,7 @@ def roles(options: UpOptions) -> list[Role]:
             "--public-key", str(data / "key.pub"), "--ready-file", str(ready), "--reflection",
             *cpus, *options.serve_arguments,
         ]  # fmt: skip
-        found.append(Role(f"serve-{i}", argv, ready_file=ready))
+        found.append(Role(f"serve-{i}", argv, options.telling, ready_file=ready))
     if (data / "key").exists():  # without the private key nobody can sign what is learnt
         ready = data / "trainer.ready"
         argv = [
@@ -77,8 +98,20 @@ def roles(options: UpOptions) -> list[Role]:
             "--bundle", str(data / "bundle"), "--key", str(data / "key"),
             "--public-key", str(data / "key.pub"), "--ready-file", str(ready),
         ]  # fmt: skip
-        found.append(Role("trainer", argv, ready_file=ready))
-    return found
+        found.append(Role("trainer", argv, options.telling, ready_file=ready))
+    return found + _console(options, places) if options.console else found
+
+
+def _console(options: UpOptions, places: list[str]) -> list[Role]:
+    """Return the console. A collector that the environment names is its own: it passes on to it."""
+    data, ready = options.data, options.data / "console.ready"
+    argv = [
+        sys.executable, "-m", "fraudsvc", "console", *places,
+        "--read-model", f"sqlite:///{data}/readmodel.sqlite", "--http", options.console,
+        "--otlp", options.otlp, "--ready-file", str(ready),
+    ]  # fmt: skip
+    folder = {"FRAUD_METRICS": options.telling["FRAUD_METRICS"]}
+    return [Role("console", argv, folder, ready_file=ready)]
 
 
 def up(options: UpOptions) -> int:

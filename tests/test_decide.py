@@ -146,12 +146,13 @@ def replayed(
             space.rows[entity] = past.state(entity, key, version)
     assessment = logged.assessment
     draft = decide(payment, record, space, bundle, policy, assessment.rung, assessment.rung_cause)
-    accepted_ns, loaded_ns, *in_kernel = (1 + each for each in logged.step_ns)
-    space.figures[VIEWED_NS:] = in_kernel or 0
+    steps = [1 + each for each in logged.step_ns]
+    space.figures[VIEWED_NS:] = steps[2:] or 0
     stamp = Stamp(
         int(record["request"][0]), assessment.trace_id.encode(), logged.log_position,
         payment.received_ms, assessment.time_used.ToNanoseconds(),
-        origin_of(logged.traceparent, logged.scorer), True, 1, accepted_ns, loaded_ns,
+        origin_of(logged.traceparent, logged.scorer), True,
+        *([1, *steps[:2]] if steps else []),
     )  # fmt: skip
     decision, told = written_down(draft, stamp, payment, space)
     assert told == assessment.SerializeToString(deterministic=True)

@@ -156,9 +156,9 @@ def test_records_of_other_programs_are_damage(settings: KafkaSettings, log: Kafk
     async def send() -> None:
         async with aiokafka.AIOKafkaProducer(bootstrap_servers=settings.bootstrap) as other:
             await other.send_and_wait(topic, b"no header", b"k", 0)
-            for key, value, origin in messages[:2]:  # the third never comes
+            for key, value, origin, _ in messages[:2]:  # the third never comes
                 await other.send_and_wait(topic, value, key, 0, headers=[("o", origin)])
-            key, _, origin = messages[0]
+            key, _, origin, _ = messages[0]
             await other.send_and_wait(topic, None, key, 0, headers=[("o", origin)])
             await other.send_and_wait(topic, b"v", None, 0, headers=[("o", origin)])
 

@@ -18,6 +18,7 @@ from fraud.v1 import model_event_pb2
 from numpy.typing import NDArray
 
 from featurizer.eventlog import Entry, EventLog, LogError, Topic
+from featurizer.metering import Meters
 from trainer.bundle import Bundle, BundleError, Content, load_bundle, load_content, write_bundle
 from trainer.gates import Gate, GateSettings, judge
 from trainer.labelled import Refusal
@@ -54,7 +55,9 @@ class LiveTrainer:
         settings: LearnerSettings,
         gates: GateSettings,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        meters: Meters | None = None,
     ) -> None:
+        meters = meters or Meters()
         self._log = log
         self._places = places
         self._gates = gates
@@ -62,12 +65,15 @@ class LiveTrainer:
         self._champion, content = self._load(places.shelf.link)
         places.shelf.take_over(self._champion.model_version)
         self._learner = Learner(content, old_frauds, settings)
-        self._position = log.ends()[0]
+        self._position = self._told = log.ends()[0]  # of labels before it, models were told of
+        self._gauge = meters.values
+        self._gauge_at = meters.slot("fraud_position", "trainer")
 
     def step(self) -> bool:
         """Read what is new and learn from it; return whether there was anything to read."""
         batch = self._log.read(self._position, READ_BYTES)
         went_on, self._position = batch.next_position != self._position, batch.next_position
+        self._gauge[self._gauge_at] = self._position
         now_ms = self._clock_ms()
         if went_on:
             self._refuse_labels(self._learner.take(read_batch(batch), now_ms), now_ms)
@@ -79,10 +85,15 @@ class LiveTrainer:
         self._follow()
         if not self._learner.is_due(now_ms):
             return
+        run = model_event_pb2.Learning(from_position=self._told, until_position=self._position)
+        run.start_time.FromMilliseconds(now_ms)
         traffic = self._learner.traffic()
         content = self._learner.propose(traffic, now_ms)
         if content is not None:
-            self._try(content, traffic, now_ms)
+            run.end_time.FromMilliseconds(self._clock_ms())
+            run.layers.extend(content.facts["learnt"]["layers"])
+            self._told = self._position
+            self._try(content, traffic, run)
 
     def _follow(self) -> None:
         """Go on from what is served, where a person changed it."""
@@ -91,7 +102,9 @@ class LiveTrainer:
             self._places.shelf.take_over(self._champion.model_version)
             _log.info("going on from %s", self._champion.model_version)
 
-    def _try(self, content: Content, traffic: NDArray[np.float32], now_ms: int) -> None:
+    def _try(
+        self, content: Content, traffic: NDArray[np.float32], run: model_event_pb2.Learning
+    ) -> None:
         """Write a bundle, judge what a scorer would load, and serve it if it passes."""
         shelf = self._places.shelf
         draft = shelf.folder / ".draft"
@@ -100,17 +113,17 @@ class LiveTrainer:
             bundle_id = write_bundle(draft, content, self._places.private_key)
             candidate, _ = self._load(draft)
         except (BundleError, ModelError) as error:
-            self._tell(REFUSED, "", [Gate("integrity", 0.0, 1.0, False)], str(error), now_ms)
+            self._tell(REFUSED, "", [Gate("integrity", 0.0, 1.0, False)], str(error), run)
             return
         gates = [Gate("integrity", 1.0, 1.0, True)]
         gates += judge(candidate, self._champion, traffic, self._learner.old_frauds, self._gates)
         if not all(gate.passed for gate in gates):
             shutil.rmtree(draft, ignore_errors=True)
-            self._tell(REFUSED, bundle_id, gates, f"gate: {gates[-1].name}", now_ms)
+            self._tell(REFUSED, bundle_id, gates, f"gate: {gates[-1].name}", run)
             return
         shelf.place(draft, bundle_id)
         shelf.serve(bundle_id)
-        self._tell(PROMOTED, bundle_id, gates, _cause(content), now_ms)
+        self._tell(PROMOTED, bundle_id, gates, _cause(content), run)
         self._champion, self._learner.champion = candidate, content
         shelf.tidy()
 
@@ -132,15 +145,15 @@ class LiveTrainer:
         bundle_id: str,
         gates: list[Gate],
         reason: str,
-        now_ms: int,
+        run: model_event_pb2.Learning,
     ) -> None:
         """Put what happened on the log."""
         event = model_event_pb2.ModelEvent(
             change=change, model_version=bundle_id, previous_version=self._champion.model_version,
             author=AUTHOR, reason=reason,
-            gates=[model_event_pb2.GateResult(**gate._asdict()) for gate in gates],
+            gates=[model_event_pb2.GateResult(**gate._asdict()) for gate in gates], learning=run,
         )  # fmt: skip
-        event.event_time.FromMilliseconds(now_ms)
+        event.event_time.FromMilliseconds(self._clock_ms())
         _log.info("%s %s: %s", model_event_pb2.ModelChange.Name(change), bundle_id, reason)
         self._append([[Entry(Topic.MODELS, 0, event.SerializeToString())]])
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from featurizer.adapters import open_log
 from featurizer.eventlog import LogError
 from featurizer.features import FEATURES, SCHEMA_VERSION
+from featurizer.metering import open_meters
 from trainer.bundle import BundleError
 from trainer.gates import GateSettings
 from trainer.learner import LearnerSettings
@@ -46,10 +47,10 @@ def add_run(
     )
     live.add_argument("--residual-s", type=float, default=120.0, help="between two residuals")
     live.add_argument("--ready-file", type=Path, help="is written once the role is up")
-    live.set_defaults(run=_run)
+    live.set_defaults(run=lambda parsed, _: _run(parsed, environment))
 
 
-def _run(parsed: argparse.Namespace, _: object) -> int:
+def _run(parsed: argparse.Namespace, environment: Mapping[str, str]) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -64,10 +65,12 @@ def _run(parsed: argparse.Namespace, _: object) -> int:
     shelf = Shelf(parsed.models or parsed.bundle.absolute().parent / "models", parsed.bundle)
     settings = LearnerSettings(residual_every_ms=round(parsed.residual_s * 1000))
     old = _old_frauds(parsed.old_frauds)
+    folder = environment.get("FRAUD_METRICS", "")
+    meters = open_meters(Path(folder) if folder else None, "trainer")
     log, trainer = open_log(parsed.log), None
     while not stopping:
         if trainer is None:
-            trainer = _begin(log, parsed, shelf, old, settings)
+            trainer = _begin(log, parsed, shelf, old, settings, meters)
             if parsed.ready_file is not None:
                 parsed.ready_file.touch()
         try:
@@ -77,14 +80,15 @@ def _run(parsed: argparse.Namespace, _: object) -> int:
             trainer, idle_s = None, WAIT_S
         time.sleep(idle_s)
     log.close()
+    meters.close()
     return 0
 
 
-def _begin(log, parsed, shelf, old, settings) -> LiveTrainer | None:  # type: ignore[no-untyped-def]
+def _begin(log, parsed, shelf, old, settings, meters) -> LiveTrainer | None:  # type: ignore[no-untyped-def]
     """Begin where there is a bundle to go on from; None where there is none yet."""
     try:
         places = LivePlaces(shelf, parsed.key, read_key(parsed.public_key), SCHEMA_VERSION)
-        return LiveTrainer(log, places, old, settings, GateSettings())
+        return LiveTrainer(log, places, old, settings, GateSettings(), meters=meters)
     except (BundleError, OSError) as error:
         logging.getLogger(__name__).warning("nothing to learn on top of: %s", error)
         return None
