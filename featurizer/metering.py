@@ -239,8 +239,8 @@ class CallMeter:
     def note(self, method: str, code: str, took_ns: int) -> None:
         """Take in one call; its time only where it was answered."""
         values = self._values
-        place = self._codes.get((method, code)) or self._codes[method, "OTHER"]
-        values[place] += 1.0
+        place = self._codes.get((method, code))
+        values[self._codes[method, "OTHER"] if place is None else place] += 1.0
         if code == "OK":
             took_s = took_ns * 1e-9
             start = self._starts[method]
