@@ -200,8 +200,9 @@ def running(folder: Path, trained: Trained) -> Iterator[System]:
         folder / "output", "fraudsvc", "up", "--data", str(data), "--address", "127.0.0.1:0",
         "--console", "127.0.0.1:0", "--max-age-days", "0", "--budget-ms", "60000",
     ) as up:  # fmt: skip
-        for name in ("serve-0", "trainer", "console"):
+        for name in ("serve-0", "console"):
             up.wait_for(data / f"{name}.ready")
+        until((data / "trainer.ready").exists, "the trainer", START_S)
         ports = [int((data / f"{name}.ready").read_text()) for name in ("serve-0", "console")]
         yield System(data, *ports)
         assert up.stop() == 0
