@@ -28,11 +28,10 @@ from numpy.typing import NDArray
 
 from featurizer.eventlog import LogError
 from featurizer.kafka_settings import KafkaSettings
-from featurizer.spans import Context, context_of
+from featurizer.spans import TRACE_HEADER, Context
 from featurizer.topics import ORIGIN, TopicRow
 
 ORIGIN_HEADER = "o"
-TRACE_HEADER = "traceparent"  # of each span that made a part of the record
 _NO_ORIGIN = bytes(ORIGIN.itemsize)
 _HEARTBEAT_MS_MAX = 3_000  # a member hears of a rebalance by it, and others wait meanwhile
 _LOOKS_MAX = 100
@@ -85,16 +84,6 @@ def _origin(headers: Sequence[tuple[str, bytes]]) -> bytes:
         if name == ORIGIN_HEADER and len(value) == ORIGIN.itemsize:
             return value
     return _NO_ORIGIN
-
-
-def traces_of(record: Received) -> list[Context]:
-    """Return the spans that a record was made in, by its headers."""
-    found = (
-        context_of(value.decode("ascii", "replace"))
-        for name, value in record.headers
-        if name == TRACE_HEADER
-    )
-    return [context for context in found if context is not None]
 
 
 def _client(settings: KafkaSettings) -> dict[str, Any]:

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizer.arena import Arena
-from featurizer.eventlog_kafka import Consumer, Partition, Received, traces_of
+from featurizer.eventlog_kafka import Consumer, Partition, Received
 from featurizer.kafka_settings import KafkaSettings
 from featurizer.progress import pack_progress, progress_key, read_progress
 from featurizer.store import Store
-from featurizer.tracing import Tracer
+from featurizer.tracing import Tracer, traces_of
 from featurizer.updates import KINDS, PLACE_BITS, sources_of, unpack
 
 _log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class FoldLane:
         self._arena.apply(updates, np.concatenate(positions))
         self._write(changed, received[-1].offset + 1)
         if self._tracer.is_on:
-            links = [each for record in received for each in traces_of(record)]
+            links = [each for record in received for each in traces_of(record.headers)]
             self._tracer.batch(
                 "process", self._at[0], start_ns, [*dict.fromkeys(links)],
                 attributes={

@@ -61,6 +61,7 @@ class Attribute(NamedTuple):
     meaning: str
 
 
+TRACE_HEADER = "traceparent"  # of a record in Kafka, one for each span that made a part of it
 SCORE = "fraud.v1.FraudService/Score"
 REPORT = "fraud.v1.FraudService/ReportLabels"
 STEPS = ("accept", "snapshot", "view", "model")  # in the order of Decision.step_ns

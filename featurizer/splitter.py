@@ -31,12 +31,11 @@ from featurizer.eventlog_kafka import (
     Received,
     key_bytes,
     origins_of,
-    traces_of,
 )
 from featurizer.kafka_settings import KafkaSettings
 from featurizer.records import RECORD, Kind
 from featurizer.spans import Context
-from featurizer.tracing import LINKS_MAX, Tracer, new_context
+from featurizer.tracing import LINKS_MAX, Tracer, new_context, traces_of
 from featurizer.transactions import Transactions
 from featurizer.updates import pack
 
@@ -216,7 +215,9 @@ class SplitLane:
         if not self._tracer.is_on:
             return {}
         kept = [record for record, is_kept in zip(records, keep, strict=True) if is_kept]
-        found = {i: traces_of(record) for i, record in enumerate(kept) if len(record.headers) > 1}
+        found = {
+            i: traces_of(record.headers) for i, record in enumerate(kept) if len(record.headers) > 1
+        }
         return {i: traces[0] for i, traces in found.items() if traces}
 
     def _pack(

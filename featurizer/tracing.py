@@ -11,11 +11,21 @@ from collections.abc import Callable, Mapping, Sequence
 
 from featurizer.eventlog import Batch
 from featurizer.kept import KeepRule, scan
-from featurizer.spans import Context, Kind, Span, Value
+from featurizer.spans import TRACE_HEADER, Context, Kind, Span, Value, context_of
 
 LINKS_MAX = 1_000  # of one span; beyond them the traces are counted
 
 Take = Callable[[Span], object]
+
+
+def traces_of(headers: Sequence[tuple[str, bytes]]) -> list[Context]:
+    """Return the spans that a record in Kafka was made in."""
+    found = (
+        context_of(value.decode("ascii", "replace"))
+        for name, value in headers
+        if name == TRACE_HEADER
+    )
+    return [context for context in found if context is not None]
 
 
 def new_context() -> Context:

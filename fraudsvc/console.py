@@ -241,8 +241,15 @@ def _send_metrics(console: Console, options: ConsoleOptions, stopping: threading
     sender.close()
 
 
+def _refuse_itself(options: ConsoleOptions) -> None:
+    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+        if options.otlp and options.environment.get(name, "").rstrip("/").endswith(options.otlp):
+            raise ValueError(f"{name} is this console itself: spans would go round for ever")
+
+
 def run_console(options: ConsoleOptions) -> int:
     """Run until SIGTERM or SIGINT; return the exit status. Raises ReadModelError, ValueError."""
+    _refuse_itself(options)
     os.nice(NICENESS)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -7,8 +7,6 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console as Terminal
-
 from featurizer.adapters import open_log
 from featurizer.eventlog import LogError
 from featurizer.hashing import request_hash_of
@@ -78,9 +76,7 @@ def _trace(args: argparse.Namespace) -> int:
     spans = _kept(args) or _logged(args)
     if not spans:
         raise ValueError(f"no decision {args.decision} is kept, nor on the log")
-    terminal = Terminal()
-    wide = terminal if terminal.is_terminal else Terminal(width=160)
-    print_trace(_trace_of(spans, args.decision), spans, wide)
+    print_trace(_trace_of(spans, args.decision), spans)
     return 0
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from fraud.v1 import decision_pb2, label_pb2, model_event_pb2
 
 from featurizer.eventlog import Batch, EventLog, LogError, Topic
-from featurizer.kept import KeepRule, scan
+from featurizer.kept import Column, KeepRule, scan
 from featurizer.records import RECORD, Kind
 from featurizer.spans import Context, Span, score_context
 from featurizer.tracing import LINKS_MAX
@@ -35,6 +35,7 @@ from fraudsvc.readmodel import LOG, REVIEW, Changes, ReadModel, Row
 READ_BYTES = 4 << 20
 FRAME_BYTES = 1 << 16
 RECENT_MAX = 1 << 16
+LULL_MS = 5_000
 _LOADED = model_event_pb2.MODEL_CHANGE_LOADED
 
 
@@ -101,6 +102,7 @@ class Follower:
         self._observed = observed
         self._around = around
         self._swaps: dict[str, tuple[str, Context]] = {}  # by scorer: the bundle it took up
+        self._received_ms = 0  # when the last decision was asked for
         self._is_live = False  # whether what is read now was appended a moment ago
         self._changes = Changes()
         # Frames of the newest transactions, in two generations: the store hears of them later.
@@ -117,6 +119,7 @@ class Follower:
         if batch.next_position == self.position:
             self._is_live = True
             return False
+        fresh_from = self._log.ends()[1] - READ_BYTES
         self._changes, swaps = Changes(), dict(self._swaps)
         try:
             self._take(batch)
@@ -125,6 +128,7 @@ class Follower:
             self._swaps = swaps
             raise
         self.position = batch.next_position
+        self._is_live = self.position > fresh_from
         for span in self._changes.spans:
             self._around.take(span)
         self._observed.built(len(self._changes.spans))
@@ -141,12 +145,14 @@ class Follower:
         rows = {int(entry): i for i, entry in enumerate(found.entries)}
         wanted = np.isin(batch.topics, (Topic.DECISIONS, Topic.LABELS, Topic.MODELS))
         for at in np.flatnonzero(wanted).tolist():
-            if batch.topics[at] == Topic.LABELS:
-                self._label(batch, at)
-            elif batch.topics[at] == Topic.MODELS:
-                self._model_event(batch, at)
-            elif kept[rows[at]]:
-                why = self._rule.why(found.rows[rows[at]])
+            if batch.topics[at] != Topic.DECISIONS:
+                take = self._label if batch.topics[at] == Topic.LABELS else self._model_event
+                take(batch, at)
+                continue
+            row = found.rows[rows[at]]
+            self._received_ms = int(row[Column.RECEIVED_MS])
+            if kept[rows[at]]:
+                why = self._rule.why(row)
                 self._keep(Logged.of(batch, at), why, appends.get(int(batch.frames[at])))
             elif self._swaps:
                 self._keep_first(Logged.of(batch, at))
@@ -185,7 +191,7 @@ class Follower:
         """Take in a label, and the decision it is on where that was not kept yet."""
         label = label_pb2.Label.FromString(batch.value(at))
         position, label_ms = int(batch.positions[at]), label.label_time.ToMilliseconds()
-        seen_ms = self._around.now_ms() if self._is_live else label_ms
+        seen_ms = self._time_of(label_ms)
         decided = self._decision_of(label.transaction_id, int(batch.keys[at]))
         decision_id = None if decided is None else str(decided["decision_id"])
         self._changes.labels.append(
@@ -205,6 +211,16 @@ class Follower:
         self._changes.spans.append(
             span_of_label(label, context, position, call, decision_id, seen_ms * 1_000_000)
         )
+
+    def _time_of(self, told_ms: int) -> int:
+        """Return about when the entry at hand was appended, which no label says.
+
+        That is when the decision before it was asked for; in a lull, when it is read here.
+        """
+        if self._is_live:
+            now_ms = self._around.now_ms()
+            return self._received_ms if now_ms - self._received_ms < LULL_MS else now_ms
+        return self._received_ms or told_ms
 
     def _decision_of(self, transaction_id: str, identity: int) -> Row | None:
         """Return the row of the decision on a transaction; keep it now where it was not."""

@@ -14,6 +14,7 @@ from rich.text import Text
 from featurizer.spans import SCORE, Span
 
 BAR_CELLS = 40
+WIDTH = 160  # where there is no terminal to ask
 _TOLD = (
     "fraud.outcome", "fraud.score", "fraud.rung", "fraud.rung.cause", "fraud.label.verdict",
     "fraud.label.source", "fraud.labels", "fraud.layers", "fraud.change", "fraud.gates",
@@ -66,7 +67,7 @@ def _add(table: Table, spans: Sequence[Span], begin_ns: int, span: tuple[int, in
         )  # fmt: skip
 
 
-def print_trace(trace_id: str, spans: Sequence[Span], console: Console) -> None:
+def print_trace(trace_id: str, spans: Sequence[Span]) -> None:
     """Print the call with its steps, drawn to scale, and below what it led to, by start time."""
     own = [each for each in spans if each.context.trace_id == trace_id]
     begin_ns = min((s.start_ns for s in own if s.name == SCORE), default=own[0].start_ns)
@@ -86,4 +87,5 @@ def print_trace(trace_id: str, spans: Sequence[Span], console: Console) -> None:
         table.add_section()
         bounds = (min(each.start_ns for each in group), max(each.end_ns for each in group))
         _add(table, group, begin_ns, bounds)
-    console.print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=WIDTH)).print(table)

@@ -14,7 +14,7 @@ import pytest
 
 from featurizer.spans import SCORE, Context, Kind, Span
 from fraudsvc.lags import Lags
-from fraudsvc.readmodel import LOG, OTLP, REVIEW, Changes, ReadModel, ReadModelError
+from fraudsvc.readmodel import LOG, OTLP, REVIEW, Changes, ReadModel, ReadModelError, Row
 from tests.conftest import free_port, until
 
 
@@ -110,7 +110,7 @@ def test_rows_are_added_once_and_with_their_position(model: ReadModel) -> None:
 
 
 def test_pages_follow_one_another_without_a_gap(model: ReadModel) -> None:
-    rows = [
+    rows: list[Row] = [
         a_row(n, receive_time_ms=n // 3, expected_loss=n / 7, outcome=REVIEW, is_open=n % 2 == 0)
         for n in range(25)
     ]

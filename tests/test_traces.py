@@ -147,16 +147,39 @@ def kept_of(log_folder: Path, rule: KeepRule) -> list[decision_pb2.Decision]:
     return [decision_pb2.Decision.FromString(batch.value(at)) for at in entries]
 
 
-def assert_whole(spans: dict[Context, Told], decision: decision_pb2.Decision) -> None:
+class Parted(NamedTuple):
+    """Spans by their trace, and by the spans that they link to."""
+
+    of_trace: dict[str, list[Told]]
+    linked: dict[Context, list[Told]]
+
+
+def parted(spans: dict[Context, Told]) -> Parted:
+    found = Parted({}, {})
+    for span in spans.values():
+        found.of_trace.setdefault(span.context.trace_id, []).append(span)
+        for each in span.links:
+            found.linked.setdefault(each, []).append(span)
+    return found
+
+
+def are_whole(spans: dict[Context, Told], kept: list[decision_pb2.Decision]) -> bool:
+    found = parted(spans)
+    try:
+        for decision in kept:
+            assert_whole(found, decision)
+    except (AssertionError, ValueError, KeyError) as error:
+        print(error)
+        return False
+    return True
+
+
+def assert_whole(spans: Parted, decision: decision_pb2.Decision) -> None:
     """A kept decision has its call, its steps below it in order, and what folded it links to it."""
     told = decision.assessment
-    mine = {s.name: s for s in spans.values() if s.context.trace_id == told.trace_id}
-    [call] = [
-        s
-        for s in spans.values()
-        if s.name == SCORE and s.attributes["fraud.decision.id"] == told.decision_id
-    ]
-    assert call.context.trace_id == told.trace_id
+    mine = {span.name: span for span in spans.of_trace[told.trace_id]}
+    call = mine[SCORE]
+    assert call.attributes["fraud.decision.id"] == told.decision_id
     steps = STEPS if told.model_version else STEPS[:2]
     names = [*steps, POLICY, APPEND]
     assert set(names) <= set(mine), (told, set(mine))
@@ -168,10 +191,10 @@ def assert_whole(spans: dict[Context, Told], decision: decision_pb2.Decision) ->
         assert span.end_ns >= span.start_ns
         at_ns = span.end_ns
     assert at_ns == call.end_ns
-    folded = [s for s in spans.values() if call.context in s.links and s.name.startswith("process")]
+    folded = [s for s in spans.linked.get(call.context, ()) if s.name.startswith("process")]
     assert folded, f"{told.decision_id} is in no span of a fold"
     ours = {row.name for row in ATTRIBUTES}
-    for span in spans.values():
+    for span in (*mine.values(), *folded):
         assert {name for name in span.attributes if name.startswith("fraud.")} <= ours, span
 
 
@@ -254,22 +277,13 @@ def test_every_kept_decision_has_its_whole_trace_here_and_in_a_collector(
         kept = kept_of(system.data / "log", KeepRule(share=0.2))
         assert len(kept) > 0.1 * TRAFFIC
 
-        def whole(decision: decision_pb2.Decision, spans: dict[Context, Told]) -> bool:
-            try:
-                assert_whole(spans, decision)
-            except (AssertionError, ValueError):
-                return False
-            return True
-
-        # both are a moment behind; then each says in full what it lacks
-        until(lambda: all(whole(d, from_collector(out)) for d in kept), "the Collector", 30.0)
+        # A console is a moment behind, and a Collector behind that.
+        until(lambda: are_whole(from_collector(out), kept), "the Collector")
         for decision in kept:
-            assert_whole(from_collector(out), decision)
-            trace_id = decision.assessment.trace_id
-            until(lambda t=trace_id, d=decision: whole(d, from_console(system.console, t)), "spans")
-            assert_whole(from_console(system.console, trace_id), decision)
-        for spans in (from_collector(out), None):
-            assert_chain(system, labelled[0], model, spans)
+            spans = from_console(system.console, decision.assessment.trace_id)
+            assert_whole(parted(spans), decision)
+        for told in (from_collector(out), None):
+            assert_chain(system, labelled[0], model, told)
         assert_looked_at(system, labelled[0], kept)
         assert_metrics(system, out)
 
