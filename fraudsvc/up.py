@@ -6,6 +6,7 @@ Owns which roles there are and where each keeps its files. Must not know what a 
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from rich.console import Console
 from fraudsvc.supervisor import Change, Role, State, Supervisor
 from fraudsvc.topology import cpu_flags
 
+_MEMORY = Path("/dev/shm")  # noqa: S108 - in memory, so that counting never waits for a disk
 _STYLES = {State.READY: "green", State.WAITING: "red", State.STOPPED: "dim"}
 
 
@@ -39,13 +41,17 @@ class UpOptions:
         return f"unix-abstract:fraudsvc-{digest[:16]}"
 
     @property
+    def counts_in_memory(self) -> bool:
+        """Whether the roles' counters are files of ours in memory, to be tidied up."""
+        return bool(self.console) and not self.environment.get("FRAUD_METRICS") and _MEMORY.is_dir()
+
+    @property
     def telling(self) -> dict[str, str]:
         """Return the environment by which roles tell the console what they do; none without it."""
         if not self.console:
             return {}
         name = self.otlp.partition(":")[2]
-        memory = Path("/dev/shm")  # noqa: S108 - in memory, so that counting never waits for a disk
-        folder = memory / name if memory.is_dir() else self.data / "metrics"
+        folder = _MEMORY / name if _MEMORY.is_dir() else self.data / "metrics"
         given = self.environment.get("FRAUD_METRICS", "") or str(folder)
         return {"FRAUD_METRICS": given, "OTEL_EXPORTER_OTLP_ENDPOINT": self.otlp}
 
@@ -119,4 +125,9 @@ def up(options: UpOptions) -> int:
     options.data.mkdir(parents=True, exist_ok=True)
     if options.workers > 1 and options.address.endswith(":0"):
         raise ValueError("several workers share one port: --address needs its number")
-    return 0 if Supervisor(roles(options), print_change).run() else 1
+    drained = Supervisor(roles(options), print_change).run()
+    if (
+        options.counts_in_memory
+    ):  # what was counted is told while roles run; a reader expects resets
+        shutil.rmtree(options.telling["FRAUD_METRICS"], ignore_errors=True)
+    return 0 if drained else 1

@@ -21,7 +21,9 @@ from tests.conftest import free_port, until
 @contextlib.contextmanager
 def postgres(folder: Path) -> Iterator[str]:
     """Run a server of its own, as a user that it accepts."""
-    initdb, server = shutil.which("initdb"), shutil.which("postgres")
+    debian = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")))
+    places = os.pathsep.join([os.environ["PATH"], *debian])
+    initdb, server = (shutil.which(name, path=places) for name in ("initdb", "postgres"))
     if initdb is None or server is None:
         if os.environ.get("CI"):
             raise RuntimeError("PostgreSQL is not installed")
