@@ -6,6 +6,7 @@ import asyncio
 import json
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def traced(
     """One host over Kafka with a console of its own, to which every stage tells its spans."""
     monkeypatch.setenv("FRAUD_TRACE_SHARE", "1.0")
     made = Cluster(tmp_path, kafka.bootstrap, "traced", f"lmdb://{tmp_path}/states", trained)
+    made.extra["serve"] = ("--wait-ms-max", "60000")  # a busy machine must not decide what is shed
     asyncio.run(create_topics(made.kafka))
     otlp = f"127.0.0.1:{free_port()}"
     with stopping(made):
@@ -74,6 +76,10 @@ def linked(port: int, call: Context) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def is_whole(port: int, call: Context) -> bool:
+    return set(STAGES) <= set(linked(port, call))
+
+
 def test_every_stage_links_to_the_calls_it_worked_on(traced: tuple[Cluster, int]) -> None:
     cluster, port = traced
     payments = Payments()
@@ -86,7 +92,7 @@ def test_every_stage_links_to_the_calls_it_worked_on(traced: tuple[Cluster, int]
     assert len(made) == PAYMENTS
     for told in made:
         call = score_context(told.trace_id, told.decision_id)
-        until(lambda call=call: set(STAGES) <= set(linked(port, call)), "every stage", SETTLE_S)
+        until(partial(is_whole, port, call), "every stage", SETTLE_S)
         found = linked(port, call)
         [relayed], [split] = found[STAGES[0]], found[STAGES[1]]
         assert relayed["kind"] == "PRODUCER"
