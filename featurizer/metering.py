@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import mmap
 import os
-import struct
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -91,8 +90,8 @@ BY_NAME = {row.name: row for row in METRICS}
 
 MAGIC = b"FRDMTR01"
 HEADER_BYTES = 64
-RING = 1 << 16  # appends that are remembered
-APPEND = struct.Struct("<qq")  # how long it took in ns, then the position of the frame
+RING = 1 << 16  # appends that are remembered: how long in ns, then the position of the frame
+_RING_MASK = 2 * RING - 1
 
 
 class Series(NamedTuple):
@@ -126,7 +125,7 @@ def _layout() -> tuple[dict[str, list[Series]], int]:
 LAYOUT, SLOTS = _layout()
 _DIGEST = hashlib.sha256(repr(METRICS).encode()).digest()[:16]
 _RING_AT = HEADER_BYTES + 8 * SLOTS
-FILE_BYTES = _RING_AT + RING * APPEND.size
+FILE_BYTES = _RING_AT + RING * 16
 _IS_GAUGE = np.zeros(SLOTS, np.bool_)
 for _row in METRICS:
     if _row.kind == "gauge":
@@ -154,8 +153,8 @@ class Meters:
                 raise
         view = memoryview(self._memory)
         self.values = view[HEADER_BYTES:_RING_AT].cast("d")
-        self._ring = view[_RING_AT:FILE_BYTES]
-        self._appends = 0
+        self._ring = view[_RING_AT:FILE_BYTES].cast("q")
+        self._append_at = 0
 
     def _map(self) -> None:
         assert self._file is not None  # noqa: S101 - the constructor has opened it
@@ -193,8 +192,10 @@ class Meters:
 
     def appended(self, frame: int, took_ns: int) -> None:
         """Take in how long the append of a frame took; 1 µs, under the scorer's lock."""
-        APPEND.pack_into(self._ring, self._appends % RING * APPEND.size, took_ns, frame)
-        self._appends += 1
+        at = self._append_at
+        self._ring[at] = took_ns
+        self._ring[at + 1] = frame  # last, as it is what a reader looks for
+        self._append_at = (at + 2) & _RING_MASK
         values, took_s = self.values, took_ns * 1e-9
         values[_APPEND_AT + bisect_left(_STEP_S, took_s)] += 1.0
         values[_APPEND_AT + len(_STEP_S) + 1] += took_s
