@@ -45,7 +45,10 @@ STEP_LABELS = ("accept", "snapshot", "view", "model", "policy")
 CONSUMERS = ("featurizer", "trainer", "console", "relay", "split", "fold")
 SOURCES = ("chargeback", "analyst", "customer", "issuer")
 VERDICTS = ("fraud", "legitimate")
-CHANGES = ("promoted", "refused", "rolled_back", "pinned", "unpinned", "loaded")
+CHANGES = (
+    "promoted", "refused", "rolled_back", "pinned", "unpinned", "canary", "learning_stopped",
+    "learning_resumed", "alarmed", "reporter_distrusted", "reporter_trusted", "measured", "loaded",
+)  # fmt: skip
 _CALL_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _STEP_S = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 0.025, 0.1)
 _LEARN_S = (1.0, 5.0, 15.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 7_200.0)
@@ -55,7 +58,7 @@ METRICS = (
            {"method": METHODS, "code": CODES}),
     Metric("fraud_call_seconds", "histogram", "s", "from a call's arrival to its answer",
            {"method": METHODS}, _CALL_S),
-    Metric("fraud_append_seconds", "histogram", "s", "append of a frame with decisions to the log",
+    Metric("fraud_append_seconds", "histogram", "s", "append to the log, of decisions or labels",
            {}, _STEP_S),
     Metric("fraud_decisions_total", "counter", "1", "decisions on the log",
            {"outcome": OUTCOMES, "rung": RUNGS}),

@@ -84,7 +84,7 @@ ATTRIBUTES = (
     Attribute("fraud.label.source", "ReportLabels", "who said so"),
     Attribute("fraud.labels", "train", "labels that were new in the run, linked or not"),
     Attribute("fraud.layers", "train", "what was learnt"),
-    Attribute("fraud.change", "train", "what became of it: promoted, refused"),
+    Attribute("fraud.change", "train", "what became of it first: promoted, canary, refused"),
     Attribute("fraud.gates", "gate", "each gate with its figure and its limit, in order"),
     Attribute("fraud.gates.passed", "gate", "whether all were passed"),
     Attribute("fraud.traces", "send, process", "kept traces in the batch, linked or not"),

@@ -75,7 +75,7 @@ def _options(args: argparse.Namespace) -> ServeOptions:
         policy=Path(args.policy), bundle=Path(args.bundle), public_key=Path(args.public_key),
         secret=_secret(args.id_secret), cpus=frozenset(int(c) for c in args.cpus.split(",") if c),
         ready_file=args.ready_file, sync_interval_ms=args.sync_interval_ms,
-        contract=_contract(args),
+        contract=_contract(args), poll_s=args.poll_s,
         log_bytes_max=None if args.journal_gib is None else round(args.journal_gib * (1 << 30)),
         scorer=ScorerSettings(budget_ms=args.budget_ms, name=host_name()),
         server=ServerSettings(
@@ -131,6 +131,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--reflection", action="store_true", help="serve gRPC reflection")
     parser.add_argument("--ready-file", type=Path, help="is given the port once it is open")
     parser.add_argument("--log-level", default=os.environ.get("FRAUD_LOG_LEVEL", "INFO"))
+    parser.add_argument("--poll-s", type=float, default=1.0, help="between looks at the model")
     parser.set_defaults(run=_serve)
 
 
@@ -223,26 +224,55 @@ def _dead_letters(args: argparse.Namespace) -> int:
     from fraudsvc.dead_letters import DeadLetters  # noqa: PLC0415 - as said
     from fraudsvc.dead_letters_report import print_letter, print_letters  # noqa: PLC0415 - as said
 
+    if args.log is not None:
+        return _local_dead_letters(args)
     letters = DeadLetters(kafka_settings(args.kafka))
     if args.action == "list":
         print_letters(asyncio.run(letters.all()))
         return 0
-    if not args.numbers:
-        raise ValueError(f"dead-letters {args.action} wants the numbers of letters")
-    for number in args.numbers:
+    for number in _numbers(args):
         letter = asyncio.run(letters.one(number))
         if args.action == "show":
-            print_letter(letter, asyncio.run(letters.record(letter)))
+            print_letter(letter, asyncio.run(letters.record(letter)).value or b"")
         else:
             offset = asyncio.run(letters.resend(letter, getpass.getuser()))
             print(f"letter {number} was sent again, as offset {offset}")
     return 0
 
 
+def _local_dead_letters(args: argparse.Namespace) -> int:
+    from fraudsvc.dead_letters_local import LocalDeadLetters  # noqa: PLC0415 - as above
+    from fraudsvc.dead_letters_report import print_letter, print_letters  # noqa: PLC0415 - as above
+
+    log = open_log(args.log)
+    try:
+        letters = LocalDeadLetters(log)
+        if args.action == "list":
+            print_letters(letters.all())
+            return 0
+        for number in _numbers(args):
+            letter = letters.one(number)
+            if args.action == "show":
+                print_letter(letter, letters.record(letter).value)
+            else:
+                offset = letters.resend(letter, getpass.getuser())
+                print(f"letter {number} was sent again, as offset {offset}")
+    finally:
+        log.close()
+    return 0
+
+
+def _numbers(args: argparse.Namespace) -> list[int]:
+    if not args.numbers:
+        raise ValueError(f"dead-letters {args.action} wants the numbers of letters")
+    return list(args.numbers)
+
+
 def _add_dead_letters(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("dead-letters", help="see what was passed over, and send it again")
     parser.add_argument("action", choices=("list", "show", "resend"))
     parser.add_argument("numbers", type=int, nargs="*", metavar="NUMBER", help="of letters")
+    parser.add_argument("--log", help="of a host without Kafka, such as file://data/log")
     _add_kafka(parser)
     parser.set_defaults(run=_dead_letters)
 
@@ -253,7 +283,7 @@ def _models(args: argparse.Namespace) -> int:
         bundle, args.models or bundle.absolute().parent / "models",
         Path(args.public_key).read_bytes(), getpass.getuser(), args.reason,
     )  # fmt: skip
-    log = open_log(args.log) if args.reason else None
+    log = open_log(args.log) if args.reason or args.action == "list" else None
     try:
         run_models(args.action, args.names, options, log)
     finally:

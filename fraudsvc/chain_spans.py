@@ -159,13 +159,14 @@ def spans_of_model_event(
 ) -> list[Span]:
     """Return the spans of a training run that was judged, or of a swap; none for other events.
 
+    The first event of a bundle is that of its run: it is promoted, tried or refused.
+
     ``labels`` are those of the run that are new, ``learnt`` is whether there is a run's span that a
     swap is a child of.
     """
     if event.change == model_event_pb2.MODEL_CHANGE_LOADED:
         return [_swap(event, learnt)]
-    judged = (model_event_pb2.MODEL_CHANGE_PROMOTED, model_event_pb2.MODEL_CHANGE_REFUSED)
-    if event.change not in judged or not event.HasField("learning"):
+    if not event.HasField("learning"):
         return []
     run, context = event.learning, train_context(event.model_version)
     told_ns = event.event_time.ToNanoseconds()

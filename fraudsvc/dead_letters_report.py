@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fraud.v1 import transaction_pb2
+from fraud.v1 import label_pb2, transaction_pb2
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 from rich.console import Console
 from rich.table import Table
 
-from featurizer.eventlog_kafka import Received
 from fraudsvc.dead_letters import SECRET_REASONS, Letter
 
 BYTES_SHOWN = 512
+LABELS = "labels"
 
 
 def print_letters(letters: Sequence[Letter]) -> None:
@@ -34,19 +34,19 @@ def print_letters(letters: Sequence[Letter]) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-def print_letter(letter: Letter, record: Received) -> None:
+def print_letter(letter: Letter, value: bytes) -> None:
     """Print a letter, and what it is about where that may be shown."""
     console = Console(highlight=False, markup=False)
     console.print(text_format.MessageToString(letter.content), end="")
-    value = record.value or b""
     if letter.content.reason in SECRET_REASONS:
         console.print(f"record: {len(value)} bytes, not shown: they hold a card number, it seems")
         return
     try:
-        message = transaction_pb2.Transaction.FromString(value)
+        kind = label_pb2.Label if letter.content.topic == LABELS else transaction_pb2.Transaction
+        message = kind.FromString(value)
     except DecodeError:
         shown = value[:BYTES_SHOWN].hex(" ")
-        console.print(f"record: {len(value)} bytes that are no Transaction: {shown}")
+        console.print(f"record: {len(value)} bytes that are no {kind.__name__}: {shown}")
         return
     console.print("record:")
     console.print(text_format.MessageToString(message, indent=2), end="")

@@ -239,6 +239,7 @@ class Follower:
 
     def _model_event(self, batch: Batch, at: int) -> None:
         event = model_event_pb2.ModelEvent.FromString(batch.value(at))
+        run = self._run_of(event.model_version)
         self._changes.model_events.append(
             {
                 "journal": self._journal, "position": int(batch.positions[at]),
@@ -248,15 +249,18 @@ class Follower:
             }
         )  # fmt: skip
         self._observed.model_event(event.change)
-        run = self._run_of(event.model_version)
-        labels = [] if run is None else self._labels_of(run)
-        if event.change == _LOADED:
+        is_loaded = event.change == _LOADED
+        if run is not None and not is_loaded:
+            return  # what became of a bundle later
+        learnt = event.learning if event.HasField("learning") and not is_loaded else run
+        labels = [] if learnt is None else self._labels_of(learnt)
+        if is_loaded:
             self._swaps[event.author] = (event.model_version, swap_context(event))
             loaded_ms = event.event_time.ToMilliseconds()
             self._observed.swapped([(loaded_ms - each["seen_ms"]) / 1000 for each in labels])
         contexts = [label_context(self._journal, each["position"]) for each in labels]
         self._changes.spans += spans_of_model_event(
-            event, contexts[-LINKS_MAX:], len(contexts), run is not None
+            event, contexts[-LINKS_MAX:], len(contexts), learnt is not None
         )
 
     def _run_of(self, model_version: str) -> model_event_pb2.Learning | None:

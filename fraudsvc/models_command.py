@@ -7,18 +7,27 @@ it with a reason.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fraud.v1 import model_event_pb2
 
 from featurizer.eventlog import Entry, EventLog, Topic
-from fraudsvc.models_report import Row, print_change, print_difference, print_manifest, print_models
+from fraudsvc.models_report import (
+    Row,
+    print_change,
+    print_difference,
+    print_manifest,
+    print_models,
+    print_state,
+)
 from trainer.bundle import BundleError, read_manifest
 from trainer.shelf import Shelf
 
-ACTIONS = ("list", "show", "diff", "promote", "rollback", "pin", "unpin")
+ACTIONS = ("list", "show", "diff", "promote", "rollback", "pin", "unpin", "trust")
+ALARMS_SHOWN = 5
+_SERVED = (model_event_pb2.MODEL_CHANGE_PROMOTED, model_event_pb2.MODEL_CHANGE_ROLLED_BACK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,8 @@ def run_models(
     if action == "list":
         rows = [_row(shelf, each, options) for each in shelf.ids()]
         print_models(rows, pinned=shelf.pinned)
+        if log is not None:
+            print_state(state_of(_events(log)))
     elif action == "show":
         print_manifest(read_manifest(shelf.path(_names(names, 1)[0]), options.public_key))
     elif action == "diff":
@@ -63,17 +74,21 @@ def _change(
         shelf.serve(target)
     else:
         target = before
-        shelf.pin(action == "pin")
+        if action != "trust":
+            shelf.pin(action == "pin")
     changes = {
         "promote": model_event_pb2.MODEL_CHANGE_PROMOTED,
         "rollback": model_event_pb2.MODEL_CHANGE_ROLLED_BACK,
         "pin": model_event_pb2.MODEL_CHANGE_PINNED,
         "unpin": model_event_pb2.MODEL_CHANGE_UNPINNED,
+        "trust": model_event_pb2.MODEL_CHANGE_REPORTER_TRUSTED,
     }
     event = model_event_pb2.ModelEvent(
         change=changes[action], model_version=target, previous_version=before,
         author=options.author, reason=options.reason,
     )  # fmt: skip
+    if action == "trust":  # what of theirs is in the dead letters can be sent again
+        event.alarms.add(subject=_names(names, 1)[0])
     event.event_time.FromMilliseconds(time.time_ns() // 1_000_000)
     log.append([[Entry(Topic.MODELS, 0, event.SerializeToString())]])
     print_change(action, target, before)
@@ -87,16 +102,46 @@ def _names(names: Sequence[str], count: int) -> Sequence[str]:
 
 def _previous(log: EventLog, served: str) -> str:
     """Return what was served before what is served now, from the log."""
-    position, found = log.ends()[0], ""
-    while (batch := log.read(position, 4 << 20)).next_position != position:
-        position = batch.next_position
-        for i in (batch.topics == Topic.MODELS).nonzero()[0].tolist():
-            event = model_event_pb2.ModelEvent.FromString(batch.value(i))
-            if event.model_version == served and event.previous_version:
-                found = event.previous_version
+    found = ""
+    for event in _events(log):
+        if event.model_version == served and event.change in _SERVED and event.previous_version:
+            found = event.previous_version
     if not found:
         raise BundleError("the log tells of no model before this one: name it")
     return found
+
+
+def _events(log: EventLog) -> Iterator[model_event_pb2.ModelEvent]:
+    """Yield all events of models, oldest first."""
+    position = log.ends()[0]
+    while (batch := log.read(position, 4 << 20)).next_position != position:
+        position = batch.next_position
+        for i in (batch.topics == Topic.MODELS).nonzero()[0].tolist():
+            yield model_event_pb2.ModelEvent.FromString(batch.value(i))
+
+
+def state_of(events: Iterable[model_event_pb2.ModelEvent]) -> list[str]:
+    """Return what holds now beside the bundles, each as a line: stops, distrust, newest alarms."""
+    stopped: dict[str, str] = {}
+    distrusted: dict[str, str] = {}
+    alarms: dict[str, str] = {}
+    for event in events:
+        code, when = event.reason.partition(":")[0], event.event_time.ToJsonString()
+        line = f"{when} {event.reason}"
+        subjects = [each.subject for each in event.alarms]
+        if event.change == model_event_pb2.MODEL_CHANGE_LEARNING_STOPPED:
+            stopped[code] = f"learning stopped: {line}"
+        elif event.change == model_event_pb2.MODEL_CHANGE_LEARNING_RESUMED:
+            stopped.pop(code, None)
+        elif event.change == model_event_pb2.MODEL_CHANGE_REPORTER_DISTRUSTED:
+            distrusted |= dict.fromkeys(subjects, f"not trusted: {line}")
+        elif event.change == model_event_pb2.MODEL_CHANGE_REPORTER_TRUSTED:
+            for each in subjects:
+                distrusted.pop(each, None)
+        elif event.change == model_event_pb2.MODEL_CHANGE_ALARMED:
+            alarms.pop(event.reason, None)
+            alarms[event.reason] = f"alarm: {line}"
+    return [*stopped.values(), *distrusted.values(), *list(alarms.values())[-ALARMS_SHOWN:]]
 
 
 def _row(shelf: Shelf, bundle_id: str, options: ModelsOptions) -> Row:

@@ -31,6 +31,13 @@ def print_models(rows: Sequence[Row], *, pinned: bool) -> None:
     Console().print(table)
 
 
+def print_state(lines: Sequence[str]) -> None:
+    """Say what stopped learning, who is not trusted, and which alarms were raised last."""
+    console = Console(highlight=False, markup=False)
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
 def print_change(action: str, served: str, before: str) -> None:
     """Say what is served now."""
     Console(highlight=False).print(f"{action}: {served} is served, {before or 'none'} was before")

@@ -20,7 +20,7 @@ from featurizer.records import RECORD
 from featurizer.store import Snapshot, StoreError
 from fraudsvc.answers import Draft, Stamp, Writer, origin_of
 from fraudsvc.batch_decider import BatchDecider
-from fraudsvc.calls import MS, Call, Clocks, Kept, ScorerSettings, result_of
+from fraudsvc.calls import MS, Call, Clocks, Kept, ScorerSettings, Steps, result_of
 from fraudsvc.contract import Checker, ContractSettings
 from fraudsvc.decide import FULL, PARTIAL, RULES_ONLY, Workspace, decide
 from fraudsvc.errors import ServiceError
@@ -28,6 +28,7 @@ from fraudsvc.intake import Intake
 from fraudsvc.journal_tail import ENTITIES_WORD, REQUEST_WORD, JournalTail
 from fraudsvc.labels import Labels
 from fraudsvc.ledger import Ledger
+from fraudsvc.models import Canary
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
 from fraudsvc.trace_ids import trace_id_of
@@ -45,9 +46,8 @@ _NO_MODEL = decision_pb2.RUNG_CAUSE_NO_MODEL
 class Scorer:
     """Decides transactions and takes labels.
 
-    ``tail`` follows ``log`` and has the states. ``bundle`` and ``policy`` are asked once per
-    decision, so a new one takes effect between two. ``appended`` is told of each frame with
-    decisions: its position, and how long the append took in ns.
+    ``tail`` follows ``log`` and has the states. ``bundle``, ``canary`` and ``policy`` are asked
+    once per decision, so a new one takes effect between two.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class Scorer:
         contract: ContractSettings,
         settings: ScorerSettings,
         clocks: Clocks | None = None,
-        appended: Callable[[int, int], object] = lambda *_: None,
+        canary: Callable[[], Canary | None] = lambda: None,
     ) -> None:
         self._log = log
-        self._appended = appended
         self._hasher = hasher
         self._bundle = bundle
+        self._canary = canary
         self._policy = policy
         self._intake = Intake(hasher, contract)
         self._settings = settings
@@ -179,6 +179,8 @@ class Scorer:
         late = self._clocks.monotonic_ns() + self._full_ns > call.deadline_ns
         if bundle is None or late or not payments:
             return None
+        if self._canary() is not None and any(map(self._canary_of, payments)):
+            return None
         if not self._batches.assess(payments, snapshot, bundle, policy):
             return None
         trace_id, origin = self._trace(call)
@@ -263,7 +265,9 @@ class Scorer:
             elif not whole:
                 rung, cause = PARTIAL, _STALE
             loaded_ns = self._clocks.monotonic_ns()
-        draft = decide(payment, seen, self._space, self._bundle(), self._policy(), rung, cause)
+        canary = self._canary_of(payment)
+        bundle = self._bundle() if canary is None else canary
+        draft = decide(payment, seen, self._space, bundle, self._policy(), rung, cause)
         if seen is not payment.record:
             payment.record["flags"] = seen["flags"]
         steps = (call.arrival_ns, accepted_ns, loaded_ns)
@@ -271,6 +275,13 @@ class Scorer:
         if validate_only:
             return assessment
         return self._keep(payment, call, decision, assessment)
+
+    def _canary_of(self, payment: Payment) -> Bundle | None:
+        """Return the canary where there is one and the customer is one of its own."""
+        canary = self._canary()
+        if canary is None or not canary.customers.holds(payment.ids.item(ENTITIES_WORD)):
+            return None
+        return canary.bundle
 
     def _keep(self, payment: Payment, call: Call, decision: bytes, assessment: bytes) -> Kept:
         """Add a decision to the frame that is being made."""
@@ -300,16 +311,10 @@ class Scorer:
         return FULL, _NO_CAUSE
 
     def _named(
-        self,
-        draft: Draft,
-        payment: Payment,
-        call: Call,
-        steps: tuple[int, int, int],
-        validate_only: bool,
+        self, draft: Draft, payment: Payment, call: Call, steps: Steps, validate_only: bool
     ) -> tuple[bytes, bytes]:
         """Return the bytes of the decision and of the assessment in it."""
-        trace_id, origin = self._trace(call)
-        space = self._space
+        (trace_id, origin), space = self._trace(call), self._space
         stamp = Stamp(
             payment.ids.item(REQUEST_WORD), trace_id, self._tail.position, payment.received_ms,
             self._clocks.monotonic_ns() - call.arrival_ns, origin, not validate_only, *steps,
@@ -333,7 +338,6 @@ class Scorer:
         """
         if not kept:
             return
-        began_ns = self._clocks.monotonic_ns()
         try:
             frame, end = self._append([self._entries])
         except ServiceError as error:
@@ -344,7 +348,6 @@ class Scorer:
         except BaseException:
             self._discard()
             raise
-        self._appended(frame, self._clocks.monotonic_ns() - began_ns)
         self._entries = []
         if frame == self._tail.position:
             for each in kept[self._tail.staged :]:  # one alone is folded only now

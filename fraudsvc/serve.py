@@ -36,6 +36,7 @@ from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
 from fraudsvc.journal_tail import JournalTail
 from fraudsvc.models import BundleFile, read_key
+from fraudsvc.noted_log import NotedLog
 from fraudsvc.policy import PolicyFile
 from fraudsvc.practice import practise
 from fraudsvc.scorer import Scorer
@@ -66,6 +67,7 @@ class ServeOptions:
     secret: bytes
     cpus: frozenset[int] = frozenset()
     ready_file: Path | None = None
+    poll_s: float = POLL_S
     sync_interval_ms: int = 50
     log_bytes_max: int | None = None
     contract: ContractSettings = field(default_factory=ContractSettings)
@@ -140,8 +142,9 @@ def serve(options: ServeOptions, meters: Meters) -> int:
         options.bundle, read_key(options.public_key), lambda e: _log.error("bundle refused: %s", e)
     )
     scorer = Scorer(
-        log, followed.tail, IdHasher(options.secret), lambda: bundle.current,
-        lambda: policy.current, options.contract, options.scorer, appended=meters.appended,
+        NotedLog(log, meters.appended), followed.tail, IdHasher(options.secret),
+        lambda: bundle.current,
+        lambda: policy.current, options.contract, options.scorer, canary=lambda: bundle.canary,
     )  # fmt: skip
     practise(policy.current)
     _wait_for_store(followed.index, stopping)
@@ -154,7 +157,7 @@ def serve(options: ServeOptions, meters: Meters) -> int:
         options.ready_file.write_text(str(server.port))
     _log.info("serving on port %d", server.port)
     told = _tell_loaded(log, bundle, options.scorer.name, "")
-    while not stopping.wait(POLL_S):
+    while not stopping.wait(options.poll_s):
         policy.poll()
         bundle.poll()
         told = _tell_loaded(log, bundle, options.scorer.name, told)

@@ -43,6 +43,7 @@ from featurizer.store_lmdb import LmdbStore
 from featurizer.worker import Worker, WorkerSettings
 from fraudsvc.calls import Call, Clocks, ScorerSettings
 from fraudsvc.contract import Checker, ContractSettings
+from fraudsvc.models import Canary
 from fraudsvc.payment import Payment
 from fraudsvc.policy import DEFAULT_POLICY, Policy, load_policy
 from fraudsvc.scorer import Scorer
@@ -225,6 +226,7 @@ class Host:
     bundle: Bundle | None
     read_bytes: int = 16 << 10
     now_ms: int = START_MS + 400 * 86_400_000
+    canary: Canary | None = None
     damage: list[Damage] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)  # closed, decisions wait
 
@@ -250,6 +252,7 @@ class Host:
             log, local_tail(log, self.store, bounds), IdHasher(), lambda: self.bundle,
             self._policy_now,
             ContractSettings(max_age_days=None), bounds, Clocks(now_ms=lambda: self.now_ms),
+            canary=lambda: self.canary,
         )  # fmt: skip
         return Asked(made)
 

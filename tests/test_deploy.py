@@ -35,6 +35,8 @@ MODEL = DEPLOY / "model.sh"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS = f"fraudsvc:{PROJECT['project']['version']}"
 TIMEOUT_S = 30
+# Of `run` there is one: the trainer.
+KINDS = {"topics": 1, "relay": 2, "split": 2, "fold": 2, "serve": 2, "run": 1}
 SIZES = {"m": 1 << 20, "g": 1 << 30, "mb": 1 << 20, "gb": 1 << 30}
 
 Service = dict[str, Any]
@@ -117,8 +119,8 @@ def test_a_command_is_one_of_ours(name: str, parse: Parse) -> None:
 
 
 def test_the_roles_are_all_there() -> None:
-    counts = {kind: len(of_kind(kind)) for kind in ("topics", "relay", "split", "fold", "serve")}
-    assert counts == {"topics": 1, "relay": 2, "split": 2, "fold": 2, "serve": 2}
+    counts = {kind: len(of_kind(kind)) for kind in KINDS}
+    assert counts == KINDS
 
 
 def test_urls_are_accepted_and_their_partitions_agree() -> None:
@@ -212,7 +214,9 @@ def test_everything_that_is_named_is_there() -> None:
 
 def test_a_scorer_has_no_private_key() -> None:
     readers = [name for name, each in services().items() if "/keys" in mounts(each)]
-    assert readers == ["model"]
+    assert readers == ["model", *of_kind("run")]
+    for service in of_kind("run").values():
+        assert any(text.endswith(":/keys:ro") for text in service["volumes"])
     for service in of_kind("serve").values():
         assert any(text.endswith(":/model:ro") for text in service["volumes"])
 

@@ -3,69 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fraud.v1 import decision_pb2, label_pb2, model_event_pb2, transaction_pb2
+from fraud.v1 import decision_pb2, label_pb2, model_event_pb2
 
 from featurizer.eventlog import Topic
-from featurizer.features import FEATURES, SCHEMA_VERSION
-from fraudsvc.models import BundleFile
+from featurizer.hashing import IdHasher
+from featurizer.records import Entity
+from fraudsvc.dead_letters_local import LocalDeadLetters
+from fraudsvc.dead_letters_report import print_letters
 from fraudsvc.models_command import ModelsOptions, run_models
 from tests.conftest import Asked, Host, Payments, Trained, call_now
+from tests.live_loop import LENIENT, SETTINGS, Loop, attack, report, scored
 from trainer.bundle import BundleError
-from trainer.gates import GateSettings
-from trainer.learner import LearnerSettings
-from trainer.live import LivePlaces, LiveTrainer
-from trainer.shelf import Shelf
-from trainer.thresholds import Budget
 
 APPROVE = decision_pb2.OUTCOME_APPROVE
 TRAFFIC, FRAUDS, LATER = 600, 12, 12
-NO_OLD_FRAUDS = np.zeros((0, len(FEATURES)), np.float32)
-
-
-def attack(payments: Payments, number: int) -> transaction_pb2.Transaction:
-    """Return a payment of a kind that traffic has none of: of customers whom nobody knows."""
-    return payments.one(
-        customer_id=f"mule-{number}", amount_minor=2_600 + number, currency_code="EUR",
-        channel=1, cvv_result=1,
-    )  # fmt: skip
-
-
-class Loop:
-    """A host, its trainer, and what a scorer sees of the served bundle."""
-
-    def __init__(self, host: Host, trained: Trained, folder: Path, **gates: float) -> None:
-        self.host = host
-        link = folder / "bundle"
-        shutil.copytree(trained.bundle_path, link)
-        self.shelf = Shelf(folder / "models", link)
-        places = LivePlaces(self.shelf, trained.key_path, trained.public_key, SCHEMA_VERSION)
-        settings = LearnerSettings(budget=Budget(0.05, 0.0))
-        limits = GateSettings(**{"cost_us_max": 1e6, "alert_share_max": 0.06, **gates})
-        self.now_ms = host.now_ms
-        self.trainer = LiveTrainer(
-            host.log, places, NO_OLD_FRAUDS, settings, limits, lambda: self.now_ms
-        )
-        self.served = BundleFile(link, trained.public_key, _fail)
-        host.bundle = self.served.current
-
-    def run(self) -> None:
-        """Let the trainer do all that it can, and the scorer take what it serves."""
-        while self.trainer.step():
-            pass
-        self.host.bundle = self.served.poll()
-
-    def events(self) -> list[model_event_pb2.ModelEvent]:
-        batch = self.host.log.read(self.host.log.ends()[0], 1 << 30)
-        of_models = np.flatnonzero(batch.topics == Topic.MODELS).tolist()
-        return [model_event_pb2.ModelEvent.FromString(batch.value(i)) for i in of_models]
-
-
-def _fail(error: BundleError) -> None:
-    raise error
 
 
 @pytest.fixture
@@ -81,20 +37,6 @@ def scorer(host: Host) -> Asked:
 @pytest.fixture
 def loop(host: Host, trained: Trained, tmp_path: Path) -> Loop:
     return Loop(host, trained, tmp_path)
-
-
-def report(scorer: Asked, payments: Payments, ids: list[str], verdict: int) -> None:
-    labels = []
-    for each in ids:
-        label = payments.label(each)
-        label.verdict, label.source = verdict, label_pb2.LABEL_SOURCE_ANALYST  # type: ignore[assignment]
-        label.reporter = "analyst-1"
-        labels.append(label)
-    scorer.report_labels(labels)
-
-
-def scored(scorer: Asked, many: list[transaction_pb2.Transaction]) -> list[decision_pb2.Assessment]:
-    return [scorer.score(each, call_now()) for each in many]
 
 
 def test_an_attack_is_caught_after_its_first_labels(
@@ -129,7 +71,8 @@ def test_an_attack_is_caught_after_its_first_labels(
 def test_a_bundle_that_fails_a_gate_is_not_served(
     host: Host, trained: Trained, tmp_path: Path, scorer: Asked, payments: Payments
 ) -> None:
-    loop = Loop(host, trained, tmp_path, alert_share_max=-1.0)
+    settings = replace(SETTINGS, gates=replace(LENIENT, alert_share_max=-1.0))
+    loop = Loop(host, trained, tmp_path, settings)
     first = loop.shelf.served()
     scored(scorer, [payments.one() for _ in range(TRAFFIC)])
     attacks = [attack(payments, number) for number in range(FRAUDS)]
@@ -223,19 +166,47 @@ def test_a_label_of_no_payment_becomes_a_dead_letter(
     batch = loop.host.log.read(loop.host.log.ends()[0], 1 << 30)
     [letter] = [batch.value(i) for i in np.flatnonzero(batch.topics == Topic.DEAD_LETTERS).tolist()]
     assert b"UNKNOWN_TRANSACTION" in letter
+    letters = LocalDeadLetters(loop.host.log)
+    [found] = letters.all()
+    assert label_pb2.Label.FromString(letters.record(found).value).transaction_id == "never-seen"
+    again = letters.resend(found, "lead-1")
+    print_letters(letters.all())
+    assert letters.one(found.number).resent == (again,)
+    loop.run(after_ms=90_000)
+    assert [each.content.offset for each in letters.all()] == [found.content.offset, again]
 
 
-def test_a_residual_is_learnt_when_its_time_has_come(
+def test_a_residual_is_learnt_when_its_time_has_come_and_tried_by_some_customers(
     loop: Loop, scorer: Asked, payments: Payments
 ) -> None:
     attacks = [attack(payments, number) for number in range(FRAUDS)]
     scored(scorer, [*(payments.one() for _ in range(TRAFFIC)), *attacks])
     report(scorer, payments, [each.transaction_id for each in attacks], label_pb2.VERDICT_FRAUD)
     loop.run()
-    assert ["residual" in each.reason for each in loop.events()] == [False]
-    loop.now_ms += 200_000
+    assert loop.told() == ["PROMOTED"]
+    loop.run(after_ms=200_000)
+    assert loop.told() == ["PROMOTED", "CANARY"]
+    champion, canary = loop.shelf.served(), loop.events()[-1].model_version
+    assert loop.host.canary is not None
+
+    many = [payments.one(customer_id=f"customer-{number}") for number in range(400)]
+    answers = scored(scorer, many[:200])
+    answers += [each.assessment for each in scorer.score_batch(many[200:], call_now())]
+    hasher = IdHasher()
+    expected = [
+        canary if loop.host.canary.customers.holds(
+            hasher.one(Entity.CUSTOMER, each.customer_id)) else champion
+        for each in many
+    ]  # fmt: skip
+    assert [each.model_version for each in answers] == expected
+    assert 10 < expected.count(canary) < 100
+
     loop.run()
-    assert ["residual" in each.reason for each in loop.events()] == [False, True]
-    loop.now_ms += 200_000
-    loop.run()
-    assert len(loop.events()) == 2, "nothing new was told"
+    assert loop.told()[2:] == [], "not yet: too few decisions, or too little time"
+    scored(scorer, [payments.one(customer_id=f"other-{number}") for number in range(1_200)])
+    loop.run(after_ms=20_000)
+    assert loop.told()[2:] == ["PROMOTED"]
+    assert loop.shelf.served() == canary
+    assert loop.served.canary is None
+    loop.run(after_ms=200_000)
+    assert len(loop.events()) == 3, "nothing new was told"

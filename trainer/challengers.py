@@ -52,10 +52,15 @@ class Challenger(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LogisticSettings:
-    """Stochastic gradient descent: step and ridge. Raises ValueError where they diverge."""
+    """Stochastic gradient descent: step and ridge. Raises ValueError where they diverge.
+
+    With ``base_fixed`` the base's logit keeps its weight, so that what is learnt is what is to be
+    added to it.
+    """
 
     rate: float = 0.02
     ridge: float = 1e-5
+    base_fixed: bool = False
 
     def __post_init__(self) -> None:
         """Refuse figures that would not converge."""
@@ -94,6 +99,8 @@ class LogisticChallenger:
         inputs = self._inputs.scale(joined.vectors, joined.rows["logit"])
         for row, is_fraud in zip(inputs.tolist(), joined.is_fraud.tolist(), strict=True):
             self._model.learn_one(dict(enumerate(row)), is_fraud)
+            if self._settings.base_fixed:
+                self._model._weights[0] = float(self._inputs.spread[0])
 
     def predict(
         self, vectors: NDArray[np.float32], logits: NDArray[np.float64]

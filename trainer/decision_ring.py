@@ -78,6 +78,10 @@ class DecisionRing:
         self.read_ms[slot], self.shared[slot] = read_ms, False
         return slot
 
+    def newest(self) -> int:
+        """Return the transaction that was put last, 0 before the first."""
+        return int(self.rows["transaction"][self._next - 1]) if self._slots else 0
+
     def kept(self) -> NDArray[np.int64]:
         """Return the slots in use, int64[k], oldest first."""
         count, capacity = len(self._slots), len(self.rows)

@@ -291,6 +291,10 @@ class DriftWatch:
     def serve_another(self, missed_baseline: float | None = None) -> None:
         """Begin anew with what depends on the champion: another one serves from now on."""
         self._missed = MissedWatch(self._settings, missed_baseline)
+        self.restart_scores()
+
+    def restart_scores(self) -> None:
+        """Begin anew with the score alone: another model gives it."""
         for watch in self._watches[-1]:
             watch.restart()
 

@@ -102,6 +102,10 @@ class LabelWindow:
             return
         self._last_ms = elapsed_ms
         self._counts[-1] += len(joined)
+        self.remember(joined)
+
+    def remember(self, joined: Joined) -> None:
+        """Take who said what, and not when: for labels that are read again after a restart."""
         rows = np.zeros(len(joined), self._rows.dtype)
         # Of other sources the reporter is a system that speaks for many.
         by_analyst = joined.rows["source"] == ANALYST

@@ -165,7 +165,9 @@ class Joins:
         old = self._elapsed.now_ms - self.ring.read_ms[slots] >= age_ms
         unsaid = ~(self.ring.said["verdict"][slots] != 0).any(axis=1)
         slots = slots[old & unsaid & ~self.ring.shared[slots]]
-        for slot in np.sort(random.permutation(slots)[:count]).tolist():
+        # In the order in which they were read, wherever the ring begins.
+        some = np.sort(random.permutation(len(slots))[:count])
+        for slot in slots[some].tolist():
             presumed: Any = np.array((0, self._event_ms(slot), LEGITIMATE), SAID)[()]
             self._emit(slot, PRESUMED, presumed, NOBODY)
         return self._taken().joined

@@ -73,6 +73,7 @@ class Cause(Enum):
     TOO_OLD = "the decision is older than what is kept"
     OTHER_TENANT = "the transaction's id belongs to another customer"
     INVALID = "verdict or source is none of the contract's"
+    DISTRUSTED = "its reporter's labels raised an alarm: they are not trusted"
 
 
 class Refusal(NamedTuple):
@@ -115,6 +116,10 @@ class Joined:
         """Whether each row's verdict is fraud, bool[m]."""
         out: NDArray[np.bool_] = self.rows["verdict"] == FRAUD
         return out
+
+    def __add__(self, other: Joined) -> Joined:
+        """Return the rows of both."""
+        return Joined(np.r_[self.rows, other.rows], np.concatenate([self.vectors, other.vectors]))
 
     def of(self, sources: tuple[int, ...]) -> Joined:
         """Return the rows of some sources, FAST say."""

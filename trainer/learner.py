@@ -20,7 +20,7 @@ from trainer.bundle import Content
 from trainer.expert import Expert, ExpertError
 from trainer.few_shot import ExpertSettings, fit_expert
 from trainer.joins import Joins, JoinSettings
-from trainer.labelled import FAST, Joined, Refusal
+from trainer.labelled import FAST, Joined, Refusal, stacked
 from trainer.lessons import Lessons
 from trainer.model import Model, Trees
 from trainer.reading import Read
@@ -60,12 +60,22 @@ class Learner:
         self.joins = Joins(width, settings.joins)
         self.lessons = Lessons(settings.lessons_max, width)
         self._settings = settings
-        self._random = np.random.default_rng(settings.seed)
-        self._missed = 0  # frauds that the expert in use was learnt from
-        self._learnt = 0  # frauds that the residual in use was learnt from
+        self._missed = self._learnt = 0
+        self.resume()
+        self.heard = stacked([], [], width)  # what the last call of ``take`` joined
         self._residual_ms: int | None = None
         self._frauds = 0  # that were told, at the last proposal
         self._is_fresh = False  # whether labels came since
+
+    def resume(self) -> None:
+        """Take what is remembered as learnt where the champion says that it learnt as much.
+
+        ``_missed`` and ``_learnt`` are the frauds that its expert and its residual were learnt
+        from: after a restart they are in the bundle, and nothing is learnt twice.
+        """
+        learnt = self.champion.facts.get("learnt", {})
+        self._missed = int(learnt.get("missed_frauds", 0))
+        self._learnt = int(learnt.get("residual_frauds", 0))
 
     def take(self, read: Read, now_ms: int) -> list[Refusal]:
         """Take decisions and labels in; return the labels that cannot be used."""
@@ -73,23 +83,44 @@ class Learner:
             self.joins.take_decisions(read.decisions, read.vectors, now_ms),
             self.joins.take_labels(read.labels, now_ms),
         )
-        for each in taken:
-            self.lessons.add(each.joined)
-            self._is_fresh |= len(each.joined) > 0
+        self.heard = taken[0].joined + taken[1].joined
+        self.lessons.add(self.heard)
+        self._is_fresh |= len(self.heard) > 0
         return [refusal for each in taken for refusal in each.refused]
 
-    def is_due(self, now_ms: int) -> bool:
+    def forget(self, reporter: int) -> int:
+        """Forget what a reporter said, and what others said of the same counts; return the rows.
+
+        What is proposed next is learnt from what is left.
+        """
+        stands_again = self.joins.forget(reporter=reporter)
+        rows = self.lessons.forget(reporter=reporter)
+        self.lessons.add(stands_again)
+        self._missed = self._learnt = -1
+        self._is_fresh = True
+        return rows
+
+    def is_due(self, now_ms: int, *, with_residual: bool = True) -> bool:
         """Return whether there may be something to propose; costs nothing."""
-        return self._is_fresh or self._residual_is_due(self._frauds, now_ms)
+        due = with_residual and self._residual_is_due(self._frauds, now_ms)
+        return self._is_fresh or due
 
     def traffic(self) -> NDArray[np.float32]:
-        """Return recent traffic of which nothing was heard, float32[m, n]."""
-        return self.joins.unlabelled(self._settings.traffic_rows, 0, self._random).vectors
+        """Return recent traffic of which nothing was heard, float32[m, n].
 
-    def propose(self, traffic: NDArray[np.float32], now_ms: int) -> Content | None:
+        The choice depends on what is remembered alone: who reads the same log makes the same.
+        """
+        newest = self.joins.ring.newest() & 0xFFFF_FFFF_FFFF_FFFF  # as a seed: not negative
+        random = np.random.default_rng([self._settings.seed, newest])
+        return self.joins.unlabelled(self._settings.traffic_rows, 0, random).vectors
+
+    def propose(
+        self, traffic: NDArray[np.float32], now_ms: int, *, with_residual: bool = True
+    ) -> Content | None:
         """Return a content with what was learnt since the last call, None where it is nothing.
 
         Both layers are learnt from all that is remembered, so a forgotten label is without trace.
+        Without ``with_residual`` only the expert is looked at: it is due at once.
         """
         lessons = self.lessons.all()
         if len(traffic) < ROWS_MIN or not len(lessons):
@@ -102,16 +133,35 @@ class Learner:
         if len(missed) != self._missed:
             expert = self._expert(missed, lessons, traffic)
             causes.append("expert")
-        if self._residual_is_due(self._frauds, now_ms):
+        if with_residual and self._residual_is_due(self._frauds, now_ms):
             self._residual_ms, self._learnt = now_ms, self._frauds
             residual = self._residual(lessons, traffic)
             causes.append("residual")
         if not causes:
             return None
         self._missed = len(missed)
+        return self._renewed(lessons, residual, expert, traffic, causes, now_ms)
+
+    def compose(
+        self, residual: Trees | None, cause: str, traffic: NDArray[np.float32], now_ms: int
+    ) -> Content:
+        """Return a content with the champion's expert and another residual, fitted to now."""
+        lessons = self.lessons.all()
+        return self._renewed(lessons, residual, self.champion.expert, traffic, [cause], now_ms)
+
+    def _renewed(
+        self,
+        lessons: Joined,
+        residual: Trees | None,
+        expert: Expert | None,
+        traffic: NDArray[np.float32],
+        causes: list[str],
+        now_ms: int,
+    ) -> Content:
         learnt = {
-            "layers": causes, "time_ms": now_ms, "missed_frauds": len(missed),
-            "lessons": len(lessons), "frauds": self._frauds,
+            "layers": causes, "time_ms": now_ms, "missed_frauds": max(self._missed, 0),
+            "residual_frauds": max(self._learnt, 0), "lessons": len(lessons),
+            "frauds": self._frauds,
         }  # fmt: skip
         recent = self._recent(lessons, traffic)
         budget = self._settings.budget

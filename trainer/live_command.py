@@ -17,9 +17,9 @@ from featurizer.eventlog import LogError
 from featurizer.features import FEATURES, SCHEMA_VERSION
 from featurizer.metering import open_meters
 from trainer.bundle import BundleError
-from trainer.gates import GateSettings
+from trainer.canary import CanarySettings
 from trainer.learner import LearnerSettings
-from trainer.live import LivePlaces, LiveTrainer
+from trainer.live import LivePlaces, LiveSettings, LiveTrainer
 from trainer.shelf import Shelf
 from trainer.signing import read_key
 from trainer.vectors import read_vectors
@@ -45,7 +45,13 @@ def add_run(
     live.add_argument(
         "--old-frauds", type=Path, help="vectors whose frauds are not to be forgotten"
     )
-    live.add_argument("--residual-s", type=float, default=120.0, help="between two residuals")
+    live.add_argument("--residual-s", type=float, default=60.0, help="between two residuals")
+    live.add_argument(
+        "--horizon-mib", type=int, default=1_024, help="of the log, read again at a start"
+    )
+    live.add_argument(
+        "--canary-share", type=float, default=0.1, help="of customers, that a canary decides for"
+    )
     live.add_argument("--ready-file", type=Path, help="is written once the role is up")
     live.set_defaults(run=lambda parsed, _: _run(parsed, environment))
 
@@ -63,7 +69,11 @@ def _run(parsed: argparse.Namespace, environment: Mapping[str, str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     shelf = Shelf(parsed.models or parsed.bundle.absolute().parent / "models", parsed.bundle)
-    settings = LearnerSettings(residual_every_ms=round(parsed.residual_s * 1000))
+    settings = LiveSettings(
+        learner=LearnerSettings(residual_every_ms=round(parsed.residual_s * 1000)),
+        canary=CanarySettings(share=parsed.canary_share),
+        horizon_bytes=parsed.horizon_mib << 20,
+    )
     old = _old_frauds(parsed.old_frauds)
     folder = environment.get("FRAUD_METRICS", "")
     meters = open_meters(Path(folder) if folder else None, "trainer")
@@ -88,7 +98,10 @@ def _begin(log, parsed, shelf, old, settings, meters) -> LiveTrainer | None:  # 
     """Begin where there is a bundle to go on from; None where there is none yet."""
     try:
         places = LivePlaces(shelf, parsed.key, read_key(parsed.public_key), SCHEMA_VERSION)
-        return LiveTrainer(log, places, old, settings, GateSettings(), meters=meters)
+        return LiveTrainer(
+            log, places, old, settings,
+            moved=lambda position: meters.put("fraud_position", "trainer", value=position),
+        )  # fmt: skip
     except (BundleError, OSError) as error:
         logging.getLogger(__name__).warning("nothing to learn on top of: %s", error)
         return None

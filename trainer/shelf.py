@@ -1,20 +1,57 @@
-"""Owns where bundles stand: a directory of them, and a link to the one that is served.
+"""Owns where bundles stand: a directory of them, a link to the one that is served, and the canary.
 
-Replacing the link is one step, so a scorer sees the old bundle or the new one. Must not know how a
-bundle is made.
+Replacing the link is one step, so a scorer sees the old bundle or the new one. The canary, which
+decides for a share of customers, is named in a file beside the link, replaced in one step too. Must
+not know how a bundle is made.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from trainer.bundle import MANIFEST, BundleError
 
 PIN = "pinned"
+CANARY_BYTES_MAX = 4_096
+
+
+class Tried(NamedTuple):
+    """The bundle that is tried, where it stands, and the share of customers it decides for."""
+
+    bundle_id: str
+    path: Path
+    share: float
+
+
+def canary_path(link: Path) -> Path:
+    """Return the file that names the canary beside what is served at ``link``."""
+    return link.with_name(f"{link.name}.canary")
+
+
+def read_canary(link: Path) -> Tried | None:
+    """Return the canary beside ``link``, None where there is none. Raises BundleError."""
+    path = canary_path(link)
+    try:
+        with path.open("rb") as file:
+            data = file.read(CANARY_BYTES_MAX)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        told = json.loads(data)
+        tried = Tried(str(told["bundle"]), Path(told["path"]), float(told["share"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} names no canary: {error}") from error
+    if not 0.0 < tried.share <= 1.0:
+        raise BundleError(f"{path}: a share of {tried.share}")
+    return tried
 
 
 class Shelf:
@@ -55,6 +92,23 @@ class Shelf:
             draft.symlink_to(target.absolute())
             draft.replace(self.link)
 
+    def try_out(self, bundle_id: str, share: float) -> None:
+        """Let a bundle of the shelf decide for a share of customers from now on."""
+        target = self.path(bundle_id).absolute()
+        if not (target / MANIFEST).exists():
+            raise BundleError(f"there is no bundle {bundle_id} in {self.folder}")
+        place = canary_path(self.link)
+        draft = place.with_name(f".{place.name}.{os.getpid()}")
+        told = {"bundle": bundle_id, "path": str(target), "share": share}
+        with _refusals(f"cannot write {place}"):
+            draft.write_text(json.dumps(told))
+            draft.replace(place)
+
+    def end_trial(self) -> None:
+        """Let what is served decide for all customers."""
+        with _refusals("cannot end the trial of a canary"):
+            canary_path(self.link).unlink(missing_ok=True)
+
     def path(self, bundle_id: str) -> Path:
         """Return where a bundle stands, or is to stand."""
         return self.folder / bundle_id
@@ -73,11 +127,11 @@ class Shelf:
             if not self.path(bundle_id).exists():
                 draft.rename(self.path(bundle_id))
 
-    def tidy(self) -> None:
-        """Drop the oldest bundles beyond what is kept."""
+    def tidy(self, needed: Collection[str] = ()) -> None:
+        """Drop the oldest bundles beyond what is kept, but none that is served or ``needed``."""
         served = self.served()
         for bundle_id in self.ids()[: -self._kept]:
-            if bundle_id != served:
+            if bundle_id != served and bundle_id not in needed:
                 shutil.rmtree(self.path(bundle_id), ignore_errors=True)
 
     @property
