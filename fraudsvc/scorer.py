@@ -272,9 +272,7 @@ class Scorer:
             payment.record["flags"] = seen["flags"]
         steps = (call.arrival_ns, accepted_ns, loaded_ns)
         decision, assessment = self._named(draft, payment, call, steps, validate_only)
-        if validate_only:
-            return assessment
-        return self._keep(payment, call, decision, assessment)
+        return assessment if validate_only else self._keep(payment, call, decision, assessment)
 
     def _canary_of(self, payment: Payment) -> Bundle | None:
         """Return the canary where there is one and the customer is one of its own."""
