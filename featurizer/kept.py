@@ -43,7 +43,10 @@ COLUMNS = 13
 
 @njit(cache=True, nogil=True)
 def _field(data, at, end):  # type: ignore[no-untyped-def]
-    """Return number, value or start, stop and next place of a protobuf field; 0 where broken."""
+    """Return number, value or start, stop and next place of a protobuf field; 0 where broken.
+
+    Of a varint the stop is the value too, so that nobody takes it for the start of bytes.
+    """
     tag, shift = np.int64(0), 0
     while at < end and shift < 35:
         tag |= np.int64(data[at] & 127) << shift
@@ -52,10 +55,11 @@ def _field(data, at, end):  # type: ignore[no-untyped-def]
         if data[at - 1] < 128:
             break
     wire = tag & 7
-    if wire == 1:
-        return tag >> 3, at, at + 8, at + 8
-    if wire == 5:
-        return tag >> 3, at, at + 4, at + 4
+    if wire in (1, 5):
+        width = 8 if wire == 1 else 4
+        if at + width <= end:
+            return tag >> 3, at, at + width, at + width
+        return 0, at, at, end + 1
     value, shift = np.int64(0), 0
     while at < end and shift < 63:
         value |= np.int64(data[at] & 127) << shift
@@ -64,7 +68,7 @@ def _field(data, at, end):  # type: ignore[no-untyped-def]
         if data[at - 1] < 128:
             break
     if wire == 0:
-        return tag >> 3, value, at, at
+        return tag >> 3, value, value, at
     if wire == 2 and 0 <= value <= end - at:
         return tag >> 3, at, at + value, at + value
     return 0, at, at, end + 1
@@ -100,7 +104,7 @@ def _scan_assessment(data, at, end, row):  # type: ignore[no-untyped-def]
         number, value, stop, at = _field(data, at, end)
         if number == 1:
             row[0] = value
-        elif number == 2:
+        elif number == 2 and stop - value == 8:
             score = data[value:stop].copy().view(np.float64)[0]
         elif number == 4:
             row[1] = value

@@ -8,6 +8,7 @@ Must not know SQL nor networks.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ READ_BYTES = 4 << 20
 FRAME_BYTES = 1 << 16
 RECENT_MAX = 1 << 16
 LULL_MS = 5_000
+_log = logging.getLogger(__name__)
 _LOADED = model_event_pb2.MODEL_CHANGE_LOADED
 
 
@@ -115,6 +117,10 @@ class Follower:
 
         Raises LogError, ReadModelError: then nothing of it was taken.
         """
+        oldest = self._log.ends()[0]
+        if self.position < oldest:
+            _log.warning("the log was dropped from %d to %d unread", self.position, oldest)
+            self.position = oldest
         batch = self._log.read(self.position, READ_BYTES)
         if batch.next_position == self.position:
             self._is_live = True

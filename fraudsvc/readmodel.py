@@ -35,6 +35,7 @@ from sqlalchemy import (
     inspect,
     or_,
     select,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -127,7 +128,7 @@ _LINKS = Table(
     Column("to_trace_id", String(32), primary_key=True),
     Column("to_span_id", String(16), primary_key=True),
 )  # fmt: skip
-Index("span_links_back", _LINKS.c.to_trace_id, _LINKS.c.to_span_id)
+Index("span_links_back", _LINKS.c.to_span_id, _LINKS.c.to_trace_id)
 
 # What brings a schema of one version to the next; a database says how many it has had.
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_TABLES.create_all,)
@@ -197,8 +198,7 @@ class ReadModel:
         """Drop all that is made from logs; spans that came by OTLP stay."""
         from_log = _SPANS.c.source == LOG
         with _refusals("empty the read model"), self._engine.begin() as connection:
-            links = select(_SPANS.c.span_id).where(from_log)
-            connection.execute(delete(_LINKS).where(_LINKS.c.span_id.in_(links)))
+            connection.execute(_delete_links(from_log))
             connection.execute(delete(_SPANS).where(from_log))
             for table in (_DECISIONS, _LABELS, _MODEL_EVENTS, _PROGRESS):
                 connection.execute(delete(table))
@@ -329,9 +329,9 @@ class ReadModel:
             oldest = connection.execute(bound).scalar()
             if oldest is not None:
                 connection.execute(delete(_DECISIONS).where(_DECISIONS.c.receive_time_ms <= oldest))
-            old = select(_SPANS.c.span_id).where(_SPANS.c.start_ns < spans_before_ns)
-            connection.execute(delete(_LINKS).where(_LINKS.c.span_id.in_(old)))
-            connection.execute(delete(_SPANS).where(_SPANS.c.start_ns < spans_before_ns))
+            is_old = _SPANS.c.start_ns < spans_before_ns
+            connection.execute(_delete_links(is_old))
+            connection.execute(delete(_SPANS).where(is_old))
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -349,6 +349,12 @@ class ReadModel:
 def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", f"busy_timeout={BUSY_MS}"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _delete_links(of: Any) -> Any:
+    """Return what deletes the links of some spans."""
+    spans = select(_SPANS.c.trace_id, _SPANS.c.span_id).where(of)
+    return delete(_LINKS).where(tuple_(_LINKS.c.trace_id, _LINKS.c.span_id).in_(spans))
 
 
 def _span_row(span: Span, source: str) -> Row:
