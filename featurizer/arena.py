@@ -132,11 +132,12 @@ class Arena:
         ``positions``, where to begin, and ``more``; it returns where it had no room, or n.
         """
         done = 0
-        while done < len(records):
+        while True:
             memory = (self._words, self._index, self._counters, self._changed)
             done = kernel(memory, records, positions, done, *more)
-            if done < len(records):
-                self._grow()
+            if done == len(records):
+                return
+            self._grow()
 
     def put(self, key: int, blob: bytes | memoryview) -> None:
         """Load a state that was stored; it counts as clean. Raises ValueError for no state."""

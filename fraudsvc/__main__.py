@@ -12,7 +12,7 @@ import queue
 import sys
 from pathlib import Path
 
-from featurizer.adapters import open_log
+from featurizer.adapters import directory_of, open_log
 from featurizer.eventlog import LogError
 from featurizer.hashing import SECRET_BYTES
 from featurizer.kafka_settings import kafka_settings
@@ -21,6 +21,7 @@ from featurizer.telemetry import telemetry
 from fraudsvc.calls import ScorerSettings
 from fraudsvc.console_command import add_console
 from fraudsvc.contract import ContractSettings
+from fraudsvc.look_back import Defaults, add_commands
 from fraudsvc.models_command import ACTIONS, ModelsOptions, run_models
 from fraudsvc.policy import DEFAULT_POLICY, PolicyError
 from fraudsvc.serve import ServeOptions, host_name, serve, serve_workers
@@ -36,6 +37,7 @@ PLACES = (
     ("--address", "FRAUD_ADDRESS", "127.0.0.1:50051", "where to serve gRPC"),
     ("--policy", "FRAUD_POLICY", str(DEFAULT_POLICY), "policy file (TOML)"),
     ("--bundle", "FRAUD_BUNDLE", "data/bundle", "model bundle (directory, or a link to one)"),
+    ("--archive", "FRAUD_ARCHIVE", "", "what has decided is kept there (`archive` beside the log)"),
     ("--public-key", "FRAUD_PUBLIC_KEY", "data/key.pub", "key that bundles are signed with"),
     ("--id-secret", "FRAUD_ID_SECRET", "", "file with the 16 bytes that ids are hashed with"),
 )  # fmt: skip
@@ -69,11 +71,17 @@ def _contract(args: argparse.Namespace) -> ContractSettings:
     return ContractSettings(max_age_days=days if days > 0 else None, exempt_fields=exempt)
 
 
+def _archive(args: argparse.Namespace) -> Path:
+    beside = directory_of(args.log).parent if "log" in args else Path("data")
+    return Path(args.archive or beside / "archive")
+
+
 def _options(args: argparse.Namespace) -> ServeOptions:
     return ServeOptions(
         log=args.log, store=store_place(args.store), index=args.index, address=args.address,
-        policy=Path(args.policy), bundle=Path(args.bundle), public_key=Path(args.public_key),
-        secret=_secret(args.id_secret), cpus=frozenset(int(c) for c in args.cpus.split(",") if c),
+        policy=Path(args.policy), bundle=Path(args.bundle), archive=_archive(args),
+        public_key=Path(args.public_key), secret=_secret(args.id_secret),
+        cpus=frozenset(int(c) for c in args.cpus.split(",") if c),
         ready_file=args.ready_file, sync_interval_ms=args.sync_interval_ms,
         contract=_contract(args), poll_s=args.poll_s,
         log_bytes_max=None if args.journal_gib is None else round(args.journal_gib * (1 << 30)),
@@ -188,9 +196,10 @@ def _stream(args: argparse.Namespace) -> int:
     logging.getLogger("aiokafka").setLevel(logging.ERROR)  # we say what its errors mean
     options = StreamOptions(
         kafka=kafka_settings(args.kafka), store=store_place(args.store), policy=Path(args.policy),
-        bundle=Path(args.bundle), public_key=Path(args.public_key), secret=_secret(args.id_secret),
-        instance=args.instance, ready_file=args.ready_file, pending_max=args.pending_max,
-        contract=_contract(args), stream=StreamSettings(name=host_name()),
+        bundle=Path(args.bundle), archive=_archive(args), public_key=Path(args.public_key),
+        secret=_secret(args.id_secret), instance=args.instance, ready_file=args.ready_file,
+        pending_max=args.pending_max, contract=_contract(args),
+        stream=StreamSettings(name=host_name()),
     )  # fmt: skip
     try:
         return run_stream(options)
@@ -306,6 +315,13 @@ def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.set_defaults(run=_models)
 
 
+def _add_look_back(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    policy = Path(os.environ.get("FRAUD_POLICY", str(DEFAULT_POLICY)))
+    data = Path(os.environ.get("FRAUD_DATA", "data"))
+    secret = os.environ.get("FRAUD_ID_SECRET", "")
+    add_commands(commands, Defaults(data, policy, secret, _secret))
+
+
 def main() -> int:
     """Run one command; the exit status is 2 where its options cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m fraudsvc", description=__doc__)
@@ -317,6 +333,7 @@ def main() -> int:
     _add_dead_letters(commands)
     _add_models(commands)
     add_console(commands, os.environ)
+    _add_look_back(commands)
     args = parser.parse_args()
     try:
         return int(args.run(args))

@@ -52,10 +52,27 @@ def _pick(parts, start, stop, strongest):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def assess(rows, records, ops, lines, vector, model, knots, parts, figures, body, reasons, table):  # type: ignore[no-untyped-def]
-    """View, evaluate, calibrate, pick, write and look up the policy's rules.
+def appraise(records, vector, versions, model, knots, parts, figures, body, reasons, table):  # type: ignore[no-untyped-def]
+    """Evaluate, calibrate, pick, write and look up the policy's rules; what follows from a vector.
 
-    Return how many bytes the reasons are, and a bit for each rule that holds.
+    ``versions`` int64[entities] are those of the states that it was made of. Returns as ``assess``.
+    """
+    figures[LOGIT] = score(model, vector, parts)
+    figures[PROBABILITY] = probability_of(knots, figures[LOGIT])
+    figures[EXPERT_LOGIT] = parts[len(vector)]
+    strongest = np.full(REASONS_MAX, -1)
+    _pick(parts, 0, len(vector), strongest)
+    if figures[EXPERT_LOGIT] > 0.0:
+        _pick(parts, len(vector) + 1, len(parts), strongest)
+    write_body(vector, parts, versions, body)
+    size = write_reasons(strongest, parts, vector, reasons)
+    figures[SCORED_NS] = monotonic_ns()
+    return size, fire(table, records, vector, figures[PROBABILITY])
+
+
+@njit(cache=True)
+def assess(rows, records, ops, lines, vector, model, knots, parts, figures, body, reasons, table):  # type: ignore[no-untyped-def]
+    """View and appraise; return how many bytes the reasons are, and a bit for each rule that holds.
 
     ``parts`` are what ``score`` sets. Sets the marks in the record's flags. Holds the GIL, unlike
     the kernels elsewhere: giving it up for 10 µs invites a switch that costs more than it lets
@@ -68,17 +85,9 @@ def assess(rows, records, ops, lines, vector, model, knots, parts, figures, body
             versions[entity] = rows[entity, POSITION]
     records[0].flags |= view(rows, rec, ops, lines, vector)
     figures[VIEWED_NS] = monotonic_ns()
-    figures[LOGIT] = score(model, vector, parts)
-    figures[PROBABILITY] = probability_of(knots, figures[LOGIT])
-    figures[EXPERT_LOGIT] = parts[len(vector)]
-    strongest = np.full(REASONS_MAX, -1)
-    _pick(parts, 0, len(vector), strongest)
-    if figures[EXPERT_LOGIT] > 0.0:
-        _pick(parts, len(vector) + 1, len(parts), strongest)
-    write_body(vector, parts, versions, body)
-    size = write_reasons(strongest, parts, vector, reasons)
-    figures[SCORED_NS] = monotonic_ns()
-    return size, fire(table, records, vector, figures[PROBABILITY])
+    return appraise(
+        records, vector, versions, model, knots, parts, figures, body, reasons, table
+    )  # fmt: skip
 
 
 @njit(cache=True)

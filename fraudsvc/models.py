@@ -46,15 +46,21 @@ class BundleFile:
     ``path`` may be a link to the directory in use. ``current`` is None until a bundle passed
     every check. One that does not pass is reported to ``on_error`` and the one in use stays.
     The last KEPT stay in memory: going back to one of them loads nothing. ``canary`` is the bundle
-    that is tried beside it, None where there is none or it does not pass.
+    that is tried beside it, None where there is none or it does not pass. ``on_load`` is told the
+    version of either and where it stands, before it is used.
     """
 
     def __init__(
-        self, path: Path, public_key: bytes, on_error: Callable[[BundleError], None]
+        self,
+        path: Path,
+        public_key: bytes,
+        on_error: Callable[[BundleError], None],
+        on_load: Callable[[str, Path], None] = lambda _version, _path: None,
     ) -> None:
         self._path = path
         self._public_key = public_key
         self._on_error = on_error
+        self._on_load = on_load
         self._seen: tuple[int, int, int] | None = None
         self._kept: dict[str, Bundle] = {}  # by version, the one used last at the end
         self.current: Bundle | None = None
@@ -70,7 +76,7 @@ class BundleFile:
             self._seen = seen
             began_ns = time.time_ns()
             try:
-                self._use(self._load(self._path))
+                self._use(self._load(self._path.resolve()))  # whatever becomes of the link
                 self.loading_ns = (began_ns, time.time_ns())
             except BundleError as error:
                 self._on_error(error)
@@ -110,10 +116,11 @@ class BundleFile:
         if known is not None:
             read_digested(path, manifest["files"])  # a damaged copy is refused all the same
             return known
-        return load_bundle(
-            path, schema_version=SCHEMA_VERSION, public_key=self._public_key,
-            like=self.current,
-        )  # fmt: skip
+        bundle = load_bundle(
+            path, schema_version=SCHEMA_VERSION, public_key=self._public_key, like=self.current
+        )
+        self._on_load(bundle.model_version, path)
+        return bundle
 
     def _use(self, bundle: Bundle) -> None:
         self._keep(bundle)

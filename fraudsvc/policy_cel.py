@@ -237,6 +237,29 @@ class Expressions:
         return unknown, changed
 
 
+def values_read(
+    source: str,
+    transaction: pb.Transaction,
+    features: NDArray[np.float32],
+    score: float | None,
+    feature_index: Mapping[str, int],
+) -> dict[str, Value | None]:
+    """Return what an expression reads and the values it met; None for what is not known.
+
+    ``features`` float32[n], empty where there is no vector.
+    """
+    found: dict[str, Value | None] = {}
+    for name in sorted(cel.compile(source).variables()):
+        if name in VARIABLES:
+            found[name] = VARIABLES[name].read(transaction)
+        elif name == SCORE:
+            found[name] = score
+        elif name in feature_index:
+            number = features.item(feature_index[name]) if len(features) else math.nan
+            found[name] = None if math.isnan(number) else number
+    return found
+
+
 _OWN = frozenset(VARIABLES) | {SCORE}
 
 

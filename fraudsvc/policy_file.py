@@ -51,12 +51,15 @@ class PolicyError(Exception):
     """The policy cannot be used; the text names the file's part and the cause."""
 
 
-def load_policy(source: Path | bytes, feature_index: Mapping[str, int]) -> Policy:
+def load_policy(
+    source: Path | bytes, feature_index: Mapping[str, int], name: str = "policy"
+) -> Policy:
     """Read and check a policy. ``feature_index``: a feature's name to its place in the vector.
 
-    Raises PolicyError, which names the file and the part at fault, and OSError for no file.
+    Raises PolicyError, which names the file (``name`` where bytes are given) and the part at
+    fault, and OSError for no file.
     """
-    name = "policy" if isinstance(source, bytes) else source.name
+    name = name if isinstance(source, bytes) else source.name
     data = source if isinstance(source, bytes) else source.read_bytes()
     try:
         return _Reader(_parse(data), feature_index).policy(hashlib.sha256(data).hexdigest())
@@ -231,7 +234,8 @@ class PolicyFile:
     """The policy of a file that may change; whoever calls ``poll`` keeps it fresh.
 
     A broken file is reported once to ``on_error`` and the policy in use stays. Raises what
-    load_policy raises when the first load fails. ``clock_ms`` is a monotonic clock.
+    load_policy raises when the first load fails. ``clock_ms`` is a monotonic clock. ``on_load`` is
+    told the version and the bytes of a policy before it is used.
     """
 
     def __init__(
@@ -240,12 +244,13 @@ class PolicyFile:
         feature_index: Mapping[str, int],
         on_error: Callable[[PolicyError], None],
         clock_ms: Callable[[], float] = lambda: time.monotonic() * 1000,
+        on_load: Callable[[str, bytes], None] = lambda _version, _data: None,
     ) -> None:
         self._path, self._feature_index = path, feature_index
-        self._on_error, self._clock_ms = on_error, clock_ms
+        self._on_error, self._clock_ms, self._on_load = on_error, clock_ms, on_load
         self._seen = self._identity()
         self._next_ms = clock_ms() + POLL_INTERVAL_MS
-        self.current = load_policy(path, feature_index)
+        self.current = self._load()
 
     def poll(self) -> Policy:
         """Return the policy to use now; look at the file at most every POLL_INTERVAL_MS."""
@@ -258,9 +263,15 @@ class PolicyFile:
                 self._reload()
         return self.current
 
+    def _load(self) -> Policy:
+        data = self._path.read_bytes()
+        policy = load_policy(data, self._feature_index, self._path.name)
+        self._on_load(policy.version, data)
+        return policy
+
     def _reload(self) -> None:
         try:
-            self.current = load_policy(self._path, self._feature_index)
+            self.current = self._load()
         except PolicyError as error:
             self._on_error(error)
         except OSError as error:

@@ -32,6 +32,7 @@ from featurizer.hashing import IdHasher
 from featurizer.metering import CallMeter, Meters
 from featurizer.places import StorePlace
 from featurizer.store import StoreError
+from fraudsvc.archive import Archive
 from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
 from fraudsvc.journal_tail import JournalTail
@@ -63,6 +64,7 @@ class ServeOptions:
     address: str
     policy: Path
     bundle: Path
+    archive: Path
     public_key: Path
     secret: bytes
     cpus: frozenset[int] = frozenset()
@@ -137,10 +139,15 @@ def serve(options: ServeOptions, meters: Meters) -> int:
         options.log, sync_interval_ms=options.sync_interval_ms, bytes_max=options.log_bytes_max
     )
     followed = _follow(log, options)
-    policy = PolicyFile(options.policy, INDEX, lambda e: _log.error("policy refused: %s", e))
+    archive = Archive(options.archive)
+    policy = PolicyFile(
+        options.policy, INDEX, lambda e: _log.error("policy refused: %s", e),
+        on_load=archive.keep_policy,
+    )  # fmt: skip
     bundle = BundleFile(
-        options.bundle, read_key(options.public_key), lambda e: _log.error("bundle refused: %s", e)
-    )
+        options.bundle, read_key(options.public_key), lambda e: _log.error("bundle refused: %s", e),
+        archive.keep_bundle,
+    )  # fmt: skip
     scorer = Scorer(
         NotedLog(log, meters.appended), followed.tail, IdHasher(options.secret),
         lambda: bundle.current,

@@ -5,8 +5,9 @@ records come with the states, as fast as relay, split and fold bring them. Must 
 decision is made, nor which store it is.
 
 A state is read anew for each decision, with a row that says how much of our journal its partition
-has. The records after that are folded into the copy; a state that lacks some that are pending no
-more is stale. The index of the journal, written by the relay, has the ids.
+has. The records after that are folded into the copy; where one of a decision's lacks some that
+are pending no more, all are stale and stay as they were stored. The index of the journal, written
+by the relay, has the ids.
 """
 
 from __future__ import annotations
@@ -59,13 +60,13 @@ def _note_dropped(pending, positions, first, stop, dropped):  # type: ignore[no-
 
 @njit(cache=True)
 def _catch_up(records, rows, progress, pending, positions, first, stop, dropped):  # type: ignore[no-untyped-def]
-    """Fold what is pending into the rows that lack it; return whether they lack nothing else.
+    """Fold what is pending into the rows that lack it; return False where they lack more.
 
     ``progress`` int64[entities, sources] is how much of our journal each row has. A row keeps the
-    position that it was stored with.
+    position that it was stored with. With a gap in it, nobody could say later what a state was
+    made of: where one lacks what is pending no more, all stay as they were stored.
     """
     rec = records[0]
-    whole = True
     for entity in range(_ENTITIES):
         key = rec.entities[entity]
         if key == 0:
@@ -73,7 +74,11 @@ def _catch_up(records, rows, progress, pending, positions, first, stop, dropped)
         home = home_of(key, dropped.shape[0])
         for source in range(dropped.shape[1]):
             if dropped[home, source] > progress[entity, source]:
-                whole = False
+                return False
+    for entity in range(_ENTITIES):
+        key = rec.entities[entity]
+        if key == 0:
+            continue
         stored = rows[entity, POSITION]
         for i in range(first, stop):
             if pending[i].entities[entity] != key:
@@ -82,7 +87,7 @@ def _catch_up(records, rows, progress, pending, positions, first, stop, dropped)
             if positions[i] > progress[entity, source]:
                 fold(rows[entity], entity, pending[i], positions[i] + AFTER_ALL)
         rows[entity, POSITION] = stored
-    return whole
+    return True
 
 
 class SharedTail(JournalTail):
@@ -130,11 +135,13 @@ class SharedTail(JournalTail):
             self._progress[entity] = progress[home]
             if blob is not None:
                 rows[entity].view(np.uint8)[: len(blob)] = np.frombuffer(blob, np.uint8)
+        if self.behind:
+            return False
         whole: bool = _catch_up(
             record, rows, self._progress, self._records, self._positions, self._first,
             self._stop, self._lost,
         )  # fmt: skip
-        return whole and not self.behind
+        return whole
 
     def roll_back(self, _: NDArray[np.int64]) -> None:
         """Forget what was staged."""

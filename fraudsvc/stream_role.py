@@ -22,6 +22,7 @@ from featurizer.kafka_settings import KafkaSettings
 from featurizer.places import StorePlace
 from featurizer.stage import Stage, StageSettings
 from fraudsvc.answers import Writer
+from fraudsvc.archive import Archive
 from fraudsvc.calls import Clocks
 from fraudsvc.contract import ContractSettings
 from fraudsvc.intake import Intake
@@ -44,6 +45,7 @@ class StreamOptions:
     store: StorePlace
     policy: Path
     bundle: Path
+    archive: Path
     public_key: Path
     secret: bytes
     instance: str = ""
@@ -58,10 +60,15 @@ def run_stream(options: StreamOptions) -> int:
     kafka, place = options.kafka, options.store
     if (place.partitions, place.inputs) != (kafka.entity_partitions, kafka.event_partitions):
         raise ValueError("the store's partitions and inputs must be Kafka's entities and events")
-    policy = PolicyFile(options.policy, INDEX, lambda e: _log.error("policy refused: %s", e))
+    archive = Archive(options.archive)
+    policy = PolicyFile(
+        options.policy, INDEX, lambda e: _log.error("policy refused: %s", e),
+        on_load=archive.keep_policy,
+    )  # fmt: skip
     bundle = BundleFile(
-        options.bundle, read_key(options.public_key), lambda e: _log.error("bundle refused: %s", e)
-    )
+        options.bundle, read_key(options.public_key), lambda e: _log.error("bundle refused: %s", e),
+        archive.keep_bundle,
+    )  # fmt: skip
     practise(policy.current)
     practise_batch(policy.current)
     practise_folds(kafka, schema_number())

@@ -41,7 +41,8 @@ class Tail(JournalTail):
     """Follows the log past the store, which is the index too.
 
     When more records were pending than may be, ``stale`` is true until the store has those that
-    had to go: a state read from it may lack events. ``arena`` bounds the memory of the states.
+    had to go: a state read from it may lack events, and is not caught up then. ``arena`` bounds
+    the memory of the states.
     """
 
     def __init__(
@@ -142,7 +143,10 @@ class Tail(JournalTail):
             rows[entity, :HEADER] = 0
             if blob is not None:
                 rows[entity].view(np.uint8)[: len(blob)] = blob
-        pending = (self._records, self._positions, self._first, self._stop)
+        # With a gap in it, nobody could say later what a state was made of: a stale one stays as it
+        # was stored.
+        first = self._stop if self.stale else self._first
+        pending = (self._records, self._positions, first, self._stop)
         try:
             self._arena.admit(record, rows, missing, pending, keep=not self.stale)
         except MemoryError:

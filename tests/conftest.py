@@ -129,7 +129,7 @@ class Payments:
         self.time_ms += int(rng.integers(0, self._step_ms))
         made = transaction_pb2.Transaction(
             request_id=str(uuid.UUID(bytes=rng.bytes(16), version=4)),
-            transaction_id=f"t-{len(self.made)}-{rng.integers(1 << 40):x}",
+            transaction_id=f"t-{len(self.made)}-t{rng.integers(1 << 40):x}",
             customer_id=f"customer-{rng.integers(6)}",
             terminal_id=self._pick("terminal", 4), device_id=self._pick("device", 8),
             ip_address="" if rng.random() < 0.3 else f"10.0.{rng.integers(4)}.{rng.integers(9)}",

@@ -1,0 +1,243 @@
+"""A backtest: decisions of the log decided again with a change, on all cores.
+
+Vectors are on the log, so nothing is folded: a change of bundle or policy cannot change them. Owns
+what is changed and how the log is read. Nothing is ever written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from fraud.v1 import decision_pb2, label_pb2
+from numpy.typing import NDArray
+
+from featurizer.adapters import open_log
+from featurizer.eventlog import Batch, Topic
+from featurizer.features import INDEX, SCHEMA_VERSION
+from featurizer.records import Entity
+from fraudsvc.assess import Sheet
+from fraudsvc.backtest import ROW, SAID
+from fraudsvc.decide import RULES_ONLY, Workspace, decide, decide_on
+from fraudsvc.payment import Payment
+from fraudsvc.policy import Policy, load_policy
+from fraudsvc.replay import GoneError, appraise
+from fraudsvc.replay_judges import Finder, Places
+from fraudsvc.replay_log import Piece, Pieces, Span
+from fraudsvc.shares import Share, Tell, share_out
+from trainer.bundle import Bundle
+
+RULE_CODE = "WHAT_IF"
+
+
+class Change(NamedTuple):
+    """What is decided with instead: a policy file, a bundle's id, a rule (CEL) and its action.
+
+    Empty texts leave what decided.
+    """
+
+    policy: str = ""
+    bundle: str = ""
+    rule: str = ""
+    action: str = "review"
+
+
+class Job(NamedTuple):
+    """What is to be decided again, and with what."""
+
+    log: str
+    places: Places
+    span: Span
+    end: int  # of the log
+    change: Change
+
+
+@dataclass(slots=True)
+class Decided:
+    """What a share came to: rows ROW[n], labels SAID[m], and why some were not decided again."""
+
+    rows: NDArray[Any]
+    labels: NDArray[Any]
+    gone: Counter[str] = field(default_factory=Counter)
+
+
+class Changed:
+    """Finds what decides instead. Raises GoneError where what decided is not to be had."""
+
+    def __init__(self, change: Change, finder: Finder) -> None:
+        self._change = change
+        self._finder = finder
+        self._policies: dict[str, Policy] = {}
+
+    def bundle(self, model_version: str) -> Bundle:
+        """Return the bundle that decides where one of ``model_version`` did."""
+        return self._finder.bundle(self._change.bundle or model_version)
+
+    def policy(self, version: str) -> Policy:
+        """Return the policy that decides where one of ``version`` did. Raises PolicyError."""
+        change = self._change
+        version = "" if change.policy else version
+        if version not in self._policies:
+            if not change.policy:
+                self._finder.policy(version)  # that it is as it was
+            path = Path(change.policy) if change.policy else self._finder.policy_path(version)
+            text = _changed_text(path.read_bytes(), change)
+            self._policies[version] = load_policy(text, INDEX, path.name)
+        return self._policies[version]
+
+
+def _changed_text(text: bytes, change: Change) -> bytes:
+    """Return a policy file with the added rule; JSON's texts are TOML's."""
+    if not change.rule:
+        return text
+    fields = {"code": RULE_CODE, "when": change.rule, "action": change.action, "text": "what if"}
+    lines = (f"{name} = {json.dumps(value)}" for name, value in fields.items())
+    return text + ("\n\n[[rules]]\n" + "\n".join(lines) + "\n").encode()
+
+
+def check(change: Change, places: Places) -> None:
+    """Refuse a change that cannot be: GoneError, PolicyError, OSError say why."""
+    if change.bundle:
+        Finder(places).bundle(change.bundle)
+    if change.policy or change.rule:
+        text = Path(change.policy or places.policy).read_bytes()
+        load_policy(_changed_text(text, change), INDEX)
+
+
+def run(job: Job, processes: int, tell: Tell) -> Decided:
+    """Decide a range again; rows and labels in the order of the log."""
+    found = share_out(decide_share, job, processes, tell)
+    rows = np.concatenate([each.rows for each in found])
+    labels = np.concatenate([each.labels for each in found])
+    gone: Counter[str] = Counter()
+    for each in found:
+        gone.update(each.gone)
+    return Decided(rows[np.argsort(rows["position"])], labels[np.argsort(labels["position"])], gone)
+
+
+def decide_share(job: Job, share: Share, tell: Tell) -> Decided:
+    """Decide the decisions of a share again. Raises LogError."""
+    log = open_log(job.log, read_only=True)
+    finder = Finder(job.places)
+    again = _Again(Changed(job.change, finder))
+    rows: list[NDArray[Any]] = []
+    labels: list[tuple[int, ...]] = []
+    done = 0
+    try:
+        pieces = Pieces(log)
+        for piece in pieces.read(job.end):
+            labels += _labels(piece.batch, share)
+            rows.append(again.rows(list(_cases(piece, job.span, share))))
+            done += len(rows[-1])
+            tell(piece.end, done)
+    finally:
+        log.close()
+    every = np.concatenate([np.zeros(0, ROW), *rows])
+    return Decided(every, np.array(labels, SAID), again.gone)
+
+
+class _Case(NamedTuple):
+    decision: decision_pb2.Decision
+    record: NDArray[np.void]  # RECORD[1]
+    position: int
+
+
+def _cases(piece: Piece, span: Span, share: Share) -> Iterator[_Case]:
+    frames = piece.frames[piece.owners].tolist()
+    counts = piece.counts[piece.owners].tolist()
+    for number, (owner, frame) in enumerate(zip(piece.owners.tolist(), frames, strict=True)):
+        if counts[number] and span.first <= frame < span.stop and share.has(frame):
+            decision = decision_pb2.Decision.FromString(piece.value(number))
+            if span.has_time(decision):
+                record = piece.records[owner : owner + 1]
+                yield _Case(decision, record, int(piece.positions[owner]))
+
+
+def _labels(batch: Batch, share: Share) -> Iterator[tuple[int, ...]]:
+    for i in np.flatnonzero(batch.topics == Topic.LABELS).tolist():
+        if share.has(int(batch.frames[i])):
+            label = label_pb2.Label.FromString(batch.value(i))
+            known_ms = label.label_time.ToMilliseconds()
+            position = int(batch.positions[i])
+            yield int(batch.keys[i]), position, known_ms, label.verdict, label.source
+
+
+class _Again:
+    """Decides cases of the log again, those of one bundle and policy together."""
+
+    def __init__(self, changed: Changed) -> None:
+        self._changed = changed
+        self._sheet = Sheet(0)
+        self._space = Workspace()
+        self.gone: Counter[str] = Counter()
+
+    def rows(self, cases: Sequence[_Case]) -> NDArray[Any]:
+        """Return ROW[n], one for each case."""
+        rows = np.zeros(len(cases), ROW)
+        if not cases:
+            return rows
+        records = np.concatenate([case.record for case in cases])
+        told = [case.decision.assessment for case in cases]
+        rows["transaction"], rows["amount_ref"] = records["transaction"], records["amount_ref"]
+        rows["mcc"], rows["region"] = records["mcc"], records["merchant_region"]
+        rows["channel"] = records["channel"]
+        rows["position"] = [case.position for case in cases]
+        rows["received_ms"] = [_received_ms(case.decision) for case in cases]
+        rows["rung"], rows["before"] = [t.rung for t in told], [t.outcome for t in told]
+        for versions, places in _groups(told).items():
+            try:
+                rows["after"][places] = self._outcomes(*versions, [cases[i] for i in places])
+            except GoneError as error:
+                self.gone[str(error)] += len(places)
+        return rows
+
+    def _outcomes(
+        self, model_version: str, policy_version: str, schema: str, cases: Sequence[_Case]
+    ) -> list[int]:
+        policy = self._changed.policy(policy_version)
+        if not model_version:  # no vector was made, so no bundle could have said anything
+            return [self._by_rules(case, policy) for case in cases]
+        if schema != SCHEMA_VERSION:
+            raise GoneError(f"vectors of schema {schema}, this process has {SCHEMA_VERSION}")
+        bundle = self._changed.bundle(model_version)
+        records = np.concatenate([case.record for case in cases])
+        if len(cases) > len(self._sheet.found):
+            self._sheet = Sheet(2 * len(cases))
+        sheet = self._sheet
+        data = b"".join(case.decision.features for case in cases)
+        sheet.vectors[: len(cases)] = np.frombuffer(data, "<f4").reshape(len(cases), -1)
+        versions = np.zeros((len(cases), len(Entity)), np.int64)
+        appraise(sheet, records, versions, bundle, policy.table)
+        return [
+            decide_on(_payment(case), sheet, row, bundle, policy).outcome
+            for row, case in enumerate(cases)
+        ]
+
+    def _by_rules(self, case: _Case, policy: Policy) -> int:
+        payment, cause = _payment(case), case.decision.assessment.rung_cause
+        space = self._space
+        return decide(payment, case.record, space, None, policy, RULES_ONLY, cause).outcome
+
+
+def _groups(told: Sequence[decision_pb2.Assessment]) -> dict[tuple[str, str, str], list[int]]:
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for i, each in enumerate(told):
+        versions = each.model_version, each.policy_version, each.schema_version
+        groups.setdefault(versions, []).append(i)
+    return groups
+
+
+def _payment(case: _Case) -> Payment:
+    """Return the payment of a case; nobody asks for its bytes here."""
+    ids = case.record.view(np.int64).reshape(1, -1)
+    received_ms = _received_ms(case.decision)
+    return Payment(b"", case.record, ids, received_ms, case.decision.transaction)
+
+
+def _received_ms(decision: decision_pb2.Decision) -> int:
+    return decision.receive_time.seconds * 1000 + decision.receive_time.nanos // 1_000_000

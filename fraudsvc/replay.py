@@ -1,0 +1,238 @@
+"""A decision made again: from its vector, by the bundle and the policy that decided, to its bytes.
+
+Owns what is equal and what is not, and what a decision is made again with. Must not know where
+states, bundles or policies are found. Pure: the same arguments give the same verdicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
+from fraud.v1 import decision_pb2
+from numpy.typing import NDArray
+
+from featurizer.features import SCHEMA_VERSION
+from fraudsvc.answers import Draft, Stamp, Writer, origin_of
+from fraudsvc.assess import VIEWED_NS, Sheet
+from fraudsvc.decide import RULES_ONLY, Workspace, decide, decide_on
+from fraudsvc.journal_tail import REQUEST_WORD
+from fraudsvc.payment import Payment
+from fraudsvc.policy import Policy
+from fraudsvc.replay_differences import (
+    OTHER_STATES,
+    STATE_CAUSES,
+    Difference,
+    cause_of,
+    differences,
+)
+from fraudsvc.replay_kernel import appraise_all
+from fraudsvc.replay_states import Case, Views, shown
+from trainer.bundle import Bundle
+
+
+class GoneError(ValueError):
+    """What decided is not to be had; the text says what, and why."""
+
+
+class Judges(NamedTuple):
+    """What decided, by its version. Raises GoneError."""
+
+    bundle: Callable[[str], Bundle]
+    policy: Callable[[str], Policy]
+
+
+class Kind(Enum):
+    """What came of making a decision again."""
+
+    SAME = "same"
+    DIFFERENT = "different"
+    GONE = "cannot be reproduced"
+
+
+class Verdict(NamedTuple):
+    """A case, and what came of it; ``again`` are the bytes that were made, b"" for none."""
+
+    case: Case
+    kind: Kind
+    cause: str = ""
+    differences: tuple[Difference, ...] = ()
+    again: bytes = b""
+
+    @property
+    def is_same(self) -> bool:
+        """Whether the decision came out as it was, byte for byte."""
+        return self.kind is Kind.SAME
+
+
+class Replayer:
+    """Makes decisions again and compares.
+
+    ``key`` uint64[2] is the id hasher's, ``log_begins`` the oldest position that the log has.
+    """
+
+    def __init__(self, judges: Judges, key: NDArray[np.uint64], log_begins: int = 0) -> None:
+        self._log_begins = log_begins
+        self._judges = judges
+        self._writer = Writer(key, 0)
+        self._sheet = Sheet(0)
+        self._space = Workspace()
+
+    def judge(self, views: Views) -> Iterator[Verdict]:
+        """Yield a verdict for each case that was decided with a model."""
+        groups: dict[tuple[str, str, str], list[int]] = {}
+        for i, case in enumerate(views.cases):
+            told = case.decision.assessment
+            versions = told.schema_version, told.model_version, told.policy_version
+            groups.setdefault(versions, []).append(i)
+        for versions, rows in groups.items():
+            yield from self._judge_group(_rows(views, rows), *versions)
+
+    def judge_by_rules(self, cases: Sequence[Case]) -> Iterator[Verdict]:
+        """Yield a verdict for each case that was decided without a model."""
+        if not cases:
+            return
+        records = shown(cases)
+        for i, case in enumerate(cases):
+            told = case.decision.assessment
+            try:
+                policy = self._judges.policy(told.policy_version)
+            except GoneError as error:
+                yield Verdict(case, Kind.GONE, str(error))
+                continue
+            payment, cause = payment_of(case, records[i : i + 1]), told.rung_cause
+            made = decide(payment, payment.record, self._space, None, policy, RULES_ONLY, cause)
+            space = self._space
+            yield self._compared(case, payment, made, space.body, space.reasons, space.figures)
+
+    def unmatched(self, case: Case, versions: NDArray[np.int64]) -> Verdict:
+        """Return the verdict on a case whose states the log does not give."""
+        return self._verdict(case, *cause_of_versions(case, versions))
+
+    def _verdict(
+        self, case: Case, cause: str, found: tuple[Difference, ...], again: bytes = b""
+    ) -> Verdict:
+        """Return the verdict on a case that came out different, which a log cut short explains."""
+        if self._log_begins and cause in STATE_CAUSES:
+            cause = f"the log begins at {self._log_begins}: what its states were made of is gone"
+            return Verdict(case, Kind.GONE, cause, found, again)
+        return Verdict(case, Kind.DIFFERENT, cause, found, again)
+
+    def _judge_group(
+        self, views: Views, schema: str, model_version: str, policy_version: str
+    ) -> Iterator[Verdict]:
+        try:
+            if schema != SCHEMA_VERSION:
+                raise GoneError(
+                    f"it was decided with schema {schema}, this process has {SCHEMA_VERSION}"
+                )
+            bundle = self._judges.bundle(model_version)
+            policy = self._judges.policy(policy_version)
+        except GoneError as error:
+            yield from (Verdict(case, Kind.GONE, str(error)) for case in views.cases)
+            return
+        sheet = self._appraised(views, bundle, policy)
+        for row, case in enumerate(views.cases):
+            payment, told = payment_of(case, views.records[row : row + 1]), case.decision.assessment
+            draft = decide_on(payment, sheet, row, bundle, policy)
+            draft = draft._replace(rung=told.rung, cause=told.rung_cause)
+            parts = sheet.bodies[row], sheet.reasons[row], sheet.figures[row]
+            yield self._compared(case, payment, draft, *parts)
+
+    def _appraised(self, views: Views, bundle: Bundle, policy: Policy) -> Sheet:
+        count = len(views.cases)
+        if count > len(self._sheet.found):
+            self._sheet = Sheet(2 * count)
+        sheet = self._sheet
+        sheet.vectors[:count] = views.vectors
+        appraise(sheet, views.records, views.versions, bundle, policy.table)
+        return sheet
+
+    def _compared(
+        self,
+        case: Case,
+        payment: Payment,
+        draft: Draft,
+        body: NDArray[np.uint8],
+        reasons: NDArray[np.uint8],
+        figures: NDArray[np.float64],
+    ) -> Verdict:
+        stamp = _stamp(case, payment)
+        figures[VIEWED_NS:] = _steps(case)[3:] or 0.0
+        again, _ = self._writer.write(draft, stamp, payment.data, body, reasons, figures)
+        # Where nothing was known of any entity, the record that was seen is not the one on the log.
+        flags = np.frombuffer(case.record, payment.record.dtype)["flags"][0]
+        same_marks = flags == payment.record["flags"][0]
+        if again == case.value and same_marks:
+            return Verdict(case, Kind.SAME, again=again)
+        made = decision_pb2.Decision.FromString(again)
+        found = differences(case.decision, made)
+        if not same_marks:
+            found += (Difference("record.flags", str(flags), str(payment.record["flags"][0]), 0),)
+        return self._verdict(case, cause_of(found), found, again)
+
+
+def appraise(
+    sheet: Sheet,
+    records: NDArray[np.void],
+    versions: NDArray[np.int64],
+    bundle: Bundle,
+    table: NDArray[np.int64],
+) -> None:
+    """Appraise the first vectors of a sheet, one for each of ``records`` RECORD[n].
+
+    ``versions`` int64[n, entities]; ``table`` is the policy's.
+    """
+    judge = (bundle.model.array, bundle.calibration.knots, table)
+    rows = (
+        sheet.vectors, sheet.parts, sheet.figures, sheet.bodies, sheet.reasons, sheet.found,
+    )  # fmt: skip
+    appraise_all(records, versions, judge, rows)
+
+
+def payment_of(case: Case, record: NDArray[np.void]) -> Payment:
+    """Return the payment of a case; ``record`` RECORD[1] becomes its."""
+    received = case.decision.receive_time
+    data = case.decision.transaction.SerializeToString(deterministic=True)
+    received_ms = received.seconds * 1000 + received.nanos // 1_000_000
+    return Payment(data, record, record.view(np.int64).reshape(1, -1), received_ms)
+
+
+def _rows(views: Views, rows: list[int]) -> Views:
+    if len(rows) == len(views.cases):
+        return views
+    cases = [views.cases[i] for i in rows]
+    return Views(cases, views.records[rows], views.vectors[rows], views.versions[rows])
+
+
+def _stamp(case: Case, payment: Payment) -> Stamp:
+    """Return what the shell added, which nobody decided."""
+    logged, told = case.decision, case.decision.assessment
+    used = told.time_used
+    return Stamp(
+        payment.ids.item(REQUEST_WORD), told.trace_id.encode(), logged.log_position,
+        payment.received_ms, used.seconds * 1_000_000_000 + used.nanos,
+        origin_of(logged.traceparent, logged.scorer), True, *_steps(case)[:3],
+    )  # fmt: skip
+
+
+def _steps(case: Case) -> list[int]:
+    """Return when a call arrived, here at 1, and when each of its steps ended; nothing untold."""
+    told = [1 + each for each in case.decision.step_ns]
+    return [1, *told] if told else []
+
+
+def cause_of_versions(
+    case: Case, versions: NDArray[np.int64]
+) -> tuple[str, tuple[Difference, ...]]:
+    """Return why states are not those that the decision had, and which."""
+    found = tuple(
+        Difference(f"entity_versions[{entity}]", str(logged), str(made), 0)
+        for entity, (logged, made) in enumerate(zip(case.versions, versions.tolist(), strict=True))
+        if logged != made
+    )
+    if any(logged > case.position for logged in case.versions):
+        return "its states were shared by several hosts: their positions are not this log's", found
+    return OTHER_STATES, found

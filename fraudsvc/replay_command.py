@@ -1,0 +1,186 @@
+"""`replay` and `backtest`: decisions of the log made again as they were, or with a change.
+
+Owns what the commands do with their arguments. Opens the log for reading only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from fraud.v1 import decision_pb2
+
+from featurizer.adapters import open_log
+from featurizer.eventlog import EventLog, Topic
+from featurizer.hashing import IdHasher
+from fraudsvc.backtest import DAY_MS, Cut, report
+from fraudsvc.backtest_run import Change, check, run
+from fraudsvc.backtest_run import Job as BacktestJob
+from fraudsvc.decide import RULES_ONLY
+from fraudsvc.replay import Replayer, Verdict
+from fraudsvc.replay_judges import Finder, Places
+from fraudsvc.replay_log import Pieces, Place, Span, find_decision, frame_of
+from fraudsvc.replay_range import Job, Summary, judged, replay_range
+from fraudsvc.replay_states import Case, Rebuilt
+from fraudsvc.replay_step import Folded, steps
+from fraudsvc.shares import Tell
+from trainer.thresholds import Costs
+
+_POSITION = re.compile(r"\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayOptions:
+    """Where the log is and what decided, and the secret that ids are hashed with."""
+
+    log: str
+    places: Places
+    secret: bytes
+    processes: int = 0  # 0 for one a core
+
+
+def span_of(first: str, stop: str) -> Span:
+    """Return the range from one position or RFC 3339 time up to, and without, another.
+
+    An empty text is no bound. Raises ValueError.
+    """
+    span = Span()
+    for text, position, time in ((first, "first", "from_ms"), (stop, "stop", "until_ms")):
+        if not text:
+            continue
+        if _POSITION.fullmatch(text):
+            span = span._replace(**{position: int(text)})
+        else:
+            span = span._replace(**{time: _time_ms(text)})
+    return span
+
+
+def _time_ms(text: str) -> int:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither a position nor a time (RFC 3339)") from None
+    if time.tzinfo is None:
+        raise ValueError(f"{text} needs its offset, such as 2026-01-01T00:00:00Z")
+    return int(time.timestamp() * 1000)
+
+
+def replay_one(decision_id: str, options: ReplayOptions) -> tuple[Verdict, Rebuilt]:
+    """Make one decision again; return the verdict, and what it was made of.
+
+    Raises ValueError for what is no id of a decision of the log, LogError.
+    """
+    log = open_log(options.log, read_only=True)
+    try:
+        case = case_of(log, decision_id)
+        rebuilt = Rebuilt([case])
+        for piece in Pieces(log).read(case.frame + 1):
+            rebuilt.add(piece)
+        oldest = log.ends()[0]
+    finally:
+        log.close()
+    replayer = Replayer(Finder(options.places).judges, IdHasher(options.secret).key, oldest)
+    if case.decision.assessment.rung == RULES_ONLY:
+        return next(replayer.judge_by_rules([case])), rebuilt
+    return next(judged(replayer, rebuilt.views())), rebuilt
+
+
+def steps_of(verdict: Verdict, rebuilt: Rebuilt, options: ReplayOptions) -> dict[str, Any]:
+    """Return what a decision that was made again is made of. Raises GoneError."""
+    case, finder = verdict.case, Finder(options.places)
+    told = case.decision.assessment
+    finder.policy(told.policy_version)
+    text = finder.policy_path(told.policy_version).read_bytes()
+    bundle = finder.bundle(told.model_version) if told.model_version else None
+    folded = Folded(*rebuilt.records(), rebuilt.lines) if bundle else None
+    return steps(case, folded, bundle, text) | {"verdict": verdict.kind.value}
+
+
+def case_of(log: EventLog, decision_id: str) -> Case:
+    """Return a decision of the log by its id. Raises ValueError, LogError."""
+    place = find_decision(log, decision_id)
+    case = None if place is None else _case(log, place)
+    if case is None:
+        oldest, end = log.ends()
+        raise ValueError(
+            f"the log has no decision {decision_id}; it has positions {oldest} to {end}"
+        )
+    told = case.decision.assessment.decision_id
+    if told != decision_id:
+        raise ValueError(
+            f"the log has no decision {decision_id}: its request was decided as {told}"
+        )
+    return case
+
+
+def _case(log: EventLog, place: Place) -> Case | None:
+    batch = frame_of(log, place.frame)
+    for i in (batch.topics == Topic.DECISIONS).nonzero()[0].tolist():
+        if int(batch.positions[i]) == place.position + 1:
+            value = batch.value(i)
+            decision = decision_pb2.Decision.FromString(value)
+            return Case(0, value, decision, batch.value(i - 1), place.frame, place.position)
+    return None
+
+
+def replay_many(span: Span, options: ReplayOptions, tell: Tell) -> Summary:
+    """Make a range of decisions again; return what came of it.
+
+    ``tell`` hears the position reached and how many decisions are done. Raises LogError.
+    """
+    stop = min(end_of(options.log), span.stop)
+    job = Job(options.log, options.places, options.secret, span, stop)
+    processes = options.processes or len(os.sched_getaffinity(0))
+    return replay_range(job, processes, tell)
+
+
+def end_of(url: str) -> int:
+    """Return where a log ends. Raises LogError."""
+    log = open_log(url, read_only=True)
+    try:
+        return log.ends()[1]
+    finally:
+        log.close()
+
+
+@dataclass(frozen=True, slots=True)
+class BacktestOptions:
+    """What to change, and how many reviews a day can be done; None for the share of Costs."""
+
+    change: Change
+    capacity: float | None = None
+
+
+def backtest(
+    span: Span, options: ReplayOptions, wanted: BacktestOptions, tell: Tell
+) -> dict[str, Any]:
+    """Decide a range again with a change; return the report as plain values.
+
+    Raises GoneError, PolicyError, LogError, OSError, and ValueError for a range without decisions.
+    """
+    check(wanted.change, options.places)
+    end = end_of(options.log)
+    job = BacktestJob(options.log, options.places, span, end, wanted.change)
+    decided = run(job, options.processes or len(os.sched_getaffinity(0)), tell)
+    rows = decided.rows
+    if not len(rows):
+        raise ValueError("the range has no decisions")
+    first, last = int(rows["received_ms"].min()), int(rows["received_ms"].max())
+    days = max(1, len(set((rows["received_ms"] // DAY_MS).tolist())))
+    capacity = wanted.capacity
+    if capacity is None:
+        capacity = Costs().review_capacity_share * len(rows) / days
+    then = Cut(min(span.until_ms, last + 1), span.stop)
+    return {
+        "change": wanted.change._asdict(),
+        "range": [_time_text(first), _time_text(last)],
+        "causes": dict(decided.gone.most_common()),
+        **report(rows, decided.labels, then, capacity),
+    }
+
+
+def _time_text(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")

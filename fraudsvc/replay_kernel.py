@@ -1,0 +1,121 @@
+"""Kernels of replay: a decision's states as they were, and what its record was seen as.
+
+Owns the order in which folds and looks take turns. Must not know what is made of a vector.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from featurizer.arena_kernels import fold_all, gather, reserve_all
+from featurizer.features import OPS
+from featurizer.fold import fold
+from featurizer.records import Entity
+from featurizer.state import META, POSITION
+from featurizer.view import view
+from fraudsvc.assess import appraise
+
+_ENTITIES = len(Entity)
+
+
+@njit(cache=True, nogil=True)
+def _see(rows, past, seen, limits, lines, shown, vector, versions):  # type: ignore[no-untyped-def]
+    """Stage what stands before a record in its own frame; fill vector, versions and marks.
+
+    ``past`` are the frame's records before it, their positions and the frame's own, of a frame
+    that was thought to begin at ``seen``; of an entity up to ``limits`` int64[entities]. ``shown``
+    RECORD[1] gets its marks.
+    """
+    records, positions, frame = past
+    rec = shown[0]
+    for i in range(len(records)):
+        position = positions[i] - frame + seen
+        for entity in range(_ENTITIES):
+            key = rec.entities[entity]
+            if key != 0 and records[i].entities[entity] == key and position <= limits[entity]:
+                fold(rows[entity], entity, records[i], position)
+    for entity in range(_ENTITIES):
+        versions[entity] = 0
+        if rec.entities[entity] != 0 and rows[entity, META] != 0:
+            versions[entity] = rows[entity, POSITION]
+    shown[0].flags |= view(rows, rec, OPS, lines, vector)
+
+
+@njit(cache=True, nogil=True)
+def _look(words, index, log, cases, at, rows, limits, lines, out):  # type: ignore[no-untyped-def]
+    """Look at the case ``at`` with the states as they are."""
+    records, positions, frames, _ = log
+    own, first, seen = cases
+    shown, vectors, versions = out
+    gather(words, index, shown[at], rows)
+    start, stop = first[at], own[at]
+    past = (records[start:stop], positions[start:stop], frames[stop])
+    _see(rows, past, seen[at], limits, lines, shown[at : at + 1], vectors[at], versions[at])
+
+
+@njit(cache=True, nogil=True)
+def walk(memory, records, positions, at, log, cases, limit, cursor, space, out):  # type: ignore[no-untyped-def]
+    """Fold each record from ``at`` on, and look at a case before what it had not seen is folded.
+
+    ``records`` are those of ``log`` that are to be folded now: records RECORD[m], positions and
+    frames int64[m], and which count, bool[m]. ``cases``, sorted by ``seen``: the places of its
+    own record and of its frame's first in the log, and the position that it had seen, int64[n]
+    each. ``cursor`` int64[1] is the next case; beyond ``limit`` none is looked at. Returns where
+    there was no room, or how many.
+    """
+    words, index, counters, changed = memory
+    counts, seen = log[3], cases[2]
+    rows, lines = space
+    limits = np.full(_ENTITIES, np.iinfo(np.int64).max)
+    for i in range(at, len(records)):
+        while cursor[0] < len(seen) and seen[cursor[0]] <= positions[i]:
+            _look(words, index, log, cases, cursor[0], rows, limits, lines, out)
+            cursor[0] += 1
+        if counts[i]:
+            if not reserve_all(words, index, counters, records[i]):
+                return i
+            fold_all(words, index, counters, changed, records[i], positions[i])
+    while cursor[0] < len(seen) and seen[cursor[0]] <= limit:
+        _look(words, index, log, cases, cursor[0], rows, limits, lines, out)
+        cursor[0] += 1
+    return len(records)
+
+
+@njit(cache=True, nogil=True)
+def rebuild(needs, records, positions, starts, places, rows):  # type: ignore[no-untyped-def]
+    """Fold the records of each needed state up to its position, from nothing.
+
+    ``needs`` int64[n, 3]: the number of its key, its entity and its position, sorted. The records
+    of key k stand at ``places[starts[k]:starts[k + 1]]``, in order. ``rows`` int64[n, ROW_WORDS]
+    gets the states.
+    """
+    state = np.zeros(rows.shape[1], np.int64)
+    key, at = np.int64(-1), np.int64(0)
+    for i in range(len(needs)):
+        if needs[i, 0] != key:
+            key = needs[i, 0]
+            at = starts[key]
+            state[:] = 0
+        while at < starts[key + 1] and positions[places[at]] <= needs[i, 2]:
+            fold(state, needs[i, 1], records[places[at]], positions[places[at]])
+            at += 1
+        rows[i] = state
+
+
+@njit(cache=True, nogil=True)
+def look_at(rows, past, seen, limits, lines, shown, vector, versions):  # type: ignore[no-untyped-def]
+    """Look at one record with its states in ``rows`` int64[entities, ROW_WORDS], as ``walk``."""
+    _see(rows, past, seen, limits, lines, shown, vector, versions)
+
+
+@njit(cache=True, nogil=True)
+def appraise_all(records, versions, judge, sheet):  # type: ignore[no-untyped-def]
+    """Appraise the vectors of a sheet, whose records RECORD[n] have their marks."""
+    model, knots, table = judge
+    vectors, parts, figures, bodies, reasons, found = sheet
+    for i in range(len(records)):
+        found[i] = appraise(
+            records[i : i + 1], vectors[i], versions[i], model, knots, parts[i], figures[i],
+            bodies[i], reasons[i], table,
+        )  # fmt: skip

@@ -1,0 +1,150 @@
+"""The log as replay reads it: records and the decisions beside them, in order.
+
+Owns which records count (the first of a request) and which decisions are cases. Must not know
+states. Only reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from fraud.v1 import decision_pb2
+from numpy.typing import NDArray
+
+from featurizer.eventlog import Batch, EventLog, LogError, Topic
+from featurizer.hashing import hashes_of
+from featurizer.records import Kind
+from featurizer.worker import records_of
+
+READ_BYTES = 4 << 20
+
+
+class Span(NamedTuple):
+    """A range of decisions: positions of frames, and times of receipt in ms since 1970."""
+
+    first: int = 0
+    stop: int = 1 << 62
+    from_ms: int = 0
+    until_ms: int = 1 << 62
+
+    def has_time(self, decision: decision_pb2.Decision) -> bool:
+        """Return whether a decision was received within the range."""
+        received = decision.receive_time
+        received_ms = received.seconds * 1000 + received.nanos // 1_000_000
+        return self.from_ms <= received_ms < self.until_ms
+
+
+@dataclass(slots=True, eq=False)
+class Piece:
+    """A stretch of the log up to ``end``: its records, and where decisions stand beside them.
+
+    records RECORD[m], positions and frames int64[m]; ``counts`` bool[m], false for a request that
+    came before. ``values`` are the decisions' bytes, ``owners`` int64[n] the places of their
+    records among the records.
+    """
+
+    records: NDArray[np.void]
+    positions: NDArray[np.int64]
+    frames: NDArray[np.int64]
+    counts: NDArray[np.bool_]
+    owners: NDArray[np.int64]
+    batch: Batch
+    places: NDArray[np.int64]  # of the decisions in the batch
+
+    @property
+    def end(self) -> int:
+        """Where the next piece begins."""
+        return self.batch.next_position
+
+    def value(self, number: int) -> bytes:
+        """Return the bytes of a decision."""
+        return self.batch.value(int(self.places[number]))
+
+
+@dataclass(slots=True)
+class Pieces:
+    """Reads a log from its beginning, and knows which requests have come.
+
+    ``lost_bytes`` could not be read; ``first`` is where the log begins, 0 while all is kept.
+    """
+
+    log: EventLog
+    lost_bytes: int = 0
+    first: int = 0
+    _requests: set[int] = field(default_factory=set)
+
+    def read(self, stop: int) -> Iterator[Piece]:
+        """Yield the log up to the frame at ``stop``, or to its end. Raises LogError."""
+        position = self.first = self.log.ends()[0]
+        while position < stop:
+            batch = self.log.read(position, READ_BYTES)
+            self.lost_bytes += sum(damage.length for damage in batch.damage)
+            if batch.next_position == position:
+                return
+            position = batch.next_position
+            yield self._piece(batch)
+
+    def _piece(self, batch: Batch) -> Piece:
+        records, positions, frames = records_of(batch)
+        decided = np.flatnonzero(batch.topics == Topic.DECISIONS)
+        wanted = batch.positions[decided] - 1  # the record stands before its decision
+        owners = np.searchsorted(positions, wanted)
+        there = owners < len(positions)
+        there[there] = positions[owners[there]] == wanted[there]
+        counts = self._first_of(records)
+        return Piece(records, positions, frames, counts, owners[there], batch, decided[there])
+
+    def _first_of(self, records: NDArray[np.void]) -> NDArray[np.bool_]:
+        """Return bool[m]: which records are no repeat of a request."""
+        counts = np.ones(len(records), bool)
+        asked = np.flatnonzero((records["kind"] == Kind.TRANSACTION) & (records["request"] != 0))
+        requests = records["request"][asked]
+        known = self._requests
+        for place, request in zip(asked.tolist(), requests.tolist(), strict=True):
+            if request in known:
+                counts[place] = False
+            else:
+                known.add(request)
+        return counts
+
+
+class Place(NamedTuple):
+    """Where a decision stands: its frame, and the position of its record."""
+
+    frame: int
+    position: int
+
+
+def find_decision(log: EventLog, decision: str) -> Place | None:
+    """Return where the first decision of an id's request stands; None where the log has none.
+
+    Raises ValueError for what is no decision id, LogError where the log cannot be read.
+    """
+    request = hashes_of(decision)[0]
+    position = log.ends()[0]
+    while (batch := log.read(position, READ_BYTES)).next_position != position:
+        position = batch.next_position
+        records, positions, frames = records_of(batch)
+        found = np.flatnonzero(
+            (records["request"] == request) & (records["kind"] == Kind.TRANSACTION)
+        )
+        for i in found.tolist():
+            if _decided(batch, int(positions[i])):
+                return Place(int(frames[i]), int(positions[i]))
+    return None
+
+
+def _decided(batch: Batch, position: int) -> bool:
+    after = np.searchsorted(batch.positions, position) + 1
+    return bool(after < len(batch.topics) and batch.topics[after] == Topic.DECISIONS)
+
+
+def frame_of(log: EventLog, frame: int) -> Batch:
+    """Return the one frame at a position. Raises LogError where the log has it no more."""
+    batch = log.read(frame, READ_BYTES)
+    if not len(batch.frames) or batch.frames[0] != frame:
+        raise LogError(f"there is no frame at {frame}")
+    return batch

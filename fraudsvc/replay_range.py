@@ -1,0 +1,194 @@
+"""A range of decisions made again, on all cores, and what came of it.
+
+Each process reads and folds the whole log up to the end of the range, which is cheap, and looks at
+the decisions of its own stretches of it. Owns how the work is shared. Must not know how a decision
+is made again. Nothing is ever written.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from fraud.v1 import decision_pb2
+
+from featurizer.adapters import open_log
+from featurizer.hashing import IdHasher
+from fraudsvc.decide import RULES_ONLY
+from fraudsvc.replay import Kind, Replayer, Verdict
+from fraudsvc.replay_judges import Finder, Places
+from fraudsvc.replay_log import Piece, Pieces, Span
+from fraudsvc.replay_states import REBUILT_AT_ONCE, Case, Rebuilt, Views, Walk
+from fraudsvc.shares import Share, Tell, share_out
+
+EXAMPLES_MAX = 20
+
+
+@dataclass(slots=True)
+class Summary:
+    """What came of a range. ``examples`` are the first verdicts that were not SAME, as text."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    causes: Counter[str] = field(default_factory=Counter)
+    rungs: Counter[str] = field(default_factory=Counter)
+    bundles: Counter[str] = field(default_factory=Counter)
+    policies: Counter[str] = field(default_factory=Counter)
+    fields: Counter[str] = field(default_factory=Counter)
+    repeats: int = 0  # second decisions on a request, which nobody got as an answer
+    rebuilt: int = 0  # decisions on states older than the log that had been read
+    lost_bytes: int = 0
+    log_begins: int = 0
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def decisions(self) -> int:
+        """How many were made again, or should have been."""
+        return sum(self.kinds.values())
+
+    @property
+    def is_same(self) -> bool:
+        """Whether every decision came out as it was, byte for byte."""
+        return self.kinds[Kind.SAME.value] == self.decisions
+
+    def note(self, verdict: Verdict) -> None:
+        """Take a verdict in."""
+        told = verdict.case.decision.assessment
+        self.kinds[verdict.kind.value] += 1
+        self.rungs[decision_pb2.Rung.Name(told.rung).removeprefix("RUNG_")] += 1
+        self.policies[told.policy_version] += 1
+        if told.model_version:
+            self.bundles[told.model_version] += 1
+        if verdict.kind is Kind.SAME:
+            return
+        self.causes[verdict.cause] += 1
+        self.fields.update(each.field for each in verdict.differences)
+        if len(self.examples) < EXAMPLES_MAX:
+            self.examples.append(example(verdict))
+
+    def add(self, other: Summary) -> None:
+        """Take in what another process found."""
+        for name in ("kinds", "causes", "rungs", "bundles", "policies", "fields"):
+            getattr(self, name).update(getattr(other, name))
+        self.repeats += other.repeats
+        self.rebuilt += other.rebuilt
+        self.lost_bytes, self.log_begins = other.lost_bytes, other.log_begins
+        self.examples = (self.examples + other.examples)[:EXAMPLES_MAX]
+
+
+def example(verdict: Verdict) -> dict[str, Any]:
+    """Return a verdict as plain values."""
+    told = verdict.case.decision.assessment
+    return {
+        "decision_id": told.decision_id,
+        "position": verdict.case.position,
+        "verdict": verdict.kind.value,
+        "cause": verdict.cause,
+        "differences": [each._asdict() for each in verdict.differences],
+    }
+
+
+class Job(NamedTuple):
+    """What is to be made again, and with what."""
+
+    log: str
+    places: Places
+    secret: bytes
+    span: Span
+    stop: int  # of the log
+
+
+def replay_share(job: Job, share: Share, tell: Tell) -> Summary:
+    """Make the decisions of a share again. Raises LogError."""
+    log = open_log(job.log, read_only=True)
+    try:
+        return _Run(job, share, tell, log.ends()[0]).run(Pieces(log), Pieces(log))
+    finally:
+        log.close()
+
+
+class _Run:
+    def __init__(self, job: Job, share: Share, tell: Tell, log_begins: int) -> None:
+        self._job, self._share, self._tell = job, share, tell
+        self._replayer = Replayer(Finder(job.places).judges, IdHasher(job.secret).key, log_begins)
+        self._summary = Summary()
+        self._rest: list[Case] = []
+        self._numbers = 0
+
+    def run(self, pieces: Pieces, again: Pieces) -> Summary:
+        self._walk(pieces)
+        self._rebuild(again)
+        summary = self._summary
+        summary.lost_bytes, summary.log_begins = pieces.lost_bytes, pieces.first
+        self._tell(self._job.stop, summary.decisions)
+        return summary
+
+    def _walk(self, pieces: Pieces) -> None:
+        walk = Walk()
+        for piece in pieces.read(self._job.stop):
+            cases = list(self._cases(piece))
+            by_rules = [c for c in cases if c.decision.assessment.rung == RULES_ONLY]
+            self._note(self._replayer.judge_by_rules(by_rules))
+            whole = [c for c in cases if c.decision.assessment.rung != RULES_ONLY]
+            self._look(walk.take(piece, whole))
+            self._tell(piece.end, self._summary.decisions)
+        self._look(walk.finish())
+        self._rest += walk.late
+
+    def _look(self, views: Views) -> None:
+        same, rest = views.split()
+        self._rest += rest
+        self._note(self._replayer.judge(same))
+
+    def _rebuild(self, pieces: Pieces) -> None:
+        """Make those again that had seen other states than the log had at their time."""
+        if not self._rest:
+            return
+        rebuilt = Rebuilt(self._rest)
+        for piece in pieces.read(max(case.frame for case in self._rest) + 1):
+            rebuilt.add(piece)
+        self._summary.rebuilt = len(self._rest)
+        for first in range(0, len(self._rest), REBUILT_AT_ONCE):
+            views = rebuilt.views(first, first + REBUILT_AT_ONCE)
+            self._note(judged(self._replayer, views))
+            self._tell(self._job.stop, self._summary.decisions)
+
+    def _cases(self, piece: Piece) -> Iterator[Case]:
+        share, span = self._share, self._job.span
+        frames = piece.frames[piece.owners].tolist()
+        counts = piece.counts[piece.owners].tolist()
+        for number, (owner, frame) in enumerate(zip(piece.owners.tolist(), frames, strict=True)):
+            if not (span.first <= frame < span.stop and share.has(frame)):
+                continue
+            if not counts[number]:
+                self._summary.repeats += 1
+                continue
+            value = piece.value(number)
+            decision = decision_pb2.Decision.FromString(value)
+            if span.has_time(decision):
+                self._numbers += 1
+                record = piece.records[owner].tobytes()
+                position = int(piece.positions[owner])
+                yield Case(self._numbers, value, decision, record, frame, position)
+
+    def _note(self, verdicts: Iterator[Verdict]) -> None:
+        for verdict in verdicts:
+            self._summary.note(verdict)
+
+
+def judged(replayer: Replayer, views: Views) -> Iterator[Verdict]:
+    """Yield verdicts on rebuilt cases, those among them whose states cannot be had."""
+    same, rest = views.split()
+    yield from replayer.judge(same)
+    versions = {case.number: row for case, row in zip(views.cases, views.versions, strict=True)}
+    for case in rest:
+        yield replayer.unmatched(case, versions[case.number])
+
+
+def replay_range(job: Job, processes: int, tell: Tell) -> Summary:
+    """Make a range again with ``processes`` of them; ``tell`` hears how far the slowest is."""
+    summary = Summary()
+    for found in share_out(replay_share, job, processes, tell):
+        summary.add(found)
+    return summary

@@ -1,0 +1,282 @@
+"""States as of a decision, made from the log alone.
+
+Two ways to the same states. ``Walk`` goes through the log once and looks at each decision just
+before what it had not seen is folded: a range costs little more than its folds. ``Rebuilt`` folds
+the records of given entities up to given positions: for one decision, and for those that had
+states older than the log they had read. Must not know what a decision makes of its vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import NamedTuple
+
+import numpy as np
+from fraud.v1 import decision_pb2
+from numpy.typing import NDArray
+
+from featurizer.arena import Arena
+from featurizer.features import FEATURES
+from featurizer.records import RECORD, Entity, Flag
+from featurizer.slots import LINES, SLOTS
+from featurizer.state import META, ROW_WORDS
+from fraudsvc.replay_kernel import look_at, rebuild, walk
+from fraudsvc.replay_log import Piece
+
+_ENTITIES = len(Entity)
+_MARKS = int(Flag.UNUSUAL) | int(Flag.HAS_NORM)
+# How far behind the end of what was read folding stays, so that a decision that was appended late
+# still finds the states it had seen.
+LOOK_BACK_BYTES = 1 << 20
+REBUILT_AT_ONCE = 256
+
+
+class Case(NamedTuple):
+    """A decision of the log that is to be made again.
+
+    ``value`` are its bytes, ``record`` those of its record; ``frame`` and ``position`` where both
+    stand. ``number`` counts the cases of a run.
+    """
+
+    number: int
+    value: bytes
+    decision: decision_pb2.Decision
+    record: bytes
+    frame: int
+    position: int
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether no states were to be had, so that it was decided as if no entity were known."""
+        cause = self.decision.assessment.rung_cause
+        return bool(cause == decision_pb2.RUNG_CAUSE_STATE_UNAVAILABLE)
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The positions of its states, as logged; zeros where it has none."""
+        return tuple(self.decision.entity_versions) or (0,) * _ENTITIES
+
+
+class Views(NamedTuple):
+    """What was seen of cases: their records RECORD[n] with marks, vectors and versions.
+
+    vectors float32[n, features], versions int64[n, entities].
+    """
+
+    cases: Sequence[Case]
+    records: NDArray[np.void]
+    vectors: NDArray[np.float32]
+    versions: NDArray[np.int64]
+
+    def split(self) -> tuple[Views, list[Case]]:
+        """Return those whose states have the logged versions, and the cases that have others."""
+        if not self.cases:
+            return self, []
+        logged = np.array([case.versions for case in self.cases], np.uint64).view(np.int64)
+        same = (logged == self.versions).all(axis=1)
+        kept = [case for case, is_same in zip(self.cases, same.tolist(), strict=True) if is_same]
+        rest = [c for c, is_same in zip(self.cases, same.tolist(), strict=True) if not is_same]
+        return Views(kept, self.records[same], self.vectors[same], self.versions[same]), rest
+
+
+def shown(cases: Sequence[Case]) -> NDArray[np.void]:
+    """Return the records of cases as the kernel was to see them, RECORD[n]."""
+    records = np.frombuffer(b"".join(case.record for case in cases), RECORD).copy()
+    records["flags"] &= ~np.uint16(_MARKS)
+    blind = [case.is_blind for case in cases]
+    records["entities"][blind] = 0
+    return records
+
+
+def _views(cases: Sequence[Case]) -> Views:
+    vectors = np.zeros((len(cases), len(FEATURES)), np.float32)
+    versions = np.zeros((len(cases), _ENTITIES), np.int64)
+    return Views(cases, shown(cases), vectors, versions)
+
+
+def _space() -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    return np.zeros((_ENTITIES, ROW_WORDS), np.int64), np.zeros((LINES, SLOTS))
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """Records that are not folded yet, and cases that were not looked at, sorted by ``seen``."""
+
+    records: NDArray[np.void]
+    positions: NDArray[np.int64]
+    frames: NDArray[np.int64]
+    counts: NDArray[np.bool_]
+    cases: list[Case]
+
+    def add(self, piece: Piece, cases: Sequence[Case]) -> None:
+        self.records = np.concatenate([self.records, piece.records])
+        self.positions = np.concatenate([self.positions, piece.positions])
+        self.frames = np.concatenate([self.frames, piece.frames])
+        self.counts = np.concatenate([self.counts, piece.counts])
+        self.cases = sorted([*self.cases, *cases], key=lambda c: c.decision.log_position)
+
+    def drop(self, records: int, cases: int) -> None:
+        self.records, self.positions = self.records[records:], self.positions[records:]
+        self.frames, self.counts = self.frames[records:], self.counts[records:]
+        self.cases = self.cases[cases:]
+
+
+class Walk:
+    """Folds a log, piece by piece, and looks at cases on the way.
+
+    ``late`` has the cases that had seen less than what was folded when they came.
+    """
+
+    def __init__(self, bytes_max: int = 64 << 30) -> None:
+        self._arena = Arena(bytes_max)
+        self._space = _space()
+        none = np.zeros(0, np.int64)
+        self._waiting = _Waiting(np.zeros(0, RECORD), none, none, np.zeros(0, bool), [])
+        self._folded = -1  # position of the last record that is in the states
+        self.late: list[Case] = []
+
+    def take(self, piece: Piece, cases: Sequence[Case]) -> Views:
+        """Take in a piece and its cases; return what was seen of those that are due."""
+        early = [case for case in cases if case.decision.log_position > self._folded]
+        self.late += [case for case in cases if case.decision.log_position <= self._folded]
+        self._waiting.add(piece, early)
+        return self._go_to(piece.end - LOOK_BACK_BYTES)
+
+    def finish(self) -> Views:
+        """Return what was seen of the cases that are left."""
+        return self._go_to(1 << 62)
+
+    def _go_to(self, horizon: int) -> Views:
+        waiting = self._waiting
+        stop = int(np.searchsorted(waiting.positions, horizon))
+        limit = int(waiting.positions[stop]) if stop < len(waiting.positions) else horizon
+        seen = np.array([c.decision.log_position for c in waiting.cases], np.int64)
+        due = int(np.searchsorted(seen, limit, side="right"))
+        views = _views(waiting.cases[:due])
+        own = np.searchsorted(
+            waiting.positions, np.array([c.position for c in views.cases], np.int64)
+        )
+        first = np.searchsorted(waiting.frames, np.array([c.frame for c in views.cases], np.int64))
+        log = (waiting.records, waiting.positions, waiting.frames, waiting.counts)
+        cursor = np.zeros(1, np.int64)
+        more = (log, (own, first, seen[:due]), limit, cursor, self._space, views[1:])
+        self._arena.run_by(walk, waiting.records[:stop], waiting.positions[:stop], *more)
+        if stop:
+            self._folded = int(waiting.positions[stop - 1])
+        waiting.drop(stop, due)
+        return views
+
+
+class _Need(NamedTuple):
+    """A state that a case wants: of which key and entity, as of which position."""
+
+    case: int
+    entity: int
+    key: int
+    position: int
+
+
+class Rebuilt:
+    """The states of the entities of given cases, each as of its version, from their records.
+
+    ``add`` takes the log; ``views`` what was seen.
+    """
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        self._cases = cases
+        self._shown = shown(cases)
+        keys = np.unique(self._shown["entities"])
+        self._keys = keys[keys != 0]
+        self._frames = np.unique(np.array([case.frame for case in cases], np.int64))
+        self._mates: dict[int, list[tuple[NDArray[np.void], int]]] = {}
+        self._parts: list[tuple[NDArray[np.void], NDArray[np.int64]]] = []
+        self._space = _space()
+
+    @property
+    def lines(self) -> NDArray[np.float64]:
+        """What was read for the case that was looked at last, float64[LINES, SLOTS]."""
+        return self._space[1]
+
+    def add(self, piece: Piece) -> None:
+        """Keep of a piece what the cases' states are made of."""
+        met = np.isin(piece.records["entities"], self._keys).any(axis=1) & piece.counts
+        if met.any():
+            self._parts.append((piece.records[met], piece.positions[met]))
+        for place in np.flatnonzero(np.isin(piece.frames, self._frames)).tolist():
+            own = self._mates.setdefault(int(piece.frames[place]), [])
+            own.append((piece.records[place : place + 1], int(piece.positions[place])))
+
+    def views(self, first: int = 0, stop: int | None = None) -> Views:
+        """Return what was seen of the cases ``first`` to ``stop``."""
+        cases = self._cases[first:stop]
+        views = _views(cases)
+        states = self.states(first, stop)
+        rows, lines = self._space
+        for i, case in enumerate(cases):
+            rows[:, META] = 0
+            for entity, state in states[i].items():
+                rows[entity] = state
+            past = (*self._past(case), case.frame)
+            limits = np.array(case.versions, np.int64)
+            out = views.records[i : i + 1], views.vectors[i], views.versions[i]
+            look_at(rows, past, case.decision.log_position, limits, lines, *out)
+        return views
+
+    def states(self, first: int = 0, stop: int | None = None) -> list[dict[int, NDArray[np.int64]]]:
+        """Return per case the state of each entity, int64[ROW_WORDS], before its own frame."""
+        needs = self._needs(first, stop)
+        found: list[dict[int, NDArray[np.int64]]] = [{} for _ in self._cases[first:stop]]
+        if not needs:
+            return found
+        records, positions = self.records()
+        keys = np.unique(np.array([need.key for need in needs], np.int64))
+        starts, places = _by_key(records, keys)
+        numbers = np.searchsorted(keys, np.array([need.key for need in needs], np.int64))
+        table = np.stack(
+            [numbers, *(np.array([n[c] for n in needs], np.int64) for c in (1, 3))], axis=1
+        )
+        order = np.lexsort((table[:, 2], table[:, 0]))
+        rows = np.zeros((len(needs), ROW_WORDS), np.int64)
+        rebuild(table[order], records, positions, starts, places, rows)
+        for row, place in zip(rows, order.tolist(), strict=True):
+            found[needs[place].case][needs[place].entity] = row
+        return found
+
+    def records(self) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+        """Return the records kept, RECORD[m] in order, and their positions."""
+        if len(self._parts) != 1:
+            none = (np.zeros(0, RECORD), np.zeros(0, np.int64))
+            records, positions = zip(*(self._parts or [none]), strict=True)
+            self._parts = [(np.concatenate(records), np.concatenate(positions))]
+        return self._parts[0]
+
+    def _needs(self, first: int, stop: int | None) -> list[_Need]:
+        needs = []
+        for i, case, record in zip(
+            count(), self._cases[first:stop], self._shown[first:stop], strict=False
+        ):
+            seen = case.decision.log_position
+            for entity, key in enumerate(record["entities"].tolist()):
+                if key:
+                    needs.append(_Need(i, entity, key, min(case.versions[entity], seen - 1)))
+        return needs
+
+    def _past(self, case: Case) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+        """Return what stands before a case in its own frame: RECORD[n] and positions int64[n]."""
+        past = [(r, p) for r, p in self._mates.get(case.frame, []) if p < case.position]
+        records = np.concatenate([np.zeros(0, RECORD), *(record for record, _ in past)])
+        return records, np.array([position for _, position in past], np.int64)
+
+
+def _by_key(
+    records: NDArray[np.void], keys: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where the records of each key are: starts int64[k + 1] into places int64[p]."""
+    entities = records["entities"]
+    rows, columns = np.nonzero(np.isin(entities, keys))
+    numbers = np.searchsorted(keys, entities[rows, columns])
+    order = np.lexsort((rows, numbers))
+    starts = np.searchsorted(numbers[order], np.arange(len(keys) + 1))
+    return starts.astype(np.int64), rows[order].astype(np.int64)
