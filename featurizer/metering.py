@@ -278,26 +278,34 @@ def open_meters(folder: Path | None, role: str) -> Meters:
 
 
 class Reading(NamedTuple):
-    """What one process has counted: ``values`` float64[SLOTS], ``appends`` int64[RING, 2]."""
+    """What one process has counted: ``values`` float64[SLOTS]."""
 
     process: str
     values: NDArray[np.float64]
-    appends: NDArray[np.int64]
 
 
-def read_all(folder: Path, but: Iterable[str] = ()) -> Iterator[Reading]:
+def read_all(folder: Path) -> Iterator[Reading]:
     """Yield what each process of a folder has counted, dead ones too; a copy, at once."""
     for path in sorted(folder.glob("*.meters")):
-        if path.stem in but:
-            continue
-        try:
-            data = path.read_bytes()
-        except OSError:
-            continue
-        if len(data) != FILE_BYTES or not data.startswith(MAGIC + _DIGEST):
-            continue
-        yield Reading(
-            path.stem,
-            np.frombuffer(data, "<f8", SLOTS, HEADER_BYTES).copy(),
-            np.frombuffer(data, "<i8", 2 * RING, _RING_AT).reshape(RING, 2).copy(),
-        )
+        data = _part(path, 0, _RING_AT)
+        if data.startswith(MAGIC + _DIGEST):
+            yield Reading(path.stem, np.frombuffer(data, "<f8", SLOTS, HEADER_BYTES))
+
+
+def read_appends(folder: Path, role: str = "serve") -> Iterator[NDArray[np.int64]]:
+    """Yield the last appends of each process of a role, int64[RING, 2]: how long in ns, frame."""
+    for path in sorted(folder.glob(f"{role}-*.meters")):
+        data = _part(path, _RING_AT, FILE_BYTES - _RING_AT)
+        if data and _part(path, 0, len(MAGIC + _DIGEST)) == MAGIC + _DIGEST:
+            yield np.frombuffer(data, "<i8").reshape(RING, 2)
+
+
+def _part(path: Path, start: int, size: int) -> bytes:
+    """Return a part of a file, b"" where it has not all of it."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(size)
+    except OSError:
+        return b""
+    return data if len(data) == size else b""

@@ -24,7 +24,15 @@ from featurizer.eventlog import LogError
 from featurizer.eventlog_file import FileEventLog
 from featurizer.features import SCHEMA_VERSION
 from featurizer.kept import KeepRule
-from featurizer.metering import Family, Meters, families_of, merged, open_meters, read_all
+from featurizer.metering import (
+    Family,
+    Meters,
+    families_of,
+    merged,
+    open_meters,
+    read_all,
+    read_appends,
+)
 from featurizer.otlp import open_metrics, open_spans
 from featurizer.places import StorePlace
 from featurizer.spans import Span
@@ -38,7 +46,7 @@ from fraudsvc.prometheus import Exposition
 from fraudsvc.readmodel import OTLP, Changes, ReadModel, ReadModelError
 
 NICENESS = 10
-IDLE_S = 0.05
+IDLE_S = 0.2  # many small reads would take the time of those who decide
 RETRY_S = 1.0
 TICK_S = 1.0
 TIDY_S = 60.0
@@ -101,7 +109,7 @@ def appends_in(folder: Path | None) -> Callable[[list[int]], dict[int, int]]:
         found: dict[int, int] = {}
         for wait_s in (0.0, APPEND_WAIT_S):
             time.sleep(wait_s)
-            noted = [each.appends for each in read_all(folder)] if folder is not None else []
+            noted = list(read_appends(folder)) if folder is not None else []
             for appends in noted:
                 rows = appends[np.isin(appends[:, 1], frames)]
                 found.update({frame: took for took, frame in rows.tolist()})
@@ -133,7 +141,7 @@ class Console:
         self._tick_s = self._tidy_s = 0.0
 
     def step(self) -> bool:
-        """Do what there is to do; return whether there was anything. Never raises for long."""
+        """Do what there is to do; return whether to go on at once."""
         try:
             went = self._follower.step()
             went |= self._write_received()

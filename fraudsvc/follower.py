@@ -113,7 +113,7 @@ class Follower:
         self.position = max(model.position(journal) or 0, log.ends()[0])
 
     def step(self) -> bool:
-        """Take in one read of the log; return whether there was anything.
+        """Take in one read of the log; return whether there is much more to read.
 
         Raises LogError, ReadModelError: then nothing of it was taken.
         """
@@ -138,7 +138,7 @@ class Follower:
         for span in self._changes.spans:
             self._around.take(span)
         self._observed.built(len(self._changes.spans))
-        return True
+        return not self._is_live
 
     def _take(self, batch: Batch) -> None:
         """Take in what is to be kept, in the order of the log."""

@@ -27,6 +27,7 @@ from featurizer.metering import (
     merged,
     open_meters,
     read_all,
+    read_appends,
 )
 from featurizer.otlp import SpanQueue, is_wanted
 from featurizer.spans import ATTRIBUTES, Context, Kind, Span, context_of, score_context
@@ -169,7 +170,8 @@ def test_meters_survive_a_kill_and_go_on(tmp_path: Path) -> None:
             counting.send_signal(signal.SIGKILL)
     [reading] = read_all(tmp_path)
     assert reading.process == "serve-0"
-    assert sorted({int(frame) for _, frame in reading.appends if frame}) == [4711]
+    [appends] = read_appends(tmp_path)
+    assert sorted({int(frame) for _, frame in appends if frame}) == [4711]
     found = {f.metric.name: f for f in families_of(reading.values)}
     calls = {tuple(s.values()): v for s, v in found["fraud_calls_total"].series}
     assert calls["Score", "OK"] == [2.0]

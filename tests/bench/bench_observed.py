@@ -19,10 +19,10 @@ from fraudsvc.calls import Clocks
 from tests.bench.claims import claim
 from tests.bench.serving import CLIENT_CPU, SERVER_CPU, Running, drive, make_bundle, started
 
-ROUNDS = 5
+ROUNDS = 7
 SHARE_MIN = 0.95
 PAID_US_MAX = 2.0
-CLOSED = ["--closed", "16", "--connections", "4", "--seconds", "3", "--warmup", "0"]
+CLOSED = ["--closed", "16", "--connections", "4", "--seconds", "2", "--warmup", "0"]
 LOOP = 50_000
 
 
