@@ -176,7 +176,9 @@ class Console:
 
     def health(self) -> dict[str, Any]:
         """Return whether all is well, and how far behind the log this is."""
-        behind, age_s = self._lags.of(self._follower.position, time.monotonic())
+        position = self._follower.position
+        behind = max(0, self._log.ends()[1] - position)
+        _, age_s = self._lags.of(position, time.monotonic())
         status = self._trouble or "ok"
         return {"status": status, "behind_bytes": behind, "behind_seconds": round(age_s, 3)}
 
