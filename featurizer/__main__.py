@@ -48,6 +48,7 @@ from featurizer.records import NO_TIME_MS
 from featurizer.role import RoleOptions, run
 from featurizer.state import DAY_MS
 from featurizer.store import StoreError
+from featurizer.telemetry import telemetry
 
 LABEL_DELAY_DAYS_MAX = 3_650
 MEMORY_GIB_MAX = 1_024
@@ -140,7 +141,13 @@ def _run(args: argparse.Namespace) -> int:
         level=args.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     retain_bytes = None if args.retain_gib is None else round(args.retain_gib * (1 << 30))
-    return run(RoleOptions(args.log, args.store, retain_bytes, args.retain_days, args.ready_file))
+    with telemetry("featurizer", os.environ) as told:
+        return run(
+            RoleOptions(
+                args.log, args.store, retain_bytes, args.retain_days, args.ready_file,
+                telemetry=told,
+            )
+        )  # fmt: skip
 
 
 def _log_to_terminal(args: argparse.Namespace) -> None:
@@ -158,24 +165,24 @@ def _topics(args: argparse.Namespace) -> int:
 
 def _relay(args: argparse.Namespace) -> int:
     _log_to_terminal(args)
-    return run_relay(
-        RelayOptions(
-            kafka_settings(args.kafka),
-            args.log,
-            args.index,
-            args.metrics_file,
-            args.ready_file,
-            None if args.retain_gib is None else round(args.retain_gib * (1 << 30)),
-            args.retain_days,
-        )
-    )
+    retain_bytes = None if args.retain_gib is None else round(args.retain_gib * (1 << 30))
+    with telemetry("relay", os.environ) as told:
+        return run_relay(
+            RelayOptions(
+                kafka_settings(args.kafka), args.log, args.index, args.metrics_file,
+                args.ready_file, retain_bytes, args.retain_days, told,
+            )
+        )  # fmt: skip
 
 
 def _stage(args: argparse.Namespace) -> int:
     _log_to_terminal(args)
     place = store_place(args.store) if args.stage is run_fold else None
-    options = StageOptions(kafka_settings(args.kafka), place, args.instance, args.ready_file)
-    return int(args.stage(options))
+    with telemetry("fold" if args.stage is run_fold else "split", os.environ) as told:
+        options = StageOptions(
+            kafka_settings(args.kafka), place, args.instance, args.ready_file, told
+        )
+        return int(args.stage(options))
 
 
 def _rebuild(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from featurizer.relay import Relay, RelaySettings, RelayStatus
 from featurizer.splitter import INPUTS, SplitLane, SplitSettings
 from featurizer.stage import Lane, Stage, StageSettings
 from featurizer.store import Store, StoreStale
+from featurizer.telemetry import Telemetry
 from featurizer.topics import DAY_MS, TOPICS
 from featurizer.updates import pack, unpack
 
@@ -97,6 +98,7 @@ class RelayOptions:
     ready_file: Path | None = None
     retain_bytes: int | None = None
     retain_days: float | None = None
+    telemetry: Telemetry = field(default_factory=Telemetry)
 
 
 def run_relay(options: RelayOptions) -> int:
@@ -110,7 +112,8 @@ def run_relay(options: RelayOptions) -> int:
     try:
         relay = Relay(
             journal, index, options.kafka, journal_number(options.log), RelaySettings(),
-            lambda status: _tell(status, options.metrics_file), journal.drop_oldest,
+            lambda status: _tell(status, options), journal.drop_oldest,
+            tracer=options.telemetry.tracer,
         )  # fmt: skip
         if options.ready_file is not None:
             options.ready_file.write_text(str(relay.position))
@@ -128,9 +131,13 @@ METRICS = (
 )
 
 
-def _tell(status: RelayStatus, path: Path | None) -> None:
-    """Write the metrics in Prometheus' text format, as its textfile collector reads them."""
+def _tell(status: RelayStatus, options: RelayOptions) -> None:
+    """Set the gauges; write the metrics as Prometheus' textfile collector reads them, too."""
     values = (status.backlog_bytes, status.oldest_age_ms / 1000, status.records_per_s)
+    meters, path = options.telemetry.meters, options.metrics_file
+    meters.put("fraud_position", "relay", value=status.shipped_position)
+    meters.put("fraud_backlog_bytes", "relay", value=status.backlog_bytes)
+    meters.put("fraud_lag_seconds", "relay", value=status.oldest_age_ms / 1000)
     if path is None:
         return
     lines = []
@@ -149,6 +156,7 @@ class StageOptions:
     store: StorePlace | None = None
     instance: str = ""
     ready_file: Path | None = None
+    telemetry: Telemetry = field(default_factory=Telemetry)
 
 
 def run_split(options: StageOptions) -> int:
@@ -156,8 +164,9 @@ def run_split(options: StageOptions) -> int:
     kafka = options.kafka
     settings = SplitSettings(kafka.entity_partitions, schema_number())
     return _run_stage(
-        options, f"{kafka.prefix}.split", INPUTS, lambda n: SplitLane(n, kafka, settings)
-    )
+        options, "split", f"{kafka.prefix}.split", INPUTS,
+        lambda n: SplitLane(n, kafka, settings, options.telemetry.tracer),
+    )  # fmt: skip
 
 
 def run_fold(options: StageOptions) -> int:
@@ -172,8 +181,11 @@ def run_fold(options: StageOptions) -> int:
         where = hashlib.sha256(str(Path(place.url).absolute()).encode()).hexdigest()[:12]
         group += f".{socket.gethostname()}.{where}"
     return _run_stage(
-        options, group, (UPDATES,),
-        lambda n: FoldLane(n, kafka, place.inputs, schema_number(), _opener(place)),
+        options, "fold", group, (UPDATES,),
+        lambda n: FoldLane(
+            n, kafka, place.inputs, schema_number(), _opener(place),
+            tracer=options.telemetry.tracer,
+        ),
     )  # fmt: skip
 
 
@@ -190,13 +202,20 @@ def _opener(place: StorePlace) -> Callable[[int], Store]:
 
 
 def _run_stage(
-    options: StageOptions, group: str, topics: Sequence[str], lane: Callable[[int], Lane]
+    options: StageOptions, name: str, group: str, topics: Sequence[str], lane: Callable[[int], Lane]
 ) -> int:
     practise(options.kafka, schema_number())
     settings = StageSettings(group, topics, options.instance)
     if options.ready_file is not None:
         options.ready_file.write_text(str(os.getpid()))
-    return run_until_stopped(lambda stopping: Stage(options.kafka, settings, lane).run(stopping))
+    gauge = options.telemetry.meters.values
+    place = options.telemetry.meters.slot("fraud_lag_seconds", name)
+
+    def lags(lag_s: float) -> None:
+        gauge[place] = lag_s
+
+    stage = Stage(options.kafka, settings, lane, lags)
+    return run_until_stopped(stage.run)
 
 
 def rebuild(

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from featurizer.eventlog import LogError
 from featurizer.kafka_settings import KafkaSettings
+from featurizer.spans import TRACE_HEADER, Context
 from featurizer.topics import ORIGIN, TopicRow
 
 ORIGIN_HEADER = "o"
@@ -44,11 +45,12 @@ class Fenced(LogError):  # noqa: N818 - it names what happened to the caller
 
 
 class Message(NamedTuple):
-    """What one record is to hold; ``origin`` is an ORIGIN row's bytes."""
+    """What one record is to hold; ``origin`` is an ORIGIN row's bytes, ``traces`` whose it is."""
 
     key: bytes
     value: bytes
     origin: bytes = _NO_ORIGIN
+    traces: Sequence[Context] = ()
 
 
 class Received(Protocol):
@@ -191,6 +193,7 @@ class Producer:
         batch, futures = producer.create_batch(), []
         for message in messages:
             headers = [(ORIGIN_HEADER, message.origin)]
+            headers += [(TRACE_HEADER, each.traceparent().encode()) for each in message.traces]
             while (
                 batch.append(
                     timestamp=now_ms, key=message.key, value=message.value, headers=headers

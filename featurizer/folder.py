@@ -12,6 +12,7 @@ state too: one row per host, under a key made of the host's.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -22,6 +23,7 @@ from featurizer.eventlog_kafka import Consumer, Partition, Received
 from featurizer.kafka_settings import KafkaSettings
 from featurizer.progress import pack_progress, progress_key, read_progress
 from featurizer.store import Store
+from featurizer.tracing import Tracer, traces_of
 from featurizer.updates import KINDS, PLACE_BITS, sources_of, unpack
 
 _log = logging.getLogger(__name__)
@@ -40,7 +42,9 @@ class FoldLane:
         schema: int,
         open_store: Callable[[int], Store],
         arena_bytes_max: int = 2 << 30,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer or Tracer("fraud-fold")
         self._number = number
         self._at: Partition = (kafka.topic(UPDATES), number)
         self._sources = inputs * KINDS
@@ -84,7 +88,7 @@ class FoldLane:
 
     async def take(self, found: Mapping[Partition, Sequence[Received]]) -> int:
         """Fold what was read and write it, with the offset after it; return how many updates."""
-        received = found[self._at]
+        received, start_ns = found[self._at], time.time_ns()
         arrays, positions = [], []
         changed: set[int] = set()
         for record in received:
@@ -96,6 +100,15 @@ class FoldLane:
         self._load(updates)
         self._arena.apply(updates, np.concatenate(positions))
         self._write(changed, received[-1].offset + 1)
+        if self._tracer.is_on:
+            links = [each for record in received for each in traces_of(record.headers)]
+            self._tracer.batch(
+                "process", self._at[0], start_ns, [*dict.fromkeys(links)],
+                attributes={
+                    "messaging.system": "kafka",
+                    "messaging.destination.partition.id": str(self._number),
+                },
+            )  # fmt: skip
         return len(updates)
 
     def _write(self, changed: set[int], offset: int) -> None:

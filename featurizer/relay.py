@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +24,10 @@ from featurizer.eventlog_kafka import Message, Partition, Producer, key_bytes, p
 from featurizer.kafka_settings import KafkaSettings
 from featurizer.progress import SHIPPED_KEY, pack_progress, read_progress
 from featurizer.records import Entity, Kind
+from featurizer.spans import Context
 from featurizer.store import Store
 from featurizer.topics import ORIGIN, TOPIC_OF
+from featurizer.tracing import Tracer
 from featurizer.updates import KINDS, source_of
 from featurizer.worker import records_of
 
@@ -54,8 +56,13 @@ class RelayStatus:
     errors: int
 
 
-def messages_of(batch: Batch, host: int, settings: KafkaSettings) -> dict[Partition, list[Message]]:
-    """Return what a batch of the journal is in Kafka: a record for each entry, in order."""
+def messages_of(
+    batch: Batch, host: int, settings: KafkaSettings, kept: Mapping[int, Context]
+) -> dict[Partition, list[Message]]:
+    """Return what a batch of the journal is in Kafka: a record for each entry, in order.
+
+    ``kept`` are the calls of kept decisions, by their entries; transaction and decision name them.
+    """
     origins = np.zeros(len(batch.topics), ORIGIN)
     origins["host"], origins["position"] = host, batch.positions
     origins["kind"] = batch.topics
@@ -67,7 +74,9 @@ def messages_of(batch: Batch, host: int, settings: KafkaSettings) -> dict[Partit
         alone = topic in (Topic.MODELS, Topic.DEAD_LETTERS)
         at = (names[Topic(topic)], 0 if alone else partition_of(key, settings.event_partitions))
         header = headers[i * width : (i + 1) * width]
-        found.setdefault(at, []).append(Message(key_bytes(key), batch.value(i), header))
+        traced = kept.get(i + 1 if topic == Topic.TRANSACTIONS else i) if kept else None
+        traces = () if traced is None else (traced,)
+        found.setdefault(at, []).append(Message(key_bytes(key), batch.value(i), header, traces))
     return found
 
 
@@ -113,7 +122,9 @@ class Relay:
         tell: Callable[[RelayStatus], None],
         drop: Callable[[int], object] = lambda _: None,
         clock_ms: Callable[[], float] = lambda: time.time_ns() / 1e6,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer or Tracer("fraud-relay")
         self._journal = journal
         self._index = index
         self._kafka = kafka
@@ -157,14 +168,18 @@ class Relay:
             return 0
         for damage in batch.damage:
             _log.error("the journal is damaged at %d: %s", damage.position, damage.cause)
-        messages = messages_of(batch, self._host, self._kafka)
-        await self._producer.send(messages)
+        start_ns, kept = time.time_ns(), self._tracer.kept_of(batch)
+        await self._producer.send(messages_of(batch, self._host, self._kafka, kept))
         records, positions, _ = records_of(batch)
         note_sources(records, positions, self._sources, self._kafka.event_partitions)
         rows = [(SHIPPED_KEY, pack_progress(self._sources))]
         self._index.write(rows, ids_of(batch), batch.next_position)
         self.position = batch.next_position
         self._shipped += len(batch.topics)
+        self._tracer.batch(
+            "send", self._kafka.topic(TOPIC_OF[Topic.TRANSACTIONS]), start_ns, [*kept.values()],
+            attributes={"messaging.system": "kafka"},
+        )  # fmt: skip
         return len(batch.topics)
 
     async def start(self) -> None:

@@ -12,6 +12,7 @@ from featurizer.adapters import discard_store, open_log, open_store
 from featurizer.eventlog import Damage
 from featurizer.features import SCHEMA_VERSION
 from featurizer.store import Store, StoreStale
+from featurizer.telemetry import Telemetry
 from featurizer.worker import Worker, WorkerSettings
 
 _log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class RoleOptions:
     retain_days: float | None = None
     ready_file: Path | None = None
     worker: WorkerSettings = field(default_factory=WorkerSettings)
+    telemetry: Telemetry = field(default_factory=Telemetry)
 
 
 def open_or_rebuild(url: str) -> Store:
@@ -57,7 +59,7 @@ def run(options: RoleOptions) -> int:
     )  # fmt: skip
     store = open_or_rebuild(options.store)
     try:
-        worker = Worker(log, store, options.worker, _report)
+        worker = Worker(log, store, options.worker, _report, telemetry=options.telemetry)
         while worker.step() and not stopping.is_set():
             pass  # be up to date before anyone is told that the role is ready
         if options.ready_file is not None:

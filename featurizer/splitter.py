@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ from featurizer.eventlog_kafka import (
 )
 from featurizer.kafka_settings import KafkaSettings
 from featurizer.records import RECORD, Kind
+from featurizer.spans import Context
+from featurizer.tracing import LINKS_MAX, Tracer, new_context, traces_of
 from featurizer.transactions import Transactions
 from featurizer.updates import pack
 
@@ -97,15 +100,17 @@ class Repeats:
         return True
 
 
-def well_formed(records: Sequence[Received]) -> tuple[NDArray[np.void], NDArray[np.void]]:
-    """Return the records (RECORD[n]) that the values hold and their ORIGIN rows.
+def well_formed(
+    records: Sequence[Received],
+) -> tuple[NDArray[np.void], NDArray[np.void], list[Received]]:
+    """Return the records (RECORD[n]) that the values hold, their ORIGIN rows, and the n received.
 
     What is no record of this version is left out.
     """
     size = RECORD.itemsize
     fit = [each for each in records if each.value is not None and len(each.value) == size]
     rows = np.frombuffer(b"".join([each.value or b"" for each in fit]), RECORD)
-    return rows, origins_of(fit)
+    return rows, origins_of(fit), fit
 
 
 def fresh(
@@ -134,7 +139,14 @@ def fresh(
 class SplitLane:
     """Splits one partition of the events. Call ``start`` once, then ``take`` what was read."""
 
-    def __init__(self, number: int, kafka: KafkaSettings, settings: SplitSettings) -> None:
+    def __init__(
+        self,
+        number: int,
+        kafka: KafkaSettings,
+        settings: SplitSettings,
+        tracer: Tracer | None = None,
+    ) -> None:
+        self._tracer = tracer or Tracer("fraud-split")
         self._number = number
         self._kafka = kafka
         self._settings = settings
@@ -168,32 +180,59 @@ class SplitLane:
         can tell.
         """
         batches: dict[Partition, list[Message]] = {}
-        counted = 0
+        counted, start_ns, span = 0, time.time_ns(), new_context()
+        links: list[Context] = []
         for name in INPUTS:
             received = found.get(self._at(name))
             if not received:
                 continue
-            rows, origins = well_formed(received)
+            rows, origins, fit = well_formed(received)
             if len(rows) < len(received):
                 _log.error("%s: %d values are no records", name, len(received) - len(rows))
             keep = fresh(rows, origins, self._progress.hosts[name], self._repeats)
+            traced = self._traced(fit, keep)
             rows, origins = rows[keep], origins[keep]
             counted += len(rows)
             self._progress.offsets[name] = received[-1].offset + 1
             if len(rows):
-                self._pack(rows, origins, batches)
+                self._pack(rows, origins, traced, span, batches)
+                links += traced.values()
         batches[self._at("split-progress")] = [
             Message(key_bytes(self._number), self._progress.to_bytes())
         ]
         await self._transactions.commit(batches)
+        self._tracer.batch(
+            "process", self._kafka.topic("transactions"), start_ns, links, context=span,
+            attributes={
+                "messaging.system": "kafka",
+                "messaging.destination.partition.id": str(self._number),
+            },
+        )  # fmt: skip
         return counted
+
+    def _traced(self, records: Sequence[Received], keep: NDArray[np.bool_]) -> dict[int, Context]:
+        """Return the calls of kept traces by the row that each has among the records to keep."""
+        if not self._tracer.is_on:
+            return {}
+        kept = [record for record, is_kept in zip(records, keep, strict=True) if is_kept]
+        found = {
+            i: traces_of(record.headers) for i, record in enumerate(kept) if len(record.headers) > 1
+        }
+        return {i: traces[0] for i, traces in found.items() if traces}
 
     def _pack(
         self,
         rows: NDArray[np.void],
         origins: NDArray[np.void],
+        traced: Mapping[int, Context],
+        span: Context,
         batches: dict[Partition, list[Message]],
     ) -> None:
+        """Add an array for each partition; it names the span, and the calls that it has rows of."""
+        named: dict[int, list[Context]] = {}
+        for row, context in traced.items():
+            for home in self._homes(rows[row]):
+                named.setdefault(home, [span]).append(context)
         packed = pack(
             rows,
             np.ascontiguousarray(origins["host"]),
@@ -203,7 +242,15 @@ class SplitLane:
         )
         for partition, value in packed.items():
             at = (self._kafka.topic("entity-updates"), partition)
-            batches.setdefault(at, []).append(Message(key_bytes(partition), value))
+            traces = named.get(partition, ())[: LINKS_MAX + 1]
+            message = Message(key_bytes(partition), value, traces=traces)
+            batches.setdefault(at, []).append(message)
+
+    def _homes(self, record: np.void) -> set[int]:
+        """Return the partitions of a record's entities."""
+        keys = record["entities"]
+        homes = keys[keys != 0].view(np.uint64) % np.uint64(self._settings.entity_partitions)
+        return {int(home) for home in homes}
 
     def _at(self, name: str) -> Partition:
         return self._kafka.topic(name), self._number

@@ -71,11 +71,19 @@ class _Held:
 
 
 class Stage:
-    """Runs a lane for each partition number that the group gives. ``lane`` makes one."""
+    """Runs a lane for each partition number that the group gives. ``lane`` makes one.
+
+    ``lags`` is told after each read how old its oldest record was, in s; 0 where there was none.
+    """
 
     def __init__(
-        self, kafka: KafkaSettings, settings: StageSettings, lane: Callable[[int], Lane]
+        self,
+        kafka: KafkaSettings,
+        settings: StageSettings,
+        lane: Callable[[int], Lane],
+        lags: Callable[[float], object] | None = None,
     ) -> None:
+        self._lags = lags
         self._kafka = kafka
         self._settings = settings
         self._make = lane
@@ -121,6 +129,8 @@ class Stage:
             await self._read_failed(error)
             return 0
         self._failures = 0
+        if self._lags is not None:
+            self._lags(_age_s(found))
         async with self._lock:
             if epoch != self._epoch:
                 return 0
@@ -213,3 +223,9 @@ class Stage:
 
     def _places(self, number: int) -> list[Partition]:
         return [(self._kafka.topic(name), number) for name in self._settings.topics]
+
+
+def _age_s(found: Mapping[Partition, Sequence[Received]]) -> float:
+    """Return how long ago the oldest of what was read was written."""
+    oldest_ms = min((each[0].timestamp for each in found.values()), default=None)
+    return 0.0 if oldest_ms is None else max(0.0, time.time_ns() / 1e9 - oldest_ms / 1000)

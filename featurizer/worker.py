@@ -18,6 +18,7 @@ from featurizer.eventlog import Batch, Damage, EventLog, Topic
 from featurizer.records import RECORD, Kind
 from featurizer.state import EXPIRY_MS, HORIZON_MS
 from featurizer.store import Store
+from featurizer.telemetry import Telemetry
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,12 @@ class Worker:
         settings: WorkerSettings,
         on_damage: Callable[[Damage], None],
         clock: Callable[[], float] = time.monotonic,
+        telemetry: Telemetry | None = None,
     ) -> None:
+        telemetry = telemetry or Telemetry()
+        self._tracer = telemetry.tracer
+        self._gauge = telemetry.meters.values
+        self._gauge_at = telemetry.meters.slot("fraud_position", "featurizer")
         self._log = log
         self._store = store
         self._settings = settings
@@ -79,6 +85,7 @@ class Worker:
             self._on_damage(damage)
         if batch.next_position == self.position:
             return 0
+        start_ns = time.time_ns()
         records, positions, frames = records_of(batch)
         ids = self._new_ids(records, frames)
         keep = np.array([i is not None for i in ids], bool)
@@ -91,6 +98,11 @@ class Worker:
         self._store.write(self._arena.states(dirty_only=True), pairs, batch.next_position)
         self._arena.clean()
         self.position = batch.next_position
+        self._gauge[self._gauge_at] = self.position
+        self._tracer.batch(
+            "process", "transactions", start_ns, [*self._tracer.kept_of(batch).values()],
+            attributes={"messaging.system": "fraud"},
+        )  # fmt: skip
         return len(batch.topics)
 
     def _new_ids(

@@ -17,7 +17,9 @@ from featurizer.eventlog import LogError
 from featurizer.hashing import SECRET_BYTES
 from featurizer.kafka_settings import kafka_settings
 from featurizer.places import store_place
+from featurizer.telemetry import telemetry
 from fraudsvc.calls import ScorerSettings
+from fraudsvc.console_command import add_console
 from fraudsvc.contract import ContractSettings
 from fraudsvc.look_back import Defaults, add_commands
 from fraudsvc.models_command import ACTIONS, ModelsOptions, run_models
@@ -99,7 +101,8 @@ def _serve(args: argparse.Namespace) -> int:
         return serve_workers(argv, args.workers, args.pin, print_change)
     listener = _log_through_queue(args.log_level)
     try:
-        return serve(_options(args))
+        with telemetry("serve", {"FRAUD_METRICS": os.environ.get("FRAUD_METRICS", "")}) as told:
+            return serve(_options(args), told.meters)
     finally:
         listener.stop()
 
@@ -109,7 +112,8 @@ def _up(args: argparse.Namespace) -> int:
     return up(
         UpOptions(
             data=args.data, address=args.address, workers=args.workers, pin=args.pin,
-            policy=args.policy, serve_arguments=extra,
+            policy=args.policy, serve_arguments=extra, console=args.console,
+            environment=os.environ,
         )
     )  # fmt: skip
 
@@ -144,6 +148,10 @@ def _add_up(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("FRAUD_DATA", "data")))
     parser.add_argument("--address", default=os.environ.get("FRAUD_ADDRESS", "127.0.0.1:50051"))
     parser.add_argument("--policy", default=os.environ.get("FRAUD_POLICY", str(DEFAULT_POLICY)))
+    parser.add_argument(
+        "--console", default=os.environ.get("FRAUD_CONSOLE", "127.0.0.1:8080"),
+        help='where the console serves HTTP; "" for none (FRAUD_CONSOLE)',
+    )  # fmt: skip
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--pin", action="store_true")
     parser.add_argument("--max-age-days", type=int, default=90)
@@ -324,6 +332,7 @@ def main() -> int:
     _add_stream(commands)
     _add_dead_letters(commands)
     _add_models(commands)
+    add_console(commands, os.environ)
     _add_look_back(commands)
     args = parser.parse_args()
     try:

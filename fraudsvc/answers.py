@@ -23,8 +23,9 @@ from featurizer.records import Entity
 from fraudsvc.wire_put import put_all, put_digits, put_double, put_instant, put_varint, put_word
 
 REASONS_MAX = 4
-# A row's figures: the logit, the probability, and the part of the logit that the expert added.
-FIGURES = 3
+# A row's figures: the logit, the probability, the part of the logit that the expert added, and
+# when view and model were done, ns of the monotonic clock.
+FIGURES = 5
 # A row's parts: each feature's contribution, the expert's boost, each feature's share of that.
 PARTS = 2 * len(FEATURES) + 1
 _GAP = 8  # room before an Assessment for its own head
@@ -52,6 +53,8 @@ class Stamp(NamedTuple):
     The hash of its request; the trace id, 32 hexadecimal digits, b"" for a new one; the log's
     position; the time of receipt in ms since 1970 and the time used in ns; ``origin``, the last
     fields of a Decision (see ``origin_of``). ``named`` is false for a decision that is not kept.
+    When the call arrived, was accepted and had its states, ns of the monotonic clock; 0 for
+    steps that are not told.
     """
 
     request: int
@@ -61,6 +64,9 @@ class Stamp(NamedTuple):
     used_ns: int
     origin: bytes
     named: bool
+    arrival_ns: int = 0
+    accepted_ns: int = 0
+    loaded_ns: int = 0
 
 
 def field(tag: bytes, value: bytes) -> bytes:
@@ -127,13 +133,29 @@ def _new_trace_id(state):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _put_end(out, at, figures, origin, known):  # type: ignore[no-untyped-def]
-    """Write a Decision's fields 8 to 11; ``figures`` only where they are known."""
+def _put_step(out, at, ns):  # type: ignore[no-untyped-def]
+    word = min(max(ns, 0), (1 << 32) - 1)
+    for i in range(4):
+        out[at + i] = (word >> (8 * i)) & 255
+    return at + 4
+
+
+@njit(cache=True)
+def _put_end(out, at, figures, origin, known, steps):  # type: ignore[no-untyped-def]
+    """Write a Decision's fields 8 to 12; ``figures`` only where they are known."""
     if known:
         at = put_double(out, at, 0x41, figures[0])
     at = put_all(out, at, origin, 0, len(origin))
     if known and figures[2] > 0.0:
         at = put_double(out, at, 0x59, figures[2])
+    arrival, accepted, loaded = steps
+    if arrival == 0:
+        return at
+    out[at], out[at + 1] = 0x62, 16 if known else 8
+    at = _put_step(out, _put_step(out, at + 2, accepted - arrival), loaded - arrival)
+    if known:
+        at = _put_step(out, at, np.int64(figures[3]) - arrival)
+        at = _put_step(out, at, np.int64(figures[4]) - arrival)
     return at
 
 
@@ -144,7 +166,7 @@ def _write(out, data, body, model, figures, reasons, versions, trace, origin, ke
     ``data`` is the transaction, ``model`` the model's reasons; ``numbers`` are those of Draft and
     Stamp in the order in which ``Writer.write`` gives them.
     """
-    outcome, rung, cause, model_size, request, position, received_ms, used_ns, named = numbers
+    outcome, rung, cause, model_size, request, position, received_ms, used_ns, named = numbers[:9]
     at = _GAP
     out[at], out[at + 1] = 0x08, outcome
     at += 2
@@ -181,7 +203,7 @@ def _write(out, data, body, model, figures, reasons, versions, trace, origin, ke
     if position:
         at = put_word(out, at, 0x31, position)
     at = put_instant(out, at, 0x3A, received_ms // 1000, received_ms % 1000 * 1_000_000)
-    return begin, _put_end(out, at, figures, origin, model_size >= 0), assessed
+    return begin, _put_end(out, at, figures, origin, model_size >= 0, numbers[9:]), assessed
 
 
 @njit(cache=True)
@@ -201,7 +223,10 @@ def _write_all(out, transactions, reasons, sheet, fixed, key, state, numbers, pl
         begin, end, assessed = _write(
             out[at:], datas[data_at : data_ends[i]], bodies[i], models[i], figures[i],
             texts[reason_at : reason_ends[i]], versions, trace, origin, key, state,
-            (row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8]),
+            (
+                row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9],
+                row[10], row[11],
+            ),
         )  # fmt: skip
         places[i, 0], places[i, 1] = at + begin, at + end
         places[i, 2], places[i, 3] = at + _GAP, at + assessed
@@ -244,6 +269,7 @@ class Writer:
             (
                 draft.outcome, draft.rung, draft.cause, draft.model_reasons, stamp.request,
                 stamp.log_position, stamp.receive_time_ms, stamp.used_ns, stamp.named,
+                stamp.arrival_ns, stamp.accepted_ns, stamp.loaded_ns,
             ),
         )  # fmt: skip
         return out[begin:end].tobytes(), out[_GAP:assessed].tobytes()
@@ -272,10 +298,11 @@ class Writer:
         needed += len(drafts) * (_FIXED_BYTES + len(stamp.origin))
         if needed > len(self._out):
             self._out = np.zeros(2 * needed, np.uint8)
-        numbers = np.empty((len(drafts), 9), np.int64)
+        numbers = np.empty((len(drafts), 12), np.int64)
         numbers[:, :4] = [(d.outcome, d.rung, d.cause, d.model_reasons) for d in drafts]
         numbers[:, 4], numbers[:, 5] = requests, log_positions
-        numbers[:, 6:] = stamp.receive_time_ms, stamp.used_ns, stamp.named
+        numbers[:, 6:9] = stamp.receive_time_ms, stamp.used_ns, stamp.named
+        numbers[:, 9:] = stamp.arrival_ns, stamp.accepted_ns, stamp.loaded_ns
         places = np.empty((len(drafts), 4), np.int64)
         end = _write_all(
             self._out, (np.frombuffer(b"".join(transactions), np.uint8), data_ends),

@@ -26,12 +26,13 @@ from fraudsvc.answers import (
     write_body,
     write_reasons,
 )
+from fraudsvc.kernel_clock import monotonic_ns
 from fraudsvc.policy_table import fire
 from trainer.bundle import Bundle
 from trainer.calibration import probability_of
 from trainer.model import score
 
-LOGIT, PROBABILITY, EXPERT_LOGIT = range(FIGURES)
+LOGIT, PROBABILITY, EXPERT_LOGIT, VIEWED_NS, SCORED_NS = range(FIGURES)
 
 
 @njit(cache=True)
@@ -65,6 +66,7 @@ def appraise(records, vector, versions, model, knots, parts, figures, body, reas
         _pick(parts, len(vector) + 1, len(parts), strongest)
     write_body(vector, parts, versions, body)
     size = write_reasons(strongest, parts, vector, reasons)
+    figures[SCORED_NS] = monotonic_ns()
     return size, fire(table, records, vector, figures[PROBABILITY])
 
 
@@ -82,6 +84,7 @@ def assess(rows, records, ops, lines, vector, model, knots, parts, figures, body
         if rec.entities[entity] != 0 and rows[entity, META] != 0:
             versions[entity] = rows[entity, POSITION]
     records[0].flags |= view(rows, rec, ops, lines, vector)
+    figures[VIEWED_NS] = monotonic_ns()
     return appraise(
         records, vector, versions, model, knots, parts, figures, body, reasons, table
     )  # fmt: skip

@@ -14,6 +14,7 @@ from fraudsvc.errors import ServiceError, item_error
 from fraudsvc.payment import Payment
 
 MS = 1_000_000
+Steps = tuple[int, int, int]  # when a call arrived, was accepted and had its states, monotonic ns
 
 
 @dataclass(frozen=True, slots=True)

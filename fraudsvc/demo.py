@@ -267,7 +267,8 @@ def _run_all(plan: Plan, console: Console) -> None:
     model = json.loads((plan.data / "bundle" / MANIFEST).read_bytes())["metrics"]
     demo.say(f"  {view.model_line(model)}")
     output = plan.directory / "roles.out"
-    up = ["fraudsvc", "up", "--data", str(plan.data), "--address", "127.0.0.1:0"]
+    places = ["--data", str(plan.data), "--address", "127.0.0.1:0", "--console", "127.0.0.1:0"]
+    up = ["fraudsvc", "up", *places]
     with _started(up, output) as roles:
         target = demo.wait_for_roles(roles, output)
         demo.show_calls(target)

@@ -170,6 +170,11 @@ def item_error(error: ServiceError) -> service_pb.ItemError:
     )
 
 
+def code_of(error: ServiceError) -> str:
+    """Return the name of the code that the error's call ends with."""
+    return str(code_pb2.Code.Name(REASONS[error.reason].code))
+
+
 def abort(context: grpc.ServicerContext, error: ServiceError) -> NoReturn:
     """End the call with the error's status; raises, as grpc's own abort does."""
     context.abort_with_status(rpc_status.to_status(status_of(error)))

@@ -9,6 +9,7 @@ by a thread that answers calls.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -63,6 +64,7 @@ class BundleFile:
         self._seen: tuple[int, int, int] | None = None
         self._kept: dict[str, Bundle] = {}  # by version, the one used last at the end
         self.current: Bundle | None = None
+        self.loading_ns = (0, 0)  # when the load of it began and ended, since 1970
         self.canary: Canary | None = None
         self._tried: Tried | None = None
         self.poll()
@@ -72,8 +74,10 @@ class BundleFile:
         seen = self._identity()
         if seen is not None and seen != self._seen:
             self._seen = seen
+            began_ns = time.time_ns()
             try:
                 self._use(self._load(self._path.resolve()))  # whatever becomes of the link
+                self.loading_ns = (began_ns, time.time_ns())
             except BundleError as error:
                 self._on_error(error)
         self._poll_canary()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from featurizer.features import SCHEMA_VERSION
 from fraudsvc.answers import Draft, Stamp, Writer, origin_of
-from fraudsvc.assess import Sheet
+from fraudsvc.assess import VIEWED_NS, Sheet
 from fraudsvc.decide import RULES_ONLY, Workspace, decide, decide_on
 from fraudsvc.journal_tail import REQUEST_WORD
 from fraudsvc.payment import Payment
@@ -160,6 +160,7 @@ class Replayer:
         figures: NDArray[np.float64],
     ) -> Verdict:
         stamp = _stamp(case, payment)
+        figures[VIEWED_NS:] = _steps(case)[3:] or 0.0
         again, _ = self._writer.write(draft, stamp, payment.data, body, reasons, figures)
         # Where nothing was known of any entity, the record that was seen is not the one on the log.
         flags = np.frombuffer(case.record, payment.record.dtype)["flags"][0]
@@ -213,8 +214,14 @@ def _stamp(case: Case, payment: Payment) -> Stamp:
     return Stamp(
         payment.ids.item(REQUEST_WORD), told.trace_id.encode(), logged.log_position,
         payment.received_ms, used.seconds * 1_000_000_000 + used.nanos,
-        origin_of(logged.traceparent, logged.scorer), True,
+        origin_of(logged.traceparent, logged.scorer), True, *_steps(case)[:3],
     )  # fmt: skip
+
+
+def _steps(case: Case) -> list[int]:
+    """Return when a call arrived, here at 1, and when each of its steps ended; nothing untold."""
+    told = [1 + each for each in case.decision.step_ns]
+    return [1, *told] if told else []
 
 
 def cause_of_versions(

@@ -20,7 +20,7 @@ from featurizer.records import RECORD
 from featurizer.store import Snapshot, StoreError
 from fraudsvc.answers import Draft, Stamp, Writer, origin_of
 from fraudsvc.batch_decider import BatchDecider
-from fraudsvc.calls import MS, Call, Clocks, Kept, ScorerSettings, result_of
+from fraudsvc.calls import MS, Call, Clocks, Kept, ScorerSettings, Steps, result_of
 from fraudsvc.contract import Checker, ContractSettings
 from fraudsvc.decide import FULL, PARTIAL, RULES_ONLY, Workspace, decide
 from fraudsvc.errors import ServiceError
@@ -250,6 +250,7 @@ class Scorer:
         self, payment: Payment, call: Call, snapshot: Snapshot | None, validate_only: bool
     ) -> bytes | Kept:
         """Look for a repeat, or decide and add to the frame that is being made; under the lock."""
+        accepted_ns = loaded_ns = self._clocks.monotonic_ns()
         request, tail = payment.ids.item(REQUEST_WORD), self._tail
         frame = tail.first_frame(request) if snapshot is None else tail.find(request, snapshot)
         if frame is not None:
@@ -263,15 +264,15 @@ class Scorer:
                 seen["entities"] = 0
             elif not whole:
                 rung, cause = PARTIAL, _STALE
+            loaded_ns = self._clocks.monotonic_ns()
         canary = self._canary_of(payment)
         bundle = self._bundle() if canary is None else canary
         draft = decide(payment, seen, self._space, bundle, self._policy(), rung, cause)
         if seen is not payment.record:
             payment.record["flags"] = seen["flags"]
-        decision, assessment = self._named(draft, payment, call, validate_only)
-        if validate_only:
-            return assessment
-        return self._keep(payment, call, decision, assessment)
+        steps = (call.arrival_ns, accepted_ns, loaded_ns)
+        decision, assessment = self._named(draft, payment, call, steps, validate_only)
+        return assessment if validate_only else self._keep(payment, call, decision, assessment)
 
     def _canary_of(self, payment: Payment) -> Bundle | None:
         """Return the canary where there is one and the customer is one of its own."""
@@ -308,14 +309,13 @@ class Scorer:
         return FULL, _NO_CAUSE
 
     def _named(
-        self, draft: Draft, payment: Payment, call: Call, validate_only: bool
+        self, draft: Draft, payment: Payment, call: Call, steps: Steps, validate_only: bool
     ) -> tuple[bytes, bytes]:
         """Return the bytes of the decision and of the assessment in it."""
-        trace_id, origin = self._trace(call)
-        space = self._space
+        (trace_id, origin), space = self._trace(call), self._space
         stamp = Stamp(
             payment.ids.item(REQUEST_WORD), trace_id, self._tail.position, payment.received_ms,
-            self._clocks.monotonic_ns() - call.arrival_ns, origin, not validate_only,
+            self._clocks.monotonic_ns() - call.arrival_ns, origin, not validate_only, *steps,
         )  # fmt: skip
         return self._writer.write(
             draft, stamp, payment.data, space.body, space.reasons, space.figures

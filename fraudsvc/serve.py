@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fraud.v1 import model_event_pb2
+
 from featurizer.adapters import (
     INDEX_SCHEMA,
     FollowedStates,
@@ -24,9 +26,10 @@ from featurizer.adapters import (
     journal_number,
     open_log,
 )
-from featurizer.eventlog import EventLog
+from featurizer.eventlog import Entry, EventLog, LogError, Topic
 from featurizer.features import INDEX, SCHEMA_VERSION
 from featurizer.hashing import IdHasher
+from featurizer.metering import CallMeter, Meters
 from featurizer.places import StorePlace
 from featurizer.store import StoreError
 from fraudsvc.archive import Archive
@@ -34,6 +37,7 @@ from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
 from fraudsvc.journal_tail import JournalTail
 from fraudsvc.models import BundleFile, read_key
+from fraudsvc.noted_log import NotedLog
 from fraudsvc.policy import PolicyFile
 from fraudsvc.practice import practise
 from fraudsvc.scorer import Scorer
@@ -124,8 +128,8 @@ def _follow(log: EventLog, options: ServeOptions) -> _Followed:
     return _Followed(tail, index, states)
 
 
-def serve(options: ServeOptions) -> int:
-    """Serve until SIGTERM or SIGINT; return the exit status."""
+def serve(options: ServeOptions, meters: Meters) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit status. Calls are counted in ``meters``."""
     if options.cpus:
         os.sched_setaffinity(0, options.cpus)
     stopping = threading.Event()
@@ -145,12 +149,13 @@ def serve(options: ServeOptions) -> int:
         archive.keep_bundle,
     )  # fmt: skip
     scorer = Scorer(
-        log, followed.tail, IdHasher(options.secret), lambda: bundle.current,
+        NotedLog(log, meters.appended), followed.tail, IdHasher(options.secret),
+        lambda: bundle.current,
         lambda: policy.current, options.contract, options.scorer, canary=lambda: bundle.canary,
     )  # fmt: skip
     practise(policy.current)
     _wait_for_store(followed.index, stopping)
-    server = Server(scorer, options.address, options.server)
+    server = Server(scorer, options.address, options.server, CallMeter(meters).note)
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
@@ -158,14 +163,35 @@ def serve(options: ServeOptions) -> int:
     if options.ready_file is not None:
         options.ready_file.write_text(str(server.port))
     _log.info("serving on port %d", server.port)
+    told = _tell_loaded(log, bundle, options.scorer.name, "")
     while not stopping.wait(options.poll_s):
         policy.poll()
         bundle.poll()
+        told = _tell_loaded(log, bundle, options.scorer.name, told)
         followed.poll()
     server.stop()
     log.close()
     followed.close()
     return 0
+
+
+def _tell_loaded(log: EventLog, bundle: BundleFile, scorer: str, told: str) -> str:
+    """Put it on the log when another bundle is in use than ``told``; return which one is."""
+    if bundle.current is None or bundle.current.model_version == told:
+        return told
+    event = model_event_pb2.ModelEvent(
+        change=model_event_pb2.MODEL_CHANGE_LOADED, model_version=bundle.current.model_version,
+        previous_version=told, author=scorer,
+    )  # fmt: skip
+    began_ns, ended_ns = bundle.loading_ns
+    event.learning.start_time.FromNanoseconds(began_ns)
+    event.learning.end_time.FromNanoseconds(ended_ns)
+    event.event_time.FromNanoseconds(ended_ns)
+    try:
+        log.append([[Entry(Topic.MODELS, 0, event.SerializeToString())]])
+    except LogError as error:  # it decides by it all the same
+        _log.error("not on the log: %s", error)
+    return bundle.current.model_version
 
 
 def serve_workers(

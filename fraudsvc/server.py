@@ -21,13 +21,14 @@ from grpc_reflection.v1alpha import reflection
 
 from fraudsvc.answers import field
 from fraudsvc.calls import Call
-from fraudsvc.errors import ServiceError, abort, from_exception
+from fraudsvc.errors import ServiceError, abort, code_of, from_exception
 from fraudsvc.requests import read_batch, read_score
 from fraudsvc.scorer import Scorer
 
 SERVICE = pb.DESCRIPTOR.services_by_name["FraudService"].full_name
 _log = logging.getLogger(__name__)
 _NEVER_NS = 1 << 62
+Note = Callable[[str, str, int], object]
 _Request = TypeVar("_Request", bound=Message)
 
 
@@ -137,15 +138,16 @@ class Servicer:
         return request
 
     def _admit(self) -> None:
-        if self._drain_ns != _NEVER_NS and self._arrival_ns() > self._drain_ns:
+        if self._drain_ns != _NEVER_NS and self.arrival_ns() > self._drain_ns:
             raise ServiceError("DRAINING")
 
-    def _arrival_ns(self) -> int:
+    def arrival_ns(self) -> int:
+        """Return when this thread's call came, ns of the monotonic clock."""
         return getattr(self._arrivals.local, "arrival_ns", time.perf_counter_ns())
 
     def _call(self, context: grpc.ServicerContext) -> Call:
         now_ns = time.perf_counter_ns()
-        arrival_ns = self._arrival_ns()
+        arrival_ns = self.arrival_ns()
         if now_ns - arrival_ns > self._settings.wait_ms_max * 1e6:
             raise ServiceError("OVERLOADED")
         remaining_s = context.time_remaining()
@@ -157,29 +159,34 @@ class Servicer:
         return Call(arrival_ns, deadline_ns, traceparent)
 
 
-def _answering(method: Callable[[Any, grpc.ServicerContext], Any]) -> Callable[..., Any]:
+def _answering(
+    name: str, method: Callable[[Any, grpc.ServicerContext], Any], servicer: Servicer, note: Note
+) -> Callable[..., Any]:
     """Return the method with its exceptions turned into statuses; whatever it is, one comes."""
 
     def run(request: Any, context: grpc.ServicerContext) -> Any:
         try:
-            return method(request, context)
+            answer = method(request, context)
+            note(name, "OK", time.perf_counter_ns() - servicer.arrival_ns())
+            return answer
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
             known = from_exception(error)
             if known is not error:
                 _log.exception("a call failed")
+            note(name, code_of(known), 0)
             abort(context, known)
 
     return run
 
 
-def _handlers(servicer: Servicer) -> grpc.GenericRpcHandler:
+def _handlers(servicer: Servicer, note: Note = lambda *_: None) -> grpc.GenericRpcHandler:
     messages: dict[str, tuple[Callable[..., Any], type[Message]]] = {
         "ReportLabels": (servicer.report_labels, pb.ReportLabelsRequest),
         "GetDecision": (servicer.get_decision, pb.GetDecisionRequest),
     }
     handlers: dict[str, Any] = {
         name: grpc.unary_unary_rpc_method_handler(
-            _answering(method),
+            _answering(name, method, servicer, note),
             request_deserializer=_reader(message),
             response_serializer=lambda response: response.SerializeToString(),
         )
@@ -187,14 +194,25 @@ def _handlers(servicer: Servicer) -> grpc.GenericRpcHandler:
     }
     # Without a deserialiser and a serialiser bytes come in and bytes go out.
     for name, by_bytes in (("Score", servicer.score), ("ScoreBatch", servicer.score_batch)):
-        handlers[name] = grpc.unary_unary_rpc_method_handler(_answering(by_bytes))
+        handlers[name] = grpc.unary_unary_rpc_method_handler(
+            _answering(name, by_bytes, servicer, note)
+        )
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
 
 class Server:
-    """A gRPC server around a scorer; not serving until ``start``."""
+    """A gRPC server around a scorer; not serving until ``start``.
 
-    def __init__(self, scorer: Scorer, address: str, settings: ServerSettings) -> None:
+    ``note`` is told of each call: its method, its code, and how long an answer took in ns.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        address: str,
+        settings: ServerSettings,
+        note: Note = lambda *_: None,
+    ) -> None:
         self._settings = settings
         arrivals = _Arrivals(settings.threads)
         options = [
@@ -207,7 +225,7 @@ class Server:
             arrivals, options=options, maximum_concurrent_rpcs=settings.calls_max
         )
         servicer = self._servicer = Servicer(scorer, arrivals, settings)
-        self._server.add_generic_rpc_handlers((_handlers(servicer),))
+        self._server.add_generic_rpc_handlers((_handlers(servicer, note),))
         self._health = health.HealthServicer(experimental_non_blocking=True)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)

@@ -5,10 +5,12 @@ Owns which roles there are and where each keeps its files. Must not know what a 
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +18,7 @@ from rich.console import Console
 from fraudsvc.supervisor import Change, Role, State, Supervisor
 from fraudsvc.topology import cpu_flags
 
+_MEMORY = Path("/dev/shm")  # noqa: S108 - in memory, so that counting never waits for a disk
 _STYLES = {State.READY: "green", State.WAITING: "red", State.STOPPED: "dim"}
 
 
@@ -29,6 +32,29 @@ class UpOptions:
     pin: bool
     policy: str
     serve_arguments: Sequence[str] = ()
+    console: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def otlp(self) -> str:
+        """Where the console takes spans: a socket that has no file, one for each directory."""
+        digest = hashlib.sha256(str(self.data.absolute()).encode()).hexdigest()
+        return f"unix-abstract:fraudsvc-{digest[:16]}"
+
+    @property
+    def counts_in_memory(self) -> bool:
+        """Whether the roles' counters are files of ours in memory, to be tidied up."""
+        return bool(self.console) and not self.environment.get("FRAUD_METRICS") and _MEMORY.is_dir()
+
+    @property
+    def telling(self) -> dict[str, str]:
+        """Return the environment by which roles tell the console what they do; none without it."""
+        if not self.console:
+            return {}
+        name = self.otlp.partition(":")[2]
+        folder = _MEMORY / name if _MEMORY.is_dir() else self.data / "metrics"
+        given = self.environment.get("FRAUD_METRICS", "") or str(folder)
+        return {"FRAUD_METRICS": given, "OTEL_EXPORTER_OTLP_ENDPOINT": self.otlp}
 
 
 def print_change(change: Change) -> None:
@@ -83,6 +109,7 @@ def roles(options: UpOptions) -> list[Role]:
                 "--ready-file",
                 str(featurizer_ready),
             ],
+            environment=options.telling,
             ready_file=featurizer_ready,
         )
     ]
@@ -94,7 +121,7 @@ def roles(options: UpOptions) -> list[Role]:
             "--public-key", str(data / "key.pub"), "--ready-file", str(ready), "--reflection",
             *cpus, *options.serve_arguments,
         ]  # fmt: skip
-        found.append(Role(f"serve-{i}", argv, ready_file=ready))
+        found.append(Role(f"serve-{i}", argv, options.telling, ready_file=ready))
     if (data / "key").exists():  # without the private key nobody can sign what is learnt
         ready = data / "trainer.ready"
         argv = [
@@ -102,8 +129,20 @@ def roles(options: UpOptions) -> list[Role]:
             "--bundle", str(data / "bundle"), "--key", str(data / "key"),
             "--public-key", str(data / "key.pub"), "--ready-file", str(ready),
         ]  # fmt: skip
-        found.append(Role("trainer", argv, ready_file=ready))
-    return found
+        found.append(Role("trainer", argv, options.telling, ready_file=ready))
+    return found + _console(options, places) if options.console else found
+
+
+def _console(options: UpOptions, places: list[str]) -> list[Role]:
+    """Return the console. A collector that the environment names is its own: it passes on to it."""
+    data, ready = options.data, options.data / "console.ready"
+    argv = [
+        sys.executable, "-m", "fraudsvc", "console", *places,
+        "--read-model", f"sqlite:///{data}/readmodel.sqlite", "--http", options.console,
+        "--otlp", options.otlp, "--ready-file", str(ready),
+    ]  # fmt: skip
+    folder = {"FRAUD_METRICS": options.telling["FRAUD_METRICS"]}
+    return [Role("console", argv, folder, ready_file=ready)]
 
 
 def up(options: UpOptions) -> int:
@@ -117,4 +156,7 @@ def up(options: UpOptions) -> int:
         status.add(change)
         print_change(change)
 
-    return 0 if Supervisor(roles(options), on_change).run() else 1
+    drained = Supervisor(roles(options), on_change).run()
+    if options.counts_in_memory:  # a reader expects resets, and what was counted has been told
+        shutil.rmtree(options.telling["FRAUD_METRICS"], ignore_errors=True)
+    return 0 if drained else 1

@@ -94,13 +94,17 @@ def test_a_generated_table_is_what_the_code_says(name: str, expected: object) ->
 
 
 def test_the_settings_are_those_that_the_commands_read() -> None:
-    code = "".join(path.read_text() for path in ROOT.glob("*/__main__.py"))
+    files = [*ROOT.glob("*/__main__.py"), *ROOT.glob("*/*_command.py")]
+    files.append(ROOT / "featurizer" / "telemetry.py")  # gets the environment from __main__
+    code = "".join(path.read_text() for path in files)
     read = set(re.findall(r'"(FRAUD_[A-Z_]+)"', code))
     rows = re.findall(
         r"^\| `(FRAUD_[A-Z_]+)` \| (?:`(--[a-z-]+)`)? ?\|", between("settings"), re.MULTILINE
     )
     assert {variable for variable, _ in rows} == read
-    helped = "".join(help_of("fraudsvc", command) for command in ("serve", "up", "stream"))
+    helped = "".join(
+        help_of("fraudsvc", command) for command in ("serve", "up", "stream", "console")
+    )
     assert [flag for _, flag in rows if flag and flag not in helped] == []
 
 
@@ -204,6 +208,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     data = tmp_path_factory.mktemp("data")
     command = [
         sys.executable, "-m", "fraudsvc", "up", "--data", str(data), "--address", "127.0.0.1:0",
+        "--console", "127.0.0.1:0",
     ]  # fmt: skip
     with (data / "up.log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)

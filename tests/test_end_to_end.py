@@ -67,6 +67,7 @@ def system(tmp_path: Path, trained: Trained) -> Iterator[System]:
     data, port = data_directory(tmp_path, trained), free_port()
     with process(
         tmp_path / "output", "fraudsvc", "up", "--data", str(data), "--workers", "2",
+        "--console", "127.0.0.1:0",
         "--address", f"127.0.0.1:{port}", "--max-age-days", "0", "--budget-ms", "60000",
     ) as up:  # fmt: skip
         made = System(data, port, up)

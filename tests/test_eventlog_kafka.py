@@ -85,7 +85,7 @@ class Transaction:
         await self._producer.stop()
 
     async def send(self, entries: Sequence[Entry]) -> None:
-        for key, value, origin in messages_of([entries], 1 << 20):
+        for key, value, origin, _ in messages_of([entries], 1 << 20):
             headers = [("o", origin)]
             await self._producer.send_and_wait(self._topic, value, key, 0, headers=headers)
 
@@ -156,9 +156,9 @@ def test_records_of_other_programs_are_damage(settings: KafkaSettings, log: Kafk
     async def send() -> None:
         async with aiokafka.AIOKafkaProducer(bootstrap_servers=settings.bootstrap) as other:
             await other.send_and_wait(topic, b"no header", b"k", 0)
-            for key, value, origin in messages[:2]:  # the third never comes
+            for key, value, origin, _ in messages[:2]:  # the third never comes
                 await other.send_and_wait(topic, value, key, 0, headers=[("o", origin)])
-            key, _, origin = messages[0]
+            key, _, origin, _ = messages[0]
             await other.send_and_wait(topic, None, key, 0, headers=[("o", origin)])
             await other.send_and_wait(topic, b"v", None, 0, headers=[("o", origin)])
 
@@ -177,7 +177,7 @@ def test_records_of_other_programs_are_damage(settings: KafkaSettings, log: Kafk
 def test_a_frame_that_never_ends_is_damage_at_the_end(
     settings: KafkaSettings, log: KafkaEventLog
 ) -> None:
-    [key, value, origin], _ = messages_of([frame(b"0", b"1")], 1 << 20)
+    [key, value, origin, _], _ = messages_of([frame(b"0", b"1")], 1 << 20)
 
     async def send() -> None:
         async with aiokafka.AIOKafkaProducer(bootstrap_servers=settings.bootstrap) as other:

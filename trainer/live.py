@@ -30,7 +30,15 @@ from trainer.observers import Observers, ObserverSettings
 from trainer.reading import Read, read_batch, reporter_hash
 from trainer.rivals import LINEAR
 from trainer.scorecard import scorecard_of
-from trainer.serving import LivePlaces, Moment, Serving, ServingSettings, Standing, Trying
+from trainer.serving import (
+    LivePlaces,
+    Moment,
+    Serving,
+    ServingSettings,
+    Standing,
+    Trying,
+    learnt_until,
+)
 from trainer.telling import (
     ALARMED,
     AUTHOR,
@@ -86,12 +94,14 @@ class LiveTrainer:
         old_frauds: NDArray[np.float32],
         settings: LiveSettings,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        moved: Callable[[int], object] = lambda _: None,
     ) -> None:
+        self._moved = moved
         self._log = log
         self._clock_ms = clock_ms
         self._elapsed = Elapsed(STEP_MAX_MS)
         self._settings = settings
-        self._teller = Teller(log)
+        self._teller = Teller(log, clock_ms)
         serving = ServingSettings(settings.gates, settings.canary, settings.watch, settings.hold_ms)
         self._serving = Serving(places, serving, self._teller, self._now())
         champion = self._serving.champion.content
@@ -112,6 +122,7 @@ class LiveTrainer:
         """Read what is new and act on it; return whether there was anything to read."""
         batch = self._log.read(self._position, READ_BYTES)
         went_on, self._position = batch.next_position != self._position, batch.next_position
+        self._moved(self._position)
         at = self._now()
         if self._is_remembering:
             self._remember(read_batch(batch), at)
@@ -341,7 +352,11 @@ class LiveTrainer:
         self, content: Content, traffic: NDArray[np.float32], more: tuple[Gate, ...], at: Moment
     ) -> tuple[Standing, list[Gate]] | None:
         """Write and judge a content that says from where on the log it was learnt."""
-        place = {"position": self._position, "root": self._serving.root}
+        before = learnt_until(self._serving.champion.content.facts)
+        place = {
+            "position": self._position, "root": self._serving.root, "from_position": before,
+            "end_ms": self._clock_ms(),
+        }  # fmt: skip
         learnt = {**content.facts["learnt"], **place}
         content = replace(content, facts={**content.facts, "learnt": learnt})
         old_frauds = self._learner.old_frauds

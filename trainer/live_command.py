@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from featurizer.adapters import open_log
 from featurizer.eventlog import LogError
 from featurizer.features import FEATURES, SCHEMA_VERSION
+from featurizer.metering import open_meters
 from trainer.bundle import BundleError
 from trainer.canary import CanarySettings
 from trainer.learner import LearnerSettings
@@ -52,10 +53,10 @@ def add_run(
         "--canary-share", type=float, default=0.1, help="of customers, that a canary decides for"
     )
     live.add_argument("--ready-file", type=Path, help="is written once the role is up")
-    live.set_defaults(run=_run)
+    live.set_defaults(run=lambda parsed, _: _run(parsed, environment))
 
 
-def _run(parsed: argparse.Namespace, _: object) -> int:
+def _run(parsed: argparse.Namespace, environment: Mapping[str, str]) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -74,10 +75,12 @@ def _run(parsed: argparse.Namespace, _: object) -> int:
         horizon_bytes=parsed.horizon_mib << 20,
     )
     old = _old_frauds(parsed.old_frauds)
+    folder = environment.get("FRAUD_METRICS", "")
+    meters = open_meters(Path(folder) if folder else None, "trainer")
     log, trainer = open_log(parsed.log), None
     while not stopping:
         if trainer is None:
-            trainer = _begin(log, parsed, shelf, old, settings)
+            trainer = _begin(log, parsed, shelf, old, settings, meters)
             if parsed.ready_file is not None:
                 parsed.ready_file.touch()
         try:
@@ -87,14 +90,18 @@ def _run(parsed: argparse.Namespace, _: object) -> int:
             trainer, idle_s = None, WAIT_S
         time.sleep(idle_s)
     log.close()
+    meters.close()
     return 0
 
 
-def _begin(log, parsed, shelf, old, settings) -> LiveTrainer | None:  # type: ignore[no-untyped-def]
+def _begin(log, parsed, shelf, old, settings, meters) -> LiveTrainer | None:  # type: ignore[no-untyped-def]
     """Begin where there is a bundle to go on from; None where there is none yet."""
     try:
         places = LivePlaces(shelf, parsed.key, read_key(parsed.public_key), SCHEMA_VERSION)
-        return LiveTrainer(log, places, old, settings)
+        return LiveTrainer(
+            log, places, old, settings,
+            moved=lambda position: meters.put("fraud_position", "trainer", value=position),
+        )  # fmt: skip
     except (BundleError, OSError) as error:
         logging.getLogger(__name__).warning("nothing to learn on top of: %s", error)
         return None

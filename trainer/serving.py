@@ -134,14 +134,15 @@ class Serving:
             candidate = self._load(draft)
         except (BundleError, ModelError) as error:
             gates = [*more, Gate("integrity", 0.0, 1.0, False)]
-            self._tell(REFUSED, "", at, str(error), gates=gates)
+            self._tell(REFUSED, "", at, str(error), gates=gates, learnt=_learnt(content))
             return None
         gates = [*more, Gate("integrity", 1.0, 1.0, True)]
         champion = self.champion.bundle
         gates += judge(candidate.bundle, champion, traffic, old_frauds, self._settings.gates)
         if not all(gate.passed for gate in gates):
             shutil.rmtree(draft, ignore_errors=True)
-            self._tell(REFUSED, bundle_id, at, f"gate: {gates[-1].name}", gates=gates)
+            reason = f"gate: {gates[-1].name}"
+            self._tell(REFUSED, bundle_id, at, reason, gates=gates, learnt=_learnt(content))
             return None
         self._places.shelf.place(draft, bundle_id)
         return candidate, gates
@@ -154,7 +155,10 @@ class Serving:
         if self._watch is None or self._watch.is_proven(at.passed_ms):
             self.safe = self.champion
         self._places.shelf.serve(standing.version)
-        self._tell(PROMOTED, standing.version, at, cause, gates=gates, figures=figures)
+        self._tell(
+            PROMOTED, standing.version, at, cause, gates=gates, figures=figures,
+            learnt=_learnt(standing.content),
+        )  # fmt: skip
         self.champion = standing
         self._watch = BundleWatch(self._settings.watch, at.passed_ms)
         self._tidy()
@@ -163,7 +167,10 @@ class Serving:
         """Let a bundle of the shelf decide for a share of the customers, and watch it."""
         share = self._settings.canary.share
         self._places.shelf.try_out(standing.version, share)
-        self._tell(CANARY, standing.version, at, cause, gates=gates, share=share)
+        self._tell(
+            CANARY, standing.version, at, cause, gates=gates, share=share,
+            learnt=_learnt(standing.content),
+        )  # fmt: skip
         watch = BundleWatch(self._settings.watch, at.passed_ms)
         customers = slice_of(standing.version, share)
         self.canary = Trying(standing, customers, watch, cause, self.champion.version)
@@ -350,3 +357,8 @@ def learnt_until(facts: Mapping[str, Any]) -> int:
 def root_of(facts: Mapping[str, Any], bundle_id: str) -> str:
     """Return the bundle that the layers were put on top of; a bundle without is its own."""
     return str(facts.get("learnt", {}).get("root", bundle_id))
+
+
+def _learnt(content: Content) -> Mapping[str, Any] | None:
+    found: Mapping[str, Any] | None = content.facts.get("learnt")
+    return found

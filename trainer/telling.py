@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fraud.v1 import model_event_pb2
@@ -37,11 +37,23 @@ def alarm_message(alarm: Alarm) -> model_event_pb2.Alarm:
     return found
 
 
+def learning_message(learnt: Mapping[str, Any]) -> model_event_pb2.Learning:
+    """Return what a bundle's facts say of the run that made it, as it stands in an event."""
+    found = model_event_pb2.Learning(
+        from_position=learnt["from_position"], until_position=learnt["position"],
+        layers=learnt["layers"],
+    )  # fmt: skip
+    found.start_time.FromMilliseconds(learnt["time_ms"])
+    found.end_time.FromMilliseconds(learnt["end_ms"])
+    return found
+
+
 class Teller:
     """Appends events of models and dead letters of labels. What cannot be told is logged."""
 
-    def __init__(self, log: EventLog) -> None:
+    def __init__(self, log: EventLog, clock_ms: Callable[[], int] = lambda: 0) -> None:
         self._log = log
+        self._clock_ms = clock_ms
 
     def tell(
         self,
@@ -55,8 +67,9 @@ class Teller:
         alarms: Sequence[Alarm] = (),
         figures: Mapping[str, float] | None = None,
         share: float = 0.0,
+        learnt: Mapping[str, Any] | None = None,
     ) -> None:
-        """Put what happened on the log."""
+        """Put what happened on the log, at ``now_ms`` or later; ``learnt`` are a bundle's facts."""
         event = model_event_pb2.ModelEvent(
             change=change, model_version=model_version, previous_version=previous, author=AUTHOR,
             reason=reason, share=share,
@@ -67,7 +80,9 @@ class Teller:
                 for name, value in (figures or {}).items()
             ],
         )  # fmt: skip
-        event.event_time.FromMilliseconds(now_ms)
+        event.event_time.FromMilliseconds(max(now_ms, self._clock_ms()))
+        if learnt is not None and "end_ms" in learnt:
+            event.learning.CopyFrom(learning_message(learnt))
         name = model_event_pb2.ModelChange.Name(change).removeprefix("MODEL_CHANGE_")
         _log.info("%s %s: %s", name, model_version, reason)
         self._append(Entry(Topic.MODELS, 0, event.SerializeToString()))

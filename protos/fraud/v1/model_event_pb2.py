@@ -25,21 +25,23 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66raud/v1/model_event.proto\x12\x08\x66raud.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x02\n\nModelEvent\x12%\n\x06\x63hange\x18\x01 \x01(\x0e\x32\x15.fraud.v1.ModelChange\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x18\n\x10previous_version\x18\x03 \x01(\t\x12.\n\nevent_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61uthor\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12#\n\x05gates\x18\x07 \x03(\x0b\x32\x14.fraud.v1.GateResult\x12\x1f\n\x06\x61larms\x18\x08 \x03(\x0b\x32\x0f.fraud.v1.Alarm\x12!\n\x07\x66igures\x18\t \x03(\x0b\x32\x10.fraud.v1.Figure\x12\r\n\x05share\x18\n \x01(\x01\"H\n\nGateResult\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\r\n\x05limit\x18\x03 \x01(\x01\x12\x0e\n\x06passed\x18\x04 \x01(\x08\"\xb5\x01\n\x05\x41larm\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12.\n\nsince_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x62\x65\x66ore\x18\x05 \x01(\x01\x12\r\n\x05\x61\x66ter\x18\x06 \x01(\x01\x12\x0c\n\x04rows\x18\x07 \x01(\x03\x12\x11\n\tstatistic\x18\x08 \x01(\x01\x12\r\n\x05limit\x18\t \x01(\x01\"%\n\x06\x46igure\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01*\x8f\x03\n\x0bModelChange\x12\x1c\n\x18MODEL_CHANGE_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_CHANGE_PROMOTED\x10\x01\x12\x18\n\x14MODEL_CHANGE_REFUSED\x10\x02\x12\x1c\n\x18MODEL_CHANGE_ROLLED_BACK\x10\x03\x12\x17\n\x13MODEL_CHANGE_PINNED\x10\x04\x12\x19\n\x15MODEL_CHANGE_UNPINNED\x10\x05\x12\x17\n\x13MODEL_CHANGE_CANARY\x10\x06\x12!\n\x1dMODEL_CHANGE_LEARNING_STOPPED\x10\x07\x12!\n\x1dMODEL_CHANGE_LEARNING_RESUMED\x10\x08\x12\x18\n\x14MODEL_CHANGE_ALARMED\x10\t\x12$\n MODEL_CHANGE_REPORTER_DISTRUSTED\x10\n\x12!\n\x1dMODEL_CHANGE_REPORTER_TRUSTED\x10\x0b\x12\x19\n\x15MODEL_CHANGE_MEASURED\x10\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66raud/v1/model_event.proto\x12\x08\x66raud.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd2\x02\n\nModelEvent\x12%\n\x06\x63hange\x18\x01 \x01(\x0e\x32\x15.fraud.v1.ModelChange\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x18\n\x10previous_version\x18\x03 \x01(\t\x12.\n\nevent_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61uthor\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12#\n\x05gates\x18\x07 \x03(\x0b\x32\x14.fraud.v1.GateResult\x12\x1f\n\x06\x61larms\x18\x08 \x03(\x0b\x32\x0f.fraud.v1.Alarm\x12!\n\x07\x66igures\x18\t \x03(\x0b\x32\x10.fraud.v1.Figure\x12\r\n\x05share\x18\n \x01(\x01\x12$\n\x08learning\x18\x0b \x01(\x0b\x32\x12.fraud.v1.Learning\"\xa7\x01\n\x08Learning\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rfrom_position\x18\x03 \x01(\x06\x12\x16\n\x0euntil_position\x18\x04 \x01(\x06\x12\x0e\n\x06layers\x18\x05 \x03(\t\"H\n\nGateResult\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\r\n\x05limit\x18\x03 \x01(\x01\x12\x0e\n\x06passed\x18\x04 \x01(\x08\"\xb5\x01\n\x05\x41larm\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12.\n\nsince_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x62\x65\x66ore\x18\x05 \x01(\x01\x12\r\n\x05\x61\x66ter\x18\x06 \x01(\x01\x12\x0c\n\x04rows\x18\x07 \x01(\x03\x12\x11\n\tstatistic\x18\x08 \x01(\x01\x12\r\n\x05limit\x18\t \x01(\x01\"%\n\x06\x46igure\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01*\xa8\x03\n\x0bModelChange\x12\x1c\n\x18MODEL_CHANGE_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_CHANGE_PROMOTED\x10\x01\x12\x18\n\x14MODEL_CHANGE_REFUSED\x10\x02\x12\x1c\n\x18MODEL_CHANGE_ROLLED_BACK\x10\x03\x12\x17\n\x13MODEL_CHANGE_PINNED\x10\x04\x12\x19\n\x15MODEL_CHANGE_UNPINNED\x10\x05\x12\x17\n\x13MODEL_CHANGE_CANARY\x10\x06\x12!\n\x1dMODEL_CHANGE_LEARNING_STOPPED\x10\x07\x12!\n\x1dMODEL_CHANGE_LEARNING_RESUMED\x10\x08\x12\x18\n\x14MODEL_CHANGE_ALARMED\x10\t\x12$\n MODEL_CHANGE_REPORTER_DISTRUSTED\x10\n\x12!\n\x1dMODEL_CHANGE_REPORTER_TRUSTED\x10\x0b\x12\x19\n\x15MODEL_CHANGE_MEASURED\x10\x0c\x12\x17\n\x13MODEL_CHANGE_LOADED\x10\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fraud.v1.model_event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELCHANGE']._serialized_start=674
-  _globals['_MODELCHANGE']._serialized_end=1073
+  _globals['_MODELCHANGE']._serialized_start=882
+  _globals['_MODELCHANGE']._serialized_end=1306
   _globals['_MODELEVENT']._serialized_start=74
-  _globals['_MODELEVENT']._serialized_end=374
-  _globals['_GATERESULT']._serialized_start=376
-  _globals['_GATERESULT']._serialized_end=448
-  _globals['_ALARM']._serialized_start=451
-  _globals['_ALARM']._serialized_end=632
-  _globals['_FIGURE']._serialized_start=634
-  _globals['_FIGURE']._serialized_end=671
+  _globals['_MODELEVENT']._serialized_end=412
+  _globals['_LEARNING']._serialized_start=415
+  _globals['_LEARNING']._serialized_end=582
+  _globals['_GATERESULT']._serialized_start=584
+  _globals['_GATERESULT']._serialized_end=656
+  _globals['_ALARM']._serialized_start=659
+  _globals['_ALARM']._serialized_end=840
+  _globals['_FIGURE']._serialized_start=842
+  _globals['_FIGURE']._serialized_end=879
 # @@protoc_insertion_point(module_scope)

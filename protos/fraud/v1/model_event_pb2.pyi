@@ -25,6 +25,7 @@ class ModelChange(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODEL_CHANGE_REPORTER_DISTRUSTED: _ClassVar[ModelChange]
     MODEL_CHANGE_REPORTER_TRUSTED: _ClassVar[ModelChange]
     MODEL_CHANGE_MEASURED: _ClassVar[ModelChange]
+    MODEL_CHANGE_LOADED: _ClassVar[ModelChange]
 MODEL_CHANGE_UNSPECIFIED: ModelChange
 MODEL_CHANGE_PROMOTED: ModelChange
 MODEL_CHANGE_REFUSED: ModelChange
@@ -38,9 +39,10 @@ MODEL_CHANGE_ALARMED: ModelChange
 MODEL_CHANGE_REPORTER_DISTRUSTED: ModelChange
 MODEL_CHANGE_REPORTER_TRUSTED: ModelChange
 MODEL_CHANGE_MEASURED: ModelChange
+MODEL_CHANGE_LOADED: ModelChange
 
 class ModelEvent(_message.Message):
-    __slots__ = ("change", "model_version", "previous_version", "event_time", "author", "reason", "gates", "alarms", "figures", "share")
+    __slots__ = ("change", "model_version", "previous_version", "event_time", "author", "reason", "gates", "alarms", "figures", "share", "learning")
     CHANGE_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +53,7 @@ class ModelEvent(_message.Message):
     ALARMS_FIELD_NUMBER: _ClassVar[int]
     FIGURES_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_FIELD_NUMBER: _ClassVar[int]
     change: ModelChange
     model_version: str
     previous_version: str
@@ -61,7 +64,22 @@ class ModelEvent(_message.Message):
     alarms: _containers.RepeatedCompositeFieldContainer[Alarm]
     figures: _containers.RepeatedCompositeFieldContainer[Figure]
     share: float
-    def __init__(self, change: _Optional[_Union[ModelChange, str]] = ..., model_version: _Optional[str] = ..., previous_version: _Optional[str] = ..., event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., author: _Optional[str] = ..., reason: _Optional[str] = ..., gates: _Optional[_Iterable[_Union[GateResult, _Mapping]]] = ..., alarms: _Optional[_Iterable[_Union[Alarm, _Mapping]]] = ..., figures: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., share: _Optional[float] = ...) -> None: ...
+    learning: Learning
+    def __init__(self, change: _Optional[_Union[ModelChange, str]] = ..., model_version: _Optional[str] = ..., previous_version: _Optional[str] = ..., event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., author: _Optional[str] = ..., reason: _Optional[str] = ..., gates: _Optional[_Iterable[_Union[GateResult, _Mapping]]] = ..., alarms: _Optional[_Iterable[_Union[Alarm, _Mapping]]] = ..., figures: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., share: _Optional[float] = ..., learning: _Optional[_Union[Learning, _Mapping]] = ...) -> None: ...
+
+class Learning(_message.Message):
+    __slots__ = ("start_time", "end_time", "from_position", "until_position", "layers")
+    START_TIME_FIELD_NUMBER: _ClassVar[int]
+    END_TIME_FIELD_NUMBER: _ClassVar[int]
+    FROM_POSITION_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_POSITION_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    start_time: _timestamp_pb2.Timestamp
+    end_time: _timestamp_pb2.Timestamp
+    from_position: int
+    until_position: int
+    layers: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., from_position: _Optional[int] = ..., until_position: _Optional[int] = ..., layers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GateResult(_message.Message):
     __slots__ = ("name", "value", "limit", "passed")

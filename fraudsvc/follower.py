@@ -1,0 +1,315 @@
+"""Follows a host's log into the read model: what is kept of it, as rows and as spans.
+
+Owns which decisions are kept and what of the log becomes which row; counts what it sees. What it
+remembers between two reads can be lost: a restart goes on from the position in the read model.
+Must not know SQL nor networks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from fraud.v1 import decision_pb2, label_pb2, model_event_pb2
+
+from featurizer.eventlog import Batch, EventLog, LogError, Topic
+from featurizer.kept import Column, KeepRule, scan
+from featurizer.records import RECORD, Kind
+from featurizer.spans import Context, Span, score_context
+from featurizer.tracing import LINKS_MAX
+from featurizer.worker import records_of
+from fraudsvc.chain_spans import (
+    label_context,
+    span_of_label,
+    spans_of_decision,
+    spans_of_model_event,
+    swap_context,
+)
+from fraudsvc.observations import Observations
+from fraudsvc.readmodel import LOG, REVIEW, Changes, ReadModel, Row
+
+READ_BYTES = 4 << 20
+FRAME_BYTES = 1 << 16
+RECENT_MAX = 1 << 16
+LULL_MS = 5_000
+_log = logging.getLogger(__name__)
+_LOADED = model_event_pb2.MODEL_CHANGE_LOADED
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a follower asks of others.
+
+    ``find`` tells the frame that an id (a hash) is in; ``appends`` how long the appends of frames
+    took, in ns, as far as it is known; ``take`` gets every span that is built.
+    """
+
+    find: Callable[[int], int | None]
+    appends: Callable[[list[int]], Mapping[int, int]]
+    take: Callable[[Span], object]
+    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+
+
+class Logged(NamedTuple):
+    """A decision with the record that it is on."""
+
+    decision: decision_pb2.Decision
+    record: np.void
+    frame: int
+    position: int
+
+    @classmethod
+    def of(cls, batch: Batch, at: int) -> Logged:
+        """Return the decision of an entry; its record is the entry before."""
+        decision = decision_pb2.Decision.FromString(batch.value(at))
+        record = np.frombuffer(batch.value(at - 1), RECORD)[0]
+        return cls(decision, record, int(batch.frames[at]), int(batch.positions[at]))
+
+
+def logged_at(log: EventLog, frame: int, identity: int) -> Logged | None:
+    """Return the decision of a frame by a hash of its request or transaction."""
+    try:
+        batch = log.read(frame, FRAME_BYTES)
+    except LogError:
+        return None
+    for at in np.flatnonzero(batch.frames == frame)[1:].tolist():
+        if batch.topics[at] == Topic.DECISIONS:
+            logged = Logged.of(batch, at)
+            if identity in (logged.record["transaction"], logged.record["request"]):
+                return logged
+    return None
+
+
+class Follower:
+    """Follows ``log``, which ``journal`` names in the read model."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        journal: str,
+        model: ReadModel,
+        rule: KeepRule,
+        observed: Observations,
+        around: Surroundings,
+    ) -> None:
+        self._log = log
+        self._journal = journal
+        self._model = model
+        self._rule = rule
+        self._observed = observed
+        self._around = around
+        self._swaps: dict[str, tuple[str, Context]] = {}  # by scorer: the bundle it took up
+        self._received_ms = 0  # when the last decision was asked for
+        self._is_live = False  # whether what is read now was appended a moment ago
+        self._changes = Changes()
+        # Frames of the newest transactions, in two generations: the store hears of them later.
+        self._recent: dict[int, int] = {}
+        self._older: dict[int, int] = {}
+        self.position = max(model.position(journal) or 0, log.ends()[0])
+
+    def step(self) -> bool:
+        """Take in one read of the log; return whether there is much more to read.
+
+        Raises LogError, ReadModelError: then nothing of it was taken.
+        """
+        oldest = self._log.ends()[0]
+        if self.position < oldest:
+            _log.warning("the log was dropped from %d to %d unread", self.position, oldest)
+            self.position = oldest
+        batch = self._log.read(self.position, READ_BYTES)
+        if batch.next_position == self.position:
+            self._is_live = True
+            return False
+        fresh_from = self._log.ends()[1] - READ_BYTES
+        self._changes, swaps = Changes(), dict(self._swaps)
+        try:
+            self._take(batch)
+            self._model.write(self._changes, LOG, self._journal, batch.next_position)
+        except BaseException:
+            self._swaps = swaps
+            raise
+        self.position = batch.next_position
+        self._is_live = self.position > fresh_from
+        for span in self._changes.spans:
+            self._around.take(span)
+        self._observed.built(len(self._changes.spans))
+        return not self._is_live
+
+    def _take(self, batch: Batch) -> None:
+        """Take in what is to be kept, in the order of the log."""
+        found = scan(batch)
+        self._observed.decisions(found)
+        self._remember(batch)
+        kept = self._rule.keeps(found.rows)
+        frames = batch.frames[found.entries[kept]].tolist()
+        appends = dict(self._around.appends(frames)) if frames else {}
+        rows = {int(entry): i for i, entry in enumerate(found.entries)}
+        wanted = np.isin(batch.topics, (Topic.DECISIONS, Topic.LABELS, Topic.MODELS))
+        for at in np.flatnonzero(wanted).tolist():
+            if batch.topics[at] != Topic.DECISIONS:
+                take = self._label if batch.topics[at] == Topic.LABELS else self._model_event
+                take(batch, at)
+                continue
+            row = found.rows[rows[at]]
+            self._received_ms = int(row[Column.RECEIVED_MS])
+            if kept[rows[at]]:
+                why = self._rule.why(row)
+                self._keep(Logged.of(batch, at), why, appends.get(int(batch.frames[at])))
+            elif self._swaps:
+                self._keep_first(Logged.of(batch, at))
+
+    def _remember(self, batch: Batch) -> None:
+        records, _, frames = records_of(batch)
+        is_payment = records["kind"] == Kind.TRANSACTION
+        records, frames = records[is_payment], frames[is_payment]
+        if len(self._recent) > RECENT_MAX:
+            self._older, self._recent = self._recent, {}
+        self._recent.update(zip(records["transaction"].tolist(), frames.tolist(), strict=True))
+
+    def _frame_of(self, identity: int) -> int | None:
+        for known in (self._recent, self._older):
+            if identity in known:
+                return known[identity]
+        return self._around.find(identity)
+
+    def _keep_first(self, logged: Logged) -> None:
+        """Keep a decision where it is the first by a bundle that its scorer took up."""
+        swap = self._swaps.get(logged.decision.scorer)
+        if swap is not None and swap[0] == logged.decision.assessment.model_version:
+            frame = logged.frame
+            self._keep(logged, "model", self._around.appends([frame]).get(frame))
+
+    def _keep(self, logged: Logged, why: str, append_ns: int | None) -> None:
+        decision, swap = logged.decision, None
+        pending = self._swaps.get(decision.scorer)
+        if pending is not None and pending[0] == decision.assessment.model_version:
+            swap = self._swaps.pop(decision.scorer)[1]
+        self._changes.spans += spans_of_decision(decision, logged.position, append_ns, why, swap)
+        self._changes.decisions.append(row_of_decision(logged, why))
+        self._observed.kept(why)
+
+    def _label(self, batch: Batch, at: int) -> None:
+        """Take in a label, and the decision it is on where that was not kept yet."""
+        label = label_pb2.Label.FromString(batch.value(at))
+        position, label_ms = int(batch.positions[at]), label.label_time.ToMilliseconds()
+        seen_ms = self._time_of(label_ms)
+        decided = self._decision_of(label.transaction_id, int(batch.keys[at]))
+        decision_id = None if decided is None else str(decided["decision_id"])
+        self._changes.labels.append(
+            {
+                "journal": self._journal, "position": position,
+                "transaction_id": label.transaction_id, "decision_id": decision_id,
+                "verdict": label.verdict, "source": label.source, "label_time_ms": label_ms,
+                "seen_ms": seen_ms, "reporter": label.reporter, "note": label.note,
+            }
+        )  # fmt: skip
+        self._observed.label(label.source, label.verdict)
+        if decided is None or decision_id is None:
+            return
+        self._changes.closed.append(decision_id)
+        context = label_context(self._journal, position)
+        call = score_context(str(decided["trace_id"]), decision_id)
+        self._changes.spans.append(
+            span_of_label(label, context, position, call, decision_id, seen_ms * 1_000_000)
+        )
+
+    def _time_of(self, told_ms: int) -> int:
+        """Return about when the entry at hand was appended, which no label says.
+
+        That is when the decision before it was asked for; in a lull, when it is read here.
+        """
+        if self._is_live:
+            now_ms = self._around.now_ms()
+            return self._received_ms if now_ms - self._received_ms < LULL_MS else now_ms
+        return self._received_ms or told_ms
+
+    def _decision_of(self, transaction_id: str, identity: int) -> Row | None:
+        """Return the row of the decision on a transaction; keep it now where it was not."""
+        for row in self._changes.decisions:
+            if row["transaction_id"] == transaction_id:
+                return row
+        found = self._model.decision_of(transaction_id)
+        if found is not None:
+            return found
+        frame = self._frame_of(identity)
+        logged = None if frame is None else logged_at(self._log, frame, identity)
+        if logged is None:
+            return None
+        self._keep(logged, "label", None)
+        return self._changes.decisions[-1]
+
+    def _model_event(self, batch: Batch, at: int) -> None:
+        event = model_event_pb2.ModelEvent.FromString(batch.value(at))
+        run = self._run_of(event.model_version)
+        self._changes.model_events.append(
+            {
+                "journal": self._journal, "position": int(batch.positions[at]),
+                "change": event.change, "model_version": event.model_version,
+                "event_time_ms": event.event_time.ToMilliseconds(), "author": event.author,
+                "body": batch.value(at),
+            }
+        )  # fmt: skip
+        self._observed.model_event(event.change)
+        is_loaded = event.change == _LOADED
+        if run is not None and not is_loaded:
+            return  # what became of a bundle later
+        learnt = event.learning if event.HasField("learning") and not is_loaded else run
+        labels = [] if learnt is None else self._labels_of(learnt)
+        if is_loaded:
+            self._swaps[event.author] = (event.model_version, swap_context(event))
+            loaded_ms = event.event_time.ToMilliseconds()
+            self._observed.swapped([(loaded_ms - each["seen_ms"]) / 1000 for each in labels])
+        contexts = [label_context(self._journal, each["position"]) for each in labels]
+        self._changes.spans += spans_of_model_event(
+            event, contexts[-LINKS_MAX:], len(contexts), learnt is not None
+        )
+
+    def _run_of(self, model_version: str) -> model_event_pb2.Learning | None:
+        """Return the run that learnt a bundle, None where this log has none."""
+        for row in (*self._model.model_events(model_version), *self._changes.model_events):
+            if row["model_version"] == model_version and row["change"] != _LOADED:
+                event = model_event_pb2.ModelEvent.FromString(row["body"])
+                if event.HasField("learning"):
+                    return event.learning
+        return None
+
+    def _labels_of(self, run: model_event_pb2.Learning) -> list[Row]:
+        """Return the joined labels that were new in a run, oldest first."""
+        start, stop = run.from_position, run.until_position
+        fresh = [
+            row
+            for row in self._changes.labels
+            if start <= row["position"] < stop and row["decision_id"] is not None
+        ]
+        return [*self._model.labels_between(self._journal, start, stop), *fresh]
+
+
+def row_of_decision(logged: Logged, why: str) -> Row:
+    """Return a decision's row of the read model.
+
+    The expected loss is probability times amount, in units of the reference currency; without a
+    probability the whole amount is at risk.
+    """
+    decision, told = logged.decision, logged.decision.assessment
+    score = told.score if told.HasField("score") else None
+    at_risk = int(logged.record["amount_ref"]) / 100
+    return {
+        "decision_id": told.decision_id, "position": logged.position, "trace_id": told.trace_id,
+        "receive_time_ms": decision.receive_time.ToMilliseconds(), "outcome": told.outcome,
+        "rung": told.rung, "score": score,
+        "expected_loss": at_risk * (1.0 if score is None else score),
+        "amount_minor": decision.transaction.amount_minor,
+        "currency_code": decision.transaction.currency_code,
+        "transaction_id": decision.transaction.transaction_id,
+        "customer_id": decision.transaction.customer_id,
+        "merchant_id": decision.transaction.merchant.merchant_id,
+        "model_version": told.model_version, "policy_version": told.policy_version,
+        "used_ns": told.time_used.ToNanoseconds(), "kept": why,
+        "codes": json.dumps([reason.code for reason in told.reasons]),
+        "is_open": told.outcome == REVIEW, "body": decision.SerializeToString(deterministic=True),
+    }  # fmt: skip

@@ -1,0 +1,411 @@
+"""One trace from a call to what was learnt from it, every role a process of its own.
+
+Read back from the read model, over HTTP and in the terminal, and from an OpenTelemetry Collector,
+which is not ours: its builder makes one of its OTLP receiver and a file exporter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from fraud.v1 import decision_pb2, label_pb2
+from fraud.v1 import fraud_service_pb2 as pb
+
+from featurizer.eventlog_file import FileEventLog
+from featurizer.kept import KeepRule, scan
+from featurizer.spans import APPEND, ATTRIBUTES, POLICY, REPORT, SCORE, STEPS, Context
+from tests.conftest import (
+    START_S,
+    Connected,
+    Payments,
+    Trained,
+    connected,
+    decisions,
+    free_port,
+    process,
+    until,
+)
+from trainer.signing import public_path
+
+TIMEOUT_S = 10.0
+TRAFFIC, ATTACKS = 400, 12
+COLLECTOR = "OTELCOL"  # names the binary; .ci/run builds it
+CALLER = Context("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7")
+
+
+@contextlib.contextmanager
+def collector(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Run a Collector; yield its endpoint and the file that it writes."""
+    binary = shutil.which(os.environ.get(COLLECTOR, "otelcol"))
+    if binary is None:
+        if os.environ.get("CI"):
+            raise RuntimeError("the OpenTelemetry Collector is not built")
+        pytest.skip("the OpenTelemetry Collector is not built")
+    port, out, config = free_port(), folder / "spans.json", folder / "collector.yaml"
+    settings = {
+        "receivers": {"otlp": {"protocols": {"grpc": {"endpoint": f"127.0.0.1:{port}"}}}},
+        "exporters": {"file": {"path": str(out), "flush_interval": "200ms"}},
+        "service": {
+            "pipelines": {
+                signal: {"receivers": ["otlp"], "exporters": ["file"]}
+                for signal in ("traces", "metrics")
+            },
+            "telemetry": {"metrics": {"level": "none"}},
+        },
+    }
+    config.write_text(json.dumps(settings))
+    with (folder / "collector.log").open("w") as said:
+        running = subprocess.Popen([binary, "--config", str(config)], stdout=said, stderr=said)
+        try:
+            until(lambda: "Everything is ready" in (folder / "collector.log").read_text())
+            yield f"http://127.0.0.1:{port}", out
+        finally:
+            running.terminate()
+            running.wait(TIMEOUT_S)
+
+
+class Told(NamedTuple):
+    """A span, wherever it was read; attributes are ours alone."""
+
+    context: Context
+    parent: str
+    name: str
+    attributes: dict[str, Any]
+    links: tuple[Context, ...]
+    start_ns: int
+    end_ns: int
+
+
+def from_collector(out: Path) -> dict[Context, Told]:
+    """Return the spans in the Collector's file."""
+    found: dict[Context, Told] = {}
+    for line in out.read_text().splitlines():
+        for of_resource in json.loads(line).get("resourceSpans", ()):
+            for span in (s for scope in of_resource["scopeSpans"] for s in scope["spans"]):
+                context = Context(span["traceId"], span["spanId"])
+                attributes = {
+                    each["key"]: next(iter(each["value"].values()))
+                    for each in span.get("attributes", ())
+                }
+                links = tuple(Context(e["traceId"], e["spanId"]) for e in span.get("links", ()))
+                found[context] = Told(
+                    context, span.get("parentSpanId", ""), span["name"], attributes, links,
+                    int(span["startTimeUnixNano"]), int(span["endTimeUnixNano"]),
+                )  # fmt: skip
+    return found
+
+
+def get(port: int, path: str) -> Any:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=TIMEOUT_S) as answer:
+        body = answer.read()
+    return json.loads(body) if "json" in answer.headers["content-type"] else body.decode()
+
+
+def from_console(port: int, trace_id: str) -> dict[Context, Told]:
+    """Return a trace, with what it led to, from the console's API; nothing where it has none."""
+    try:
+        spans = get(port, f"/api/traces/{trace_id}")["spans"]
+    except urllib.error.HTTPError as error:
+        if error.code != 404:
+            raise
+        return {}
+    return {
+        Context(s["trace_id"], s["span_id"]): Told(
+            Context(s["trace_id"], s["span_id"]), s["parent"], s["name"], s["attributes"],
+            tuple(Context(each["trace_id"], each["span_id"]) for each in s["links"]),
+            s["start_ns"], s["end_ns"],
+        )
+        for s in spans
+    }  # fmt: skip
+
+
+def score(client: Connected, payment: Any, traceparent: str = "") -> decision_pb2.Assessment:
+    metadata = (("traceparent", traceparent),) if traceparent else ()
+    request = pb.ScoreRequest(transaction=payment)
+    return client.stub.Score(request, timeout=TIMEOUT_S, metadata=metadata).assessment  # type: ignore[no-any-return]
+
+
+def kept_of(log_folder: Path, rule: KeepRule) -> list[decision_pb2.Decision]:
+    """Return the decisions on a log whose traces the rule keeps."""
+    log = FileEventLog(log_folder, read_only=True)
+    batch = log.read(log.ends()[0], 1 << 30)
+    log.close()
+    found = scan(batch)
+    entries = found.entries[rule.keeps(found.rows)].tolist()
+    return [decision_pb2.Decision.FromString(batch.value(at)) for at in entries]
+
+
+class Parted(NamedTuple):
+    """Spans by their trace, and by the spans that they link to."""
+
+    of_trace: dict[str, list[Told]]
+    linked: dict[Context, list[Told]]
+
+
+def parted(spans: dict[Context, Told]) -> Parted:
+    found = Parted({}, {})
+    for span in spans.values():
+        found.of_trace.setdefault(span.context.trace_id, []).append(span)
+        for each in span.links:
+            found.linked.setdefault(each, []).append(span)
+    return found
+
+
+def are_whole(spans: dict[Context, Told], kept: list[decision_pb2.Decision]) -> bool:
+    found = parted(spans)
+    try:
+        for decision in kept:
+            assert_whole(found, decision)
+    except (AssertionError, ValueError, KeyError) as error:
+        print(error)
+        return False
+    return True
+
+
+def assert_whole(spans: Parted, decision: decision_pb2.Decision) -> None:
+    """A kept decision has its call, its steps below it in order, and what folded it links to it."""
+    told = decision.assessment
+    mine = {span.name: span for span in spans.of_trace[told.trace_id]}
+    call = mine[SCORE]
+    assert call.attributes["fraud.decision.id"] == told.decision_id
+    steps = STEPS if told.model_version else STEPS[:2]
+    names = [*steps, POLICY, APPEND]
+    assert set(names) <= set(mine), (told, set(mine))
+    at_ns = call.start_ns
+    for name in names:
+        span = mine[name]
+        assert span.parent == call.context.span_id
+        assert span.start_ns == at_ns
+        assert span.end_ns >= span.start_ns
+        at_ns = span.end_ns
+    assert at_ns == call.end_ns
+    folded = [s for s in spans.linked.get(call.context, ()) if s.name.startswith("process")]
+    assert folded, f"{told.decision_id} is in no span of a fold"
+    ours = {row.name for row in ATTRIBUTES}
+    for span in (*mine.values(), *folded):
+        assert {name for name in span.attributes if name.startswith("fraud.")} <= ours, span
+
+
+class System(NamedTuple):
+    """``up`` with a console and a trainer, and where it keeps its data."""
+
+    data: Path
+    port: int
+    console: int
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    with collector(tmp_path) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def running(folder: Path, trained: Trained) -> Iterator[System]:
+    data = folder / "data"
+    data.mkdir()
+    shutil.copytree(trained.bundle_path, data / "bundle")
+    shutil.copy(trained.key_path, data / "key")
+    shutil.copy(public_path(trained.key_path), data / "key.pub")
+    with process(
+        folder / "output", "fraudsvc", "up", "--data", str(data), "--address", "127.0.0.1:0",
+        "--console", "127.0.0.1:0", "--max-age-days", "0", "--budget-ms", "60000",
+    ) as up:  # fmt: skip
+        for name in ("serve-0", "console"):
+            up.wait_for(data / f"{name}.ready")
+        until((data / "trainer.ready").exists, "the trainer", START_S)
+        ports = [int((data / f"{name}.ready").read_text()) for name in ("serve-0", "console")]
+        yield System(data, *ports)
+        assert up.stop() == 0
+
+
+def attack(payments: Payments, number: int) -> Any:
+    return payments.one(
+        customer_id=f"mule-{number}", amount_minor=2_600 + number, currency_code="EUR",
+        channel=1, cvv_result=1,
+    )  # fmt: skip
+
+
+def learn(client: Connected, payments: Payments) -> tuple[list[str], str]:
+    """Score traffic and an attack, label it, and wait for what was learnt.
+
+    Returns the decisions that were labelled, and the model that decides afterwards.
+    """
+    with_parent = attack(payments, 0)
+    answers = [score(client, payments.one()) for _ in range(TRAFFIC)]
+    attacks = [with_parent, *(attack(payments, number) for number in range(1, ATTACKS))]
+    told = [score(client, each, CALLER.traceparent()) for each in attacks[:1]]
+    told += [score(client, each) for each in attacks[1:]]
+    for each in attacks:
+        label = payments.label(each.transaction_id)
+        label.verdict, label.source = label_pb2.VERDICT_FRAUD, label_pb2.LABEL_SOURCE_ANALYST
+        client.stub.ReportLabels(pb.ReportLabelsRequest(labels=[label]), timeout=TIMEOUT_S)
+    first = answers[0].model_version
+
+    def changed() -> str:
+        version = score(client, payments.one()).model_version
+        return version if version != first else ""
+
+    return [each.decision_id for each in told], until(changed, "another model", 90.0)
+
+
+def test_every_kept_decision_has_its_whole_trace_here_and_in_a_collector(
+    tmp_path: Path,
+    trained: Trained,
+    exported: tuple[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    endpoint, out = exported
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+    monkeypatch.setenv("FRAUD_TRACE_SHARE", "0.2")
+    monkeypatch.delenv("FRAUD_METRICS", raising=False)
+    with running(tmp_path, trained) as system:
+        with connected(system.port) as client:
+            labelled, model = learn(client, Payments())
+        kept = kept_of(system.data / "log", KeepRule(share=0.2))
+        assert len(kept) > 0.1 * TRAFFIC
+
+        # A console is a moment behind, and a Collector behind that.
+        until(lambda: are_whole(from_collector(out), kept), "the Collector")
+        for decision in kept:
+            spans = from_console(system.console, decision.assessment.trace_id)
+            assert_whole(parted(spans), decision)
+        for told in (from_collector(out), None):
+            assert_chain(system, labelled[0], model, told)
+        assert_looked_at(system, labelled[0], kept)
+        assert_metrics(system, out)
+
+
+def assert_chain(
+    system: System, decision_id: str, model: str, spans: dict[Context, Told] | None
+) -> None:
+    """From the call over label, training, gate and swap to the next decision, by links."""
+    row = get(system.console, f"/api/decisions/{decision_id}")
+    if spans is None:
+        spans = from_console(system.console, row["trace_id"])
+    [call] = [s for s in spans.values() if s.attributes.get("fraud.decision.id") == decision_id
+              and s.name == SCORE]  # fmt: skip
+    assert call.parent == CALLER.span_id
+    assert call.context.trace_id == CALLER.trace_id
+    [label] = [s for s in spans.values() if s.name == REPORT and call.context in s.links]
+    train = next(
+        s
+        for s in spans.values()
+        if s.name == "train" and label.context in s.links and s.context.trace_id != CALLER.trace_id
+    )
+    below = {s.name: s for s in spans.values() if s.parent == train.context.span_id}
+    assert set(below) == {"gate", "swap"}
+    assert train.attributes["fraud.change"] == "promoted"
+    assert below["gate"].attributes["fraud.gates"]
+    assert below["swap"].attributes["fraud.model.version"] == model
+    following = [s for s in spans.values() if below["swap"].context in s.links]
+    assert [s.name for s in following] == [SCORE]
+    assert following[0].attributes["fraud.model.version"] == model
+
+
+def assert_looked_at(system: System, decision_id: str, kept: list[decision_pb2.Decision]) -> None:
+    """The API pages, the terminal draws, and what is not kept is drawn from the log."""
+    seen: list[str] = []
+    after = ""
+    while True:
+        page = get(system.console, f"/api/decisions?limit=7&after={after}")
+        seen += [each["decision_id"] for each in page["decisions"]]
+        if not (after := page["after"]):
+            break
+    assert len(seen) == len(set(seen)), "no row twice"
+    assert {d.assessment.decision_id for d in kept} <= set(seen)
+    queue = get(system.console, "/api/decisions?order=expected_loss")["decisions"]
+    losses = [each["expected_loss"] for each in queue]
+    assert losses == sorted(losses, reverse=True)
+    row = get(system.console, f"/api/decisions/{decision_id}")
+    assert [each["decision_id"] for each in row["labels"]] == [decision_id]
+    for path, status in (("/api/decisions/none", 404), ("/api/decisions?limit=x", 400)):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            get(system.console, path)
+        assert caught.value.code == status
+    drawn = trace_command(system, decision_id)
+    for name in (*STEPS, POLICY, APPEND, REPORT, "train", "gate", "swap"):
+        assert name in drawn
+    log = FileEventLog(system.data / "log", read_only=True)
+    ids = {d.assessment.decision_id for d in decisions(log).values()}
+    log.close()
+    assert "snapshot" in trace_command(system, min(ids - set(seen)))
+
+
+def trace_command(system: System, decision_id: str) -> str:
+    data = system.data
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "fraudsvc", "trace", decision_id, "--log", f"file://{data}/log",
+            "--store", f"lmdb://{data}/store", "--read-model", f"sqlite:///{data}/readmodel.sqlite",
+        ],
+        check=True, capture_output=True, text=True, timeout=START_S,
+    )  # fmt: skip
+    return done.stdout
+
+
+def assert_metrics(system: System, out: Path) -> None:
+    """Prometheus' text and OTLP say what was done; nobody is far behind."""
+    assert get(system.console, "/healthz")["status"] == "ok"
+    text = get(system.console, "/metrics")
+    log = FileEventLog(system.data / "log", read_only=True)
+    made = len(decisions(log))
+    log.close()
+
+    def value(pattern: str) -> float:
+        return sum(float(each) for each in re.findall(rf"^{pattern} (\S+)$", text, re.MULTILINE))
+
+    assert value(r'fraud_calls_total\{code="OK",method="Score"\}') == made
+    assert value(r"fraud_decisions_total\{[^}]*\}") == made
+    assert value("fraud_append_seconds_count") == made + ATTACKS  # each label is one, too
+    assert value(r'fraud_labels_total\{source="analyst",verdict="fraud"\}') == ATTACKS
+    assert value("fraud_label_to_serving_seconds_count") > 0
+    assert value(r'fraud_spans_total\{what="dropped"\}') == 0
+    assert value(r'fraud_spans_total\{what="received"\}') > 0
+    until(lambda: "fraud_decisions_total" in out.read_text(), "metrics by OTLP")
+
+
+def test_a_console_made_anew_from_the_log_has_the_same_decisions(
+    tmp_path: Path, trained: Trained
+) -> None:
+    with running(tmp_path, trained) as system, connected(system.port) as client:
+        payments = Payments()
+        for _ in range(60):
+            score(client, payments.one())
+        until(lambda: get(system.console, "/healthz")["behind_bytes"] == 0)
+        until(lambda: get(system.console, "/api/decisions?limit=500")["decisions"], "decisions")
+        before = get(system.console, "/api/decisions?limit=500")["decisions"]
+    data = system.data
+    with process(
+        tmp_path / "again", "fraudsvc", "console", "--log", f"file://{data}/log",
+        "--store", f"lmdb://{data}/store", "--read-model", f"sqlite:///{data}/readmodel.sqlite",
+        "--http", "127.0.0.1:0", "--otlp", "", "--ready-file", str(data / "again"), "--rebuild",
+    ) as console:  # fmt: skip
+        console.wait_for(data / "again")
+        port = int((data / "again").read_text())
+        until(lambda: get(port, "/api/decisions?limit=500")["decisions"] == before, "the same")
+
+
+def test_what_is_unknown_is_said_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    unknown = "0f8fad5b-d9cb-869f-a165-70867728950e"
+    for more in ([unknown], ["no-id"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "fraudsvc", "trace", *more, "--log", f"file://{tmp_path}/log",
+             "--read-model", f"sqlite:///{tmp_path}/none.sqlite"],
+            check=False, capture_output=True, text=True, timeout=START_S,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
