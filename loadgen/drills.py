@@ -86,7 +86,7 @@ DRILLS: Final[dict[str, Drill]] = {
               "when up has started another", faults.kill("trainer"), plan=Plan(trainer=True)),
         Drill("zombie", "the featurizer hangs, and goes on later", HALF,
               (*_UNHARMED, "fresh_without"), "when it goes on", faults.pause("featurizer")),
-        Drill("disk-full", "the log's disk is full to the last byte", HALF, _BACK,
+        Drill("disk-full", "the log's disk is full to the last byte", HALF, ("refuses", *_BACK),
               "when there is room again", faults.fill_disk, plan=Plan(log_disk_mib=192)),
         Drill("poison", "calls that must be refused, among good ones", HALF,
               (*_UNHARMED, "says_why"), "after its time", faults.poison, 2.0, 5.0),

@@ -170,6 +170,7 @@ def figures(calls: Sequence[Call], fault: Fault | None) -> dict[str, float]:
         "answered": float(len(ok)),
         "shed": float(len(shed)),
         "failed": float(accepted - len(ok) - timed_out),
+        "unavailable": float(sum(call.status == "UNAVAILABLE" for call in calls)),
         "failed_outside": float(sum(call.failed for call in outside)),
         "timed_out_share": timed_out / len(calls) if calls else 0.0,
         "in_time_accepted": _share([c for c in calls if not c.shed]),
