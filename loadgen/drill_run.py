@@ -25,7 +25,7 @@ from loadgen import timeline
 from loadgen.client import connect, get_decision_method
 from loadgen.drills import Drill
 from loadgen.driver import Driver, DriveSettings, Landed, Prepared
-from loadgen.faults import Fault, Scene
+from loadgen.faults import CALL_S, PAUSE_S, Fault, Scene
 from loadgen.objectives import Objective, Verdict, judge
 from loadgen.pacing import NS
 from loadgen.system import RoleError, System, UnfitError
@@ -39,7 +39,7 @@ SETTLE_S: Final = 7.0  # after a fault: to recover in 5 s, and to show it for 2
 FAULT_S_MAX: Final = 300.0
 RATE_MIN: Final = 5.0
 READ_BACK_MAX: Final = 20_000
-READ_TRIES: Final = 5
+READ_RETRY_S: Final = 10.0  # reads that were shed or failed are tried again until then
 PROBES: Final = 40
 SHOWN_S: Final = 0.5
 
@@ -282,8 +282,10 @@ class DrillRun:
         ids = [call.decision_id for call in self._calls if call.decision_id]
         step = max(1, -(-len(ids) // READ_BACK_MAX))
         ids = ids[::step]
+        end_s = time.monotonic() + READ_RETRY_S
+        read = partial(_is_there, get_decision_method(channel), end_s)
         with ThreadPoolExecutor(4) as pool:
-            there = list(pool.map(partial(_is_there, get_decision_method(channel)), ids))
+            there = list(pool.map(read, ids))
         return len(ids), there.count(False)
 
 
@@ -291,16 +293,15 @@ def _at_once() -> bool:
     return True
 
 
-def _is_there(method: Callable[..., Any], decision_id: str) -> bool:
-    """Whether the service gives a decision back; shed and failed reads are tried again."""
+def _is_there(method: Callable[..., Any], end_s: float, decision_id: str) -> bool:
+    """Whether the service gives a decision back; others than "not found" are asked until then."""
     request = fraud_service_pb2.GetDecisionRequest(decision_id=decision_id)
-    for tried in range(READ_TRIES):
+    while True:
         try:
-            response = method(request, timeout=CONNECT_S, wait_for_ready=True)
+            response = method(request, timeout=CALL_S, wait_for_ready=True)
         except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.NOT_FOUND:
+            if error.code() is grpc.StatusCode.NOT_FOUND or time.monotonic() > end_s:
                 return False
-            time.sleep(0.1 * 2**tried)
+            time.sleep(PAUSE_S)
         else:
             return bool(response.decision.assessment.decision_id == decision_id)
-    return False
