@@ -9,7 +9,7 @@ SETUP_STAMP := .venv/.setup
 PIP := $(PY) -m pip --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check lint test demo bench torture stubs requirements
+.PHONY: help setup check lint test demo bench adaptation drills torture stubs requirements
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
@@ -49,6 +49,12 @@ demo: setup ## make a world, train, start every role, score; KEEP=1 leaves it ru
 
 bench: setup ## measure every stated speed, into bench.json; ONLY="model kernel" picks some
 	@$(PY) -m tests.bench $(ONLY)
+
+adaptation: setup ## how fast a new attack is caught, beside other systems; ARGS="--seeds 2"
+	@$(PY) -m tests.adaptation $(ARGS)
+
+drills: setup ## load and faults against every role, a verdict each; ARGS="--json out.json"
+	@$(PY) -m loadgen drill all --quick --report build/drills.html $(ARGS)
 
 torture: setup ## kill things under traffic and check the log; ARGS="--rounds 8 --store redis"
 	@$(PY) -m tests.torture $(ARGS)

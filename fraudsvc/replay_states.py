@@ -30,7 +30,7 @@ _MARKS = int(Flag.UNUSUAL) | int(Flag.HAS_NORM)
 # How far behind the end of what was read folding stays, so that a decision that was appended late
 # still finds the states it had seen.
 LOOK_BACK_BYTES = 1 << 20
-REBUILT_AT_ONCE = 256
+REBUILT_AT_ONCE = 1_024
 
 
 class Case(NamedTuple):
@@ -193,6 +193,8 @@ class Rebuilt:
         self._mates: dict[int, list[tuple[NDArray[np.void], int]]] = {}
         self._parts: list[tuple[NDArray[np.void], NDArray[np.int64]]] = []
         self._space = _space()
+        # Where the records of each key are, made once when the log is in.
+        self._places: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
     @property
     def lines(self) -> NDArray[np.float64]:
@@ -231,9 +233,10 @@ class Rebuilt:
         if not needs:
             return found
         records, positions = self.records()
-        keys = np.unique(np.array([need.key for need in needs], np.int64))
-        starts, places = _by_key(records, keys)
-        numbers = np.searchsorted(keys, np.array([need.key for need in needs], np.int64))
+        if self._places is None:
+            self._places = _by_key(records, self._keys)
+        starts, places = self._places
+        numbers = np.searchsorted(self._keys, np.array([need.key for need in needs], np.int64))
         table = np.stack(
             [numbers, *(np.array([n[c] for n in needs], np.int64) for c in (1, 3))], axis=1
         )

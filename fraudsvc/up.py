@@ -6,6 +6,7 @@ Owns which roles there are and where each keeps its files. Must not know what a 
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -67,6 +68,30 @@ def print_change(change: Change) -> None:
     Console(stderr=True, highlight=False).print(text)
 
 
+class StatusFile:
+    """Keeps a file that says each role's state, pid and restarts, for whoever looks from outside.
+
+    It is replaced as a whole with each change, so a reader never meets half of one. A disk that
+    takes no file must not end the roles: then it is old.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._roles: dict[str, dict[str, object]] = {}
+
+    def add(self, change: Change) -> None:
+        """Take in one change."""
+        self._roles[change.role] = {
+            "state": change.state.value, "pid": change.pid, "restarts": change.restarts
+        }  # fmt: skip
+        partial = self._path.with_suffix(".partial")
+        try:
+            partial.write_text(json.dumps(self._roles, indent=2) + "\n")
+            partial.replace(self._path)
+        except OSError as error:
+            Console(stderr=True).print(f"{self._path} is old: {error}", markup=False)
+
+
 def roles(options: UpOptions) -> list[Role]:
     """Return the roles of embedded mode."""
     data = options.data
@@ -125,9 +150,13 @@ def up(options: UpOptions) -> int:
     options.data.mkdir(parents=True, exist_ok=True)
     if options.workers > 1 and options.address.endswith(":0"):
         raise ValueError("several workers share one port: --address needs its number")
-    drained = Supervisor(roles(options), print_change).run()
-    if (
-        options.counts_in_memory
-    ):  # what was counted is told while roles run; a reader expects resets
+    status = StatusFile(options.data / "roles.json")
+
+    def on_change(change: Change) -> None:
+        status.add(change)
+        print_change(change)
+
+    drained = Supervisor(roles(options), on_change).run()
+    if options.counts_in_memory:  # a reader expects resets, and what was counted has been told
         shutil.rmtree(options.telling["FRAUD_METRICS"], ignore_errors=True)
     return 0 if drained else 1

@@ -1,4 +1,4 @@
-"""The command line: `python -m loadgen world | drive | replay`.
+"""The command line: `python -m loadgen world | drive | replay | drill`.
 
 Owns the arguments and what is printed. Must not know how anything is made or measured.
 """
@@ -11,6 +11,9 @@ import datetime
 import gc
 import itertools
 import json
+import os
+import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,11 +26,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from loadgen.campaigns import PLANS, Mix
 from loadgen.client import TargetUnreachableError, connect
 from loadgen.columns import SCHEMA
+from loadgen.drill_command import DrillOptions, Session, chosen
+from loadgen.drill_page import page
+from loadgen.drill_run import Progress as DrillProgress
+from loadgen.drill_run import Result, RunSettings
+from loadgen.drill_runs import add_runs, last_run
+from loadgen.drills import DRILLS, STRETCH
+from loadgen.drills_report import list_table, live, result_view, summary_table
 from loadgen.driver import Driver, DriveSettings, Prepared, prepare
 from loadgen.history import HistoryWriter
 from loadgen.replay import Replayer, ReplaySettings
 from loadgen.report import AnswerWriter, problem_lines, summary
 from loadgen.rows import DAY_MS, HistoryRow, Span, read_rows, table_rows, to_ms
+from loadgen.system import RoleError
 from loadgen.tally import Snapshot
 from loadgen.world import World, WorldSettings
 
@@ -195,6 +206,63 @@ def _run_replay(args: argparse.Namespace, console: Console) -> int:
     return FAILED if replayer.problem_count else 0
 
 
+@contextlib.contextmanager
+def _ended_by_exit() -> Iterator[None]:
+    """Let SIGTERM end the block by an exception, so that what it started is stopped too."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run_drill(args: argparse.Namespace, console: Console) -> int:
+    if args.name == "list":
+        Console().print(list_table(DRILLS.values()))
+        return 0
+    settings = RunSettings(1.0 if args.quick else STRETCH, args.seed)
+    options = DrillOptions(
+        chosen(args.name), args.home, settings, args.target or "", args.data,
+        tuple(args.bundle), args.key,
+    )  # fmt: skip
+    gc.collect()
+    gc.freeze()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    kept = args.home / "runs.jsonl"
+    time_text = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    results: list[Result] = []
+    with _ended_by_exit(), Live(console=console, auto_refresh=False, transient=True) as shown:
+
+        def on_progress(progress: DrillProgress) -> None:
+            if console.is_terminal:
+                shown.update(live(progress), refresh=True)
+
+        for result in Session(options, on_progress, console.print).results():
+            before = last_run(kept, result.drill.name, args.quick)
+            console.print(result_view(result, before))
+            results.append(result)
+            add_runs(kept, [_drill_facts(result, time_text, args)])
+    console.print(summary_table(results))
+    return _report_drills(results, time_text, args)
+
+
+def _drill_facts(result: Result, time_text: str, args: argparse.Namespace) -> dict[str, object]:
+    return result.to_json() | {"time": time_text, "quick": args.quick, "seed": args.seed}
+
+
+def _report_drills(results: Sequence[Result], time_text: str, args: argparse.Namespace) -> int:
+    """Write what was asked for; return the exit status."""
+    command = shlex.join(["python", "-m", "loadgen", *sys.argv[1:]])
+    passed = all(result.passed for result in results)
+    facts = {"command": command, "seed": str(args.seed), "time": time_text,
+             "cores": str(os.cpu_count())}  # fmt: skip
+    runs = [_drill_facts(result, time_text, args) for result in results]
+    _write_json(args.json, {**facts, "passed": passed, "drills": runs})
+    if args.report is not None:
+        args.report.write_text(page(results, facts))
+    return 0 if passed else FAILED
+
+
 def _add_world(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--days", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True, help="Parquet, or CSV by its ending")
@@ -260,12 +328,31 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run_replay)
 
 
+def _add_drill(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="of a drill; or all, or list")
+    parser.add_argument("--quick", action="store_true", help="a sixth of the time")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the results there, - for standard output")
+    parser.add_argument("--report", type=Path, metavar="HTML", help="write a page with plots there")
+    parser.add_argument("--target", metavar="HOST:PORT", help="a service that runs; start none")
+    parser.add_argument("--data", type=Path, help="its data folder, for faults of its roles")
+    parser.add_argument(
+        "--home", type=Path, default=Path("build/drills"), help="keeps models and earlier runs"
+    )
+    parser.add_argument(
+        "--bundle", type=Path, action="append", default=[], help="a model to use, twice; with --key"
+    )
+    parser.add_argument("--key", type=Path, help="private key of the bundles, KEY.pub beside it")
+    parser.set_defaults(run=_run_drill)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; each sets ``run``."""
     parser = argparse.ArgumentParser(prog="loadgen", description="A world to score, and a driver.")
     commands = parser.add_subparsers(required=True)
     _add_world(commands.add_parser("world", help="write a history with ground truth"))
     _add_drive(commands.add_parser("drive", help="load on a scorer, and its latency"))
+    _add_drill(commands.add_parser("drill", help="load, a fault, and a verdict per objective"))
     _add_replay(commands.add_parser("replay", help="send a history in its own order"))
     return parser
 
@@ -276,7 +363,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         code: int = args.run(args, console)
-    except (ValueError, OSError, TargetUnreachableError) as error:
+    except (ValueError, OSError, TargetUnreachableError, RoleError) as error:
         print(f"loadgen: {error}", file=sys.stderr)
         return BAD_ARGUMENT
     return code

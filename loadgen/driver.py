@@ -11,13 +11,13 @@ import itertools
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
 import grpc
-from fraud.v1 import fraud_service_pb2, transaction_pb2
+from fraud.v1 import decision_pb2, fraud_service_pb2, transaction_pb2
 
 from loadgen.client import score_method
 from loadgen.pacing import NS, Arrivals, due_times_ns, wait_until
@@ -30,6 +30,18 @@ class Prepared(NamedTuple):
 
     rest: bytes
     is_fraud: bool | None
+
+
+class Landed(NamedTuple):
+    """One call that ended: when it was due (s after the start), and what came of it.
+
+    ``latency_us`` starts when it was due; ``assessment`` is None where ``status`` is not OK.
+    """
+
+    due_s: float
+    latency_us: int
+    status: grpc.StatusCode
+    assessment: decision_pb2.Assessment | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +123,10 @@ def _varint(value: int) -> bytes:
 class Driver:
     """One run against open channels; ``run`` may be called once.
 
+    With ``due_ns``, ascending ns after the start, those are the calls, and not the settings' rate;
+    each is asked for when the one before is sent, so it may depend on what happened. ``on_call``
+    is called for every call that ended, in whatever thread saw it end.
+
     Workers take turns: one waits for the next due time while the others wait for answers or for
     their turn, and sends by itself, so that nothing is handed over between due time and call.
     When every other worker waits for an answer, calls are sent without waiting (``future``), so
@@ -128,12 +144,16 @@ class Driver:
         channels: Sequence[grpc.Channel],
         requests: Sequence[Prepared],
         settings: DriveSettings,
+        due_ns: Iterable[int] | None = None,
+        on_call: Callable[[Landed], None] | None = None,
     ) -> None:
         if not requests:
             raise ValueError("there is nothing to send")
         self._methods = [score_method(channel) for channel in channels]
         self._requests = requests
         self._settings = settings
+        self._due_ns = due_ns
+        self._on_call = on_call
         self._tally = Tally()
         self._stop = threading.Event()
         self._finished = threading.Event()
@@ -170,14 +190,16 @@ class Driver:
     def _elapsed_s(self) -> float:
         return (time.perf_counter_ns() - self._counted_from_ns) / NS
 
-    def _due_times(self) -> list[int]:
+    def _due_times(self) -> Iterable[int]:
         settings = self._settings
+        if self._due_ns is not None:
+            return self._due_ns
         seconds = settings.warmup_s + settings.seconds
         offsets = due_times_ns(settings.rate_per_s, seconds, settings.arrivals, settings.seed)
         times: list[int] = offsets.tolist()
         return times
 
-    def _open_times(self, offsets_ns: Sequence[int]) -> Iterator[tuple[int, int]]:
+    def _open_times(self, offsets_ns: Iterable[int]) -> Iterator[tuple[int, int]]:
         return ((number, self._begin_ns + offset) for number, offset in enumerate(offsets_ns))
 
     def _closed_times(self) -> Iterator[tuple[int, int]]:
@@ -268,7 +290,21 @@ class Driver:
         if due_ns >= self._counted_from_ns:
             latency_us = (time.perf_counter_ns() - due_ns) // 1000
             self._tally.scored(latency_us, response.assessment, is_fraud)
+            self._tell(due_ns, latency_us, grpc.StatusCode.OK, response.assessment)
 
     def _failed(self, due_ns: int, status: grpc.StatusCode) -> None:
         if due_ns >= self._counted_from_ns:
-            self._tally.failed((time.perf_counter_ns() - due_ns) // 1000, status)
+            latency_us = (time.perf_counter_ns() - due_ns) // 1000
+            self._tally.failed(latency_us, status)
+            self._tell(due_ns, latency_us, status, None)
+
+    def _tell(
+        self,
+        due_ns: int,
+        latency_us: int,
+        status: grpc.StatusCode,
+        assessment: decision_pb2.Assessment | None,
+    ) -> None:
+        if self._on_call is not None:
+            due_s = (due_ns - self._begin_ns) / NS
+            self._on_call(Landed(due_s, latency_us, status, assessment))

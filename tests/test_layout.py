@@ -37,7 +37,6 @@ CLIENTS: dict[str, tuple[str, ...]] = {
     "catboost": ("trainer/train.py", "trainer/residual.py"),
     "cel": ("fraudsvc/policy_cel.py",),
     "cryptography": ("trainer/signing.py",),
-    "plotly": ("fraudsvc/backtest_page.py",),
     "google_crc32c": ("featurizer/frames.py",),
     "grpc": (
         "fraudsvc/server.py",
@@ -62,6 +61,7 @@ CLIENTS: dict[str, tuple[str, ...]] = {
         "fraudsvc/demo*.py",
         "loadgen/*.py",
     ),
+    "plotly": ("fraudsvc/backtest_page.py", "loadgen/drill_page.py"),
     "redis": ("featurizer/redis_nodes.py",),
     # Three kinds of thing, of which a role may need one without the others.
     "river": ("trainer/challengers.py", "trainer/drift.py", "trainer/running_metrics.py"),

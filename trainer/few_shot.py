@@ -1,11 +1,13 @@
 """Owns learning an expert (T1) from a few frauds that the champion missed. Must not know CatBoost.
 
-Features are taken as the normal scores of their ranks in recent traffic (``traffic``). A linear
-discriminant (Fisher, 1936) between a group of frauds and the traffic gives the weights: covariance
-from the traffic, spread of the frauds from a broad prior and what they show, difference of means
-shrunk by its own noise (nearest shrunken centroids: Tibshirani et al., 2002). The thresholds are
-quantiles of the traffic itself, so that no more than a stated share of it gets a boost, whatever
-was learnt.
+A feature is read in two ways: as the normal score of its rank in recent traffic (``traffic``),
+which tells high from low, and as how much likelier its cell is among the frauds than in traffic,
+which tells codes apart. The second is learnt from the frauds themselves, so each fraud is read by
+what the others say. A linear discriminant (Fisher, 1936) between a group of frauds and the traffic
+gives the weights: covariance from the traffic, spread of the frauds from a broad prior and what
+they show, difference of means shrunk by its own noise (nearest shrunken centroids: Tibshirani et
+al., 2002). The thresholds are quantiles of the traffic itself, so that no more than a stated share
+of it gets a boost, whatever was learnt.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from trainer.expert import (
     BOOST_MAX,
+    CELLS,
     DISCRIMINANTS,
     EXPERT_FEATURES_MAX,
     Expert,
@@ -32,7 +35,10 @@ FRAUDS_MAX = 512
 GROUPED_MIN = 12  # fewer frauds are one group
 _CANDIDATES = 64
 _NOISE = 1.5  # standard errors that a difference of means is shrunk by
+_FLOOR = 1e-3  # of a variance
+_RARE = 1e-4  # share of traffic at least in a cell that nobody was seen in
 _GAIN_MIN = 0.01  # a feature that adds less of the squared distance so far is left out
+_ENOUGH = 25.0  # squared distance beyond which a share of it would leave out what still tells
 _GROUP_ROUNDS = 5
 _BETTER = 0.03  # of the frauds, a further group must catch more
 
@@ -66,12 +72,21 @@ class ExpertSettings:
 class _Card(NamedTuple):
     """A scorecard being made, of one group of frauds.
 
-    ``features`` int64[f], ``weights`` float64[f]; ``usual`` is the median score of its frauds.
+    ``features`` int64[f]; ``terms`` float64[f, CELLS]; ``usual`` is the median
+    score of its frauds, each by what was learnt from the others.
     """
 
     features: NDArray[np.int64]
-    weights: NDArray[np.float64]
+    terms: NDArray[np.float64]
     usual: float
+
+    def score(self, cells: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Return the scores float64[k] of cells uint8[n, k]."""
+        pairs = zip(self.features.tolist(), self.terms, strict=True)
+        total: NDArray[np.float64] = sum(
+            (terms[cells[feature]] for feature, terms in pairs), np.zeros(cells.shape[1])
+        )
+        return total
 
 
 def fit_expert(
@@ -79,10 +94,12 @@ def fit_expert(
     traffic: Traffic,
     good: NDArray[np.float32] | None,
     settings: ExpertSettings,
+    good_among: int | None = None,
 ) -> Expert | None:
     """Return an expert for frauds float32[k, n] that the champion missed, k >= 1, newest last.
 
-    ``good`` float32[g, n] are payments known to be good, best those that an expert boosted. None
+    ``good`` float32[g, n] are payments known to be good, best those that an expert boosted: all
+    that are known among ``good_among`` payments, or all there are where that is None. None
     where no group of the frauds stands out from the traffic beyond the cap. Of more than
     FRAUDS_MAX frauds the newest count. Raises ExpertError where the arrays do not fit.
     """
@@ -94,31 +111,39 @@ def fit_expert(
             raise ExpertError(f"{name} of shape {rows.shape} beside traffic of {width} features")
     if not len(frauds):
         raise ExpertError("no frauds to learn from")
-    everything = np.arange(width)
-    scored = traffic.score(frauds[-FRAUDS_MAX:], everything)
-    center = _center(traffic, traffic.score(good, everything))
-    cards = _cards(
-        scored, _best_groups(scored, traffic, center, settings), traffic, center, settings
-    )
-    return _capped(cards, traffic, good, settings)
+    frauds = frauds[-FRAUDS_MAX:]
+    cells = traffic.cells_of(frauds)
+    usual = _usual_shares(traffic, traffic.cells_of(good))
+    cards = _cards(cells, _best_groups(cells, traffic, usual, settings), traffic, usual, settings)
+    expert = _capped(cards, traffic, good, max(good_among or 0, len(good)), settings)
+    if expert is None or not evaluate_expert(expert, frauds)[1].any():
+        return None
+    return expert
 
 
-def _center(traffic: Traffic, good: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what frauds are told from: the traffic's mean, drawn towards known good payments.
+def _usual_shares(traffic: Traffic, good: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return what frauds are told from, float64[n, CELLS]: traffic, drawn towards ``good`` cells.
 
     Up to half way, as their number grows: they are the good payments that are hardest to tell.
     """
-    if not len(good):
-        return traffic.mean
-    share = 0.5 * len(good) / (len(good) + 10.0)
-    center: NDArray[np.float64] = (1.0 - share) * traffic.mean + share * good.mean(axis=0)
-    return center
+    rows = good.shape[1]
+    share = 0.5 * rows / (rows + 10.0)
+    own = _counts(good) / max(rows, 1)
+    shares: NDArray[np.float64] = (1.0 - share) * traffic.shares + share * own
+    return shares
+
+
+def _counts(cells: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return how many of cells uint8[n, k] are which, int64[n, CELLS]."""
+    width = len(cells)
+    flat = np.arange(width)[:, None] * CELLS + cells
+    return np.bincount(flat.ravel(), minlength=width * CELLS).reshape(width, CELLS)
 
 
 def _best_groups(
-    scored: NDArray[np.float64],
+    cells: NDArray[np.uint8],
     traffic: Traffic,
-    center: NDArray[np.float64],
+    usual: NDArray[np.float64],
     settings: ExpertSettings,
 ) -> NDArray[np.int64]:
     """Return the group int64[k] of each fraud: attacks that do not look alike.
@@ -126,14 +151,15 @@ def _best_groups(
     As long as one group more catches clearly more: learnt on half of the frauds, judged on the
     other. Groups share the cap and the features, so needless ones catch less.
     """
-    best = np.zeros(len(scored), np.int64)
-    if len(scored) < GROUPED_MIN:
+    count = cells.shape[1]
+    best = np.zeros(count, np.int64)
+    if count < GROUPED_MIN:
         return best
-    caught_most = _caught_of(1, scored, traffic, center, settings)
-    for count in range(2, DISCRIMINANTS + 1):
-        groups = _groups(scored, traffic, count)
-        caught = _caught_of(count, scored, traffic, center, settings)
-        if groups.max() + 1 < count or caught <= caught_most + _BETTER * len(scored):
+    caught_most = _caught_of(1, cells, traffic, usual, settings)
+    for made in range(2, DISCRIMINANTS + 1):
+        groups = _groups(cells, traffic, made)
+        caught = _caught_of(made, cells, traffic, usual, settings)
+        if groups.max() + 1 < made or caught <= caught_most + _BETTER * count:
             break
         best, caught_most = groups, caught
     return best
@@ -141,44 +167,43 @@ def _best_groups(
 
 def _caught_of(
     count: int,
-    scored: NDArray[np.float64],
+    cells: NDArray[np.uint8],
     traffic: Traffic,
-    center: NDArray[np.float64],
+    usual: NDArray[np.float64],
     settings: ExpertSettings,
 ) -> int:
     """Return how many frauds are caught by what ``count`` groups of the other half say."""
     caught = 0
     for part in (0, 1):
-        learnt = scored[part::2]
-        cards = _cards(learnt, _groups(learnt, traffic, count), traffic, center, settings)
-        caught += _caught(cards, scored[1 - part :: 2], traffic, settings)
+        learnt = cells[:, part::2]
+        cards = _cards(learnt, _groups(learnt, traffic, count), traffic, usual, settings)
+        caught += _caught(cards, cells[:, 1 - part :: 2], traffic, settings)
     return caught
 
 
 def _caught(
-    cards: list[_Card], scored: NDArray[np.float64], traffic: Traffic, settings: ExpertSettings
+    cards: list[_Card], cells: NDArray[np.uint8], traffic: Traffic, settings: ExpertSettings
 ) -> int:
     """Return how many frauds the cards would boost within the cap."""
-    lifted = np.zeros(len(scored), np.bool_)
+    lifted = np.zeros(cells.shape[1], np.bool_)
     for card in cards:
-        usual = traffic.score(traffic.rows, card.features) - traffic.mean[card.features]
-        limit = _limit(usual @ card.weights, settings.share_max / len(cards))
-        own = scored[:, card.features] - traffic.mean[card.features]
-        lifted |= own @ card.weights > max(limit, 0.5 * card.usual)
+        limit = _limit(card.score(traffic.cells), settings.share_max / len(cards))
+        lifted |= card.score(cells) > max(limit, 0.5 * card.usual)
     return int(lifted.sum())
 
 
-def _groups(scored: NDArray[np.float64], traffic: Traffic, count: int) -> NDArray[np.int64]:
+def _groups(cells: NDArray[np.uint8], traffic: Traffic, count: int) -> NDArray[np.int64]:
     """Return the group int64[k] of each fraud when there are ``count``, or as many as there can be.
 
     By the features in which frauds stand out: the widest group is cut across its first principal
     direction, and k-means (Lloyd, 1982) settles who belongs where.
     """
-    rows = len(scored)
+    rows = cells.shape[1]
     groups = np.zeros(rows, np.int64)
     if count == 1:
         return groups
-    moved = scored - traffic.mean
+    mean = (traffic.shares * traffic.scores).sum(axis=1)
+    moved = np.take_along_axis(traffic.scores, cells, axis=1).T - mean
     apart = np.abs(moved.mean(axis=0)) / np.sqrt(moved.var(axis=0) + 1e-3)
     points = moved[:, np.argsort(-apart, kind="stable")[:_CANDIDATES]]
     for made in range(1, count):
@@ -200,42 +225,73 @@ def _groups(scored: NDArray[np.float64], traffic: Traffic, count: int) -> NDArra
 
 
 def _cards(
-    scored: NDArray[np.float64],
+    cells: NDArray[np.uint8],
     groups: NDArray[np.int64],
     traffic: Traffic,
-    center: NDArray[np.float64],
+    usual: NDArray[np.float64],
     settings: ExpertSettings,
 ) -> list[_Card]:
     """Return a scorecard for each group; together they have at most ``features_max``."""
     count = int(groups.max()) + 1
     each = settings.features_max // count
-    return [_card(scored[groups == g], traffic, center, each, settings) for g in range(count)]
+    return [_card(cells[:, groups == g], traffic, usual, each, settings) for g in range(count)]
 
 
 def _card(
-    scored: NDArray[np.float64],
+    cells: NDArray[np.uint8],
     traffic: Traffic,
-    center: NDArray[np.float64],
+    usual: NDArray[np.float64],
     features_max: int,
     settings: ExpertSettings,
 ) -> _Card:
     """Return the features and weights that tell a group of frauds from the traffic."""
-    rows = len(scored)
-    mean = scored.mean(axis=0)
+    width, rows = cells.shape
+    likelihoods, own = _likelihoods(cells, usual, settings.spread_rows)
+    tables = np.concatenate([traffic.scores, likelihoods])
+    read = np.concatenate([np.take_along_axis(traffic.scores, cells, axis=1), own])
+    mean = read.mean(axis=1)
     # A single fraud tells nothing of how far its kind spreads: then it is as far as traffic.
-    seen = ((scored - mean) ** 2).sum(axis=0)
+    seen = ((read - mean[:, None]) ** 2).sum(axis=1)
     spread = (seen + settings.spread_rows) / (rows + settings.spread_rows)
-    difference = mean - center
+    difference = mean - (np.tile(usual, (2, 1)) * tables).sum(axis=1)
     noise = _NOISE * np.sqrt(spread / rows)
     difference = np.sign(difference) * np.maximum(np.abs(difference) - noise, 0.0)
-    strength = np.abs(difference) / np.sqrt(np.diag(traffic.covariance) + spread)
-    strong = np.argsort(-strength, kind="stable")[:_CANDIDATES]
-    both = 0.5 * (traffic.covariance[np.ix_(strong, strong)] + np.diag(spread[strong]))
+    difference[width:] = np.maximum(difference[width:], 0.0)  # below: it was chance
+    shares = np.tile(traffic.shares, (2, 1))
+    middle = (shares * tables).sum(axis=1)
+    variance = (shares * (tables - middle[:, None]) ** 2).sum(axis=1)
+    strength = np.abs(difference) / np.sqrt(variance + spread)
+    strength[~np.tile(traffic.steady, 2)] = 0.0
+    difference[strength == 0.0] = 0.0
+    # Of a feature the reading that says more.
+    better = np.argmax(strength.reshape(2, width), axis=0) * width + np.arange(width)
+    strong = better[np.argsort(-strength[better], kind="stable")[:_CANDIDATES]]
+    tables = tables[strong] - middle[strong, None]
+    usually = np.take_along_axis(tables, traffic.cells[strong % width], axis=1)
+    both = 0.5 * (usually @ usually.T / len(traffic.rows) + np.diag(spread[strong] + _FLOOR))
     chosen = _choose(both, difference[strong], features_max)
     weights = np.linalg.solve(both[np.ix_(chosen, chosen)], difference[strong[chosen]])
-    features = strong[chosen]
-    usual = np.median((scored[:, features] - traffic.mean[features]) @ weights)
-    return _Card(features, weights, float(usual))
+    scores = (read[strong[chosen]] - middle[strong[chosen], None]).T @ weights
+    return _Card(
+        strong[chosen] % width, tables[chosen] * weights[:, None], float(np.median(scores))
+    )
+
+
+def _likelihoods(
+    cells: NDArray[np.uint8], usual: NDArray[np.float64], doubt: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the log of how much likelier each cell is among frauds than usual.
+
+    float64[n, CELLS], and float64[n, k] of each fraud by what the others say. ``doubt`` frauds are
+    as usual (an m-estimate: Cestnik, 1990).
+    """
+    rows = cells.shape[1]
+    prior = (usual + _RARE) / (1.0 + CELLS * _RARE)
+    counts = _counts(cells)
+    all_of = np.log((counts + doubt * prior) / ((rows + doubt) * prior))
+    fewer = np.maximum(counts - 1, 0)
+    others = np.log((fewer + doubt * prior) / ((rows - 1 + doubt) * prior))
+    return all_of, np.take_along_axis(others, cells, axis=1)
 
 
 def _choose(
@@ -253,7 +309,7 @@ def _choose(
         gains = still**2 / np.maximum(np.diag(left), 1e-9)
         gains[chosen] = -1.0
         best = int(gains.argmax())
-        if chosen and gains[best] <= _GAIN_MIN * total:
+        if chosen and gains[best] <= _GAIN_MIN * min(total, _ENOUGH):
             break
         total += float(gains[best])
         chosen.append(best)
@@ -264,7 +320,11 @@ def _choose(
 
 
 def _capped(
-    cards: list[_Card], traffic: Traffic, good: NDArray[np.float32], settings: ExpertSettings
+    cards: list[_Card],
+    traffic: Traffic,
+    good: NDArray[np.float32],
+    good_among: int,
+    settings: ExpertSettings,
 ) -> Expert | None:
     """Return the expert with thresholds that keep its effect within the cap, None for none."""
     bare = _without_threshold(cards, traffic, settings.boost_max)
@@ -274,14 +334,19 @@ def _capped(
     while active:
         share = settings.share_max / len(active)
         limits = {
-            g: max(_limit(traffic_scores[:, g], share), _limit(good_scores[:, g], share))
+            g: max(
+                _limit(traffic_scores[:, g], share),
+                # Payments are judged because they were boosted, so among those known to be good
+                # most are its own errors. How many are too many, all traffic says.
+                _limit(good_scores[:, g], share * good_among / max(len(good), 1)),
+            )
             for g in active
         }
-        # One that does not lift its own frauds leaves its share to the others.
-        lifting = [g for g in active if cards[g].usual > limits[g]]
-        if lifting == active:
+        # One that does not lift its own frauds leaves its share to the others; which then may.
+        worst = min(active, key=lambda g: cards[g].usual - limits[g])
+        if cards[worst].usual > limits[worst]:
             break
-        active = lifting
+        active.remove(worst)
     if not active:
         return None
     thresholds, gains = np.zeros(DISCRIMINANTS), np.zeros(DISCRIMINANTS)
@@ -306,14 +371,13 @@ def _limit(scores: NDArray[np.float64], share: float) -> float:
 def _without_threshold(cards: list[_Card], traffic: Traffic, boost_max: float) -> Expert:
     """Return the scorecards as an expert that boosts nothing yet."""
     features = np.unique(np.concatenate([card.features for card in cards]))
-    scores = traffic.scores[features] - traffic.mean[features, None]
-    weights = np.zeros((len(features), DISCRIMINANTS))
+    terms = np.zeros((len(features), CELLS, DISCRIMINANTS))
     for place, card in enumerate(cards):
-        weights[np.searchsorted(features, card.features), place] = card.weights
+        terms[np.searchsorted(features, card.features), :, place] = card.terms
     return Expert(
         features=features.astype(np.int32),
         knots=traffic.knots[features],
-        terms=scores[:, :, None] * weights[:, None, :],
+        terms=terms,
         thresholds=np.zeros(DISCRIMINANTS),
         gains=np.zeros(DISCRIMINANTS),
         boost_max=boost_max,

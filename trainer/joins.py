@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from fraud.v1 import decision_pb2
 from numpy.typing import NDArray
 
 from trainer.decision_ring import PASSED, SAID, SOURCES, DecisionRing
@@ -45,6 +46,7 @@ DELAY_EDGES_MS = (
 )
 
 
+APPROVED = int(decision_pb2.OUTCOME_APPROVE)
 # Whether a row overrules, and whom.
 NOBODY = (False, 0)
 
@@ -171,6 +173,24 @@ class Joins:
             presumed: Any = np.array((0, self._event_ms(slot), LEGITIMATE), SAID)[()]
             self._emit(slot, PRESUMED, presumed, NOBODY)
         return self._taken().joined
+
+    def not_fraud(
+        self, count: int, age_ms: int, random: np.random.Generator
+    ) -> NDArray[np.float32]:
+        """Return the vectors float32[m, n] of up to ``count`` random decisions, oldest first.
+
+        All that are kept count, but those that somebody called fraud, and alerts younger than
+        ``age_ms`` of which nothing was said yet: many of these are. Payments judged good count:
+        most were judged because they were alerted, and without them alerts would seem fewer.
+        """
+        ring, slots = self.ring, self.ring.kept()
+        said = ring.said["verdict"][slots]
+        young = self._elapsed.now_ms - ring.read_ms[slots] < age_ms
+        pending = young & (ring.rows["outcome"][slots] != APPROVED) & ~said.any(axis=1)
+        slots = slots[~(said == FRAUD).any(axis=1) & ~pending]
+        some = np.sort(random.permutation(len(slots))[:count])
+        vectors: NDArray[np.float32] = self.ring.vectors[slots[some]]
+        return vectors
 
     def forget(
         self,

@@ -13,13 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from fraud.v1 import decision_pb2
 from numpy.typing import NDArray
 
 from trainer.bundle import Content
 from trainer.expert import Expert, ExpertError
 from trainer.few_shot import ExpertSettings, fit_expert
-from trainer.joins import Joins, JoinSettings
+from trainer.joins import APPROVED, Joins, JoinSettings
 from trainer.labelled import FAST, Joined, Refusal, stacked
 from trainer.lessons import Lessons
 from trainer.model import Model, Trees
@@ -30,14 +29,13 @@ from trainer.thresholds import Budget
 from trainer.traffic import ROWS_MIN, prepare_traffic
 from trainer.train import TrainingError
 
-APPROVED = int(decision_pb2.OUTCOME_APPROVE)
-
 
 @dataclass(frozen=True, slots=True)
 class LearnerSettings:
     """How much is remembered, how often the residual is learnt, and the budget of alerts."""
 
     traffic_rows: int = 5_000
+    judged_within_ms: int = 900_000  # most alerts are
     lessons_max: int = 20_000
     residual_every_ms: int = 120_000
     good_per_fraud: int = 20
@@ -106,13 +104,14 @@ class Learner:
         return self._is_fresh or due
 
     def traffic(self) -> NDArray[np.float32]:
-        """Return recent traffic of which nothing was heard, float32[m, n].
+        """Return recent traffic without what was called fraud, float32[m, n].
 
         The choice depends on what is remembered alone: who reads the same log makes the same.
         """
         newest = self.joins.ring.newest() & 0xFFFF_FFFF_FFFF_FFFF  # as a seed: not negative
         random = np.random.default_rng([self._settings.seed, newest])
-        return self.joins.unlabelled(self._settings.traffic_rows, 0, random).vectors
+        settings = self._settings
+        return self.joins.not_fraud(settings.traffic_rows, settings.judged_within_ms, random)
 
     def propose(
         self, traffic: NDArray[np.float32], now_ms: int, *, with_residual: bool = True
@@ -183,7 +182,8 @@ class Learner:
         settings = self._settings.expert
         good = lessons[~lessons.is_fraud].vectors
         try:
-            return fit_expert(missed.vectors, prepare_traffic(traffic), good, settings)
+            prepared = prepare_traffic(traffic)
+            return fit_expert(missed.vectors, prepared, good, settings, len(self.joins.ring))
         except ExpertError:
             return self.champion.expert
 

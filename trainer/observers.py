@@ -16,10 +16,9 @@ from trainer.alarms import Alarm
 from trainer.bundle import Content
 from trainer.drift import DriftSettings, DriftWatch
 from trainer.guards import GuardSettings
-from trainer.joins import Joins
+from trainer.joins import APPROVED, Joins
 from trainer.label_watch import LabelWatch
 from trainer.labelled import Joined
-from trainer.learner import APPROVED
 from trainer.reporters import ReporterSettings
 from trainer.rivals import Rivals, RivalSettings, asked_most
 from trainer.running_metrics import RunningMetrics

@@ -29,7 +29,8 @@ class ResidualSettings:
     depth: int = 4
     learning_rate: float = 0.15
     leaf_penalty: float = 10.0
-    borders: int = 128
+    borders: int = 64
+    features_share: float = 0.3  # looked at in each level of a tree
     frauds_min: int = 5
     seed: int = 1
     threads: int = 1
@@ -42,6 +43,7 @@ class ResidualSettings:
             "learning_rate": (1e-6, 1.0),
             "leaf_penalty": (0.0, 1e6),
             "borders": (1, 65_535),
+            "features_share": (1e-3, 1.0),
             "frauds_min": (1, 1_000_000),
             "seed": (0, 2**31 - 1),
         }
@@ -83,6 +85,7 @@ def fit_residual(rows: ResidualRows, settings: ResidualSettings) -> Trees:
         learning_rate=settings.learning_rate,
         l2_leaf_reg=settings.leaf_penalty,
         border_count=settings.borders,
+        rsm=settings.features_share,
         grow_policy="SymmetricTree",
         nan_mode="Min",
         boost_from_average=False,

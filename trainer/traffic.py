@@ -1,7 +1,8 @@
 """Owns recent traffic as the measure of what is usual. Must not know frauds or models.
 
-Features are replaced by the normal scores of their ranks (van der Waerden, 1952), so that one
-scale and one covariance serve them all; the covariance is shrunk (Ledoit and Wolf, 2004).
+A feature's value falls into one of CELLS: a cell for each value where there are few, as codes
+have, else cells between quantiles. Cells have the normal scores of their ranks (van der Waerden,
+1952), so that one scale serves all features.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from trainer.expert import CELLS, KNOTS, UNKNOWN, ExpertError
 
 ROWS_MIN = 200
+_MOVED_MAX = 0.25  # standard deviations
 _KNOT_SCORE_MAX = 3.0  # the outermost knots, in standard deviations
 
 
@@ -24,25 +26,27 @@ _KNOT_SCORE_MAX = 3.0  # the outermost knots, in standard deviations
 class Traffic:
     """Recent traffic, made ready once for many experts.
 
-    ``rows`` float32[m, n]; ``knots`` float32[n, KNOTS]; ``scores`` float64[n, CELLS], the normal
-    score of each cell; ``mean`` float64[n] and ``covariance`` float64[n, n] of the scores.
+    ``rows`` float32[m, n]; ``knots`` float32[n, KNOTS]; ``cells`` uint8[n, m], the cell of each
+    value; ``shares`` float64[n, CELLS] of traffic in each cell; ``scores`` float64[n, CELLS], the
+    normal score of each cell; ``steady`` bool[n], false for a feature that moved for all traffic
+    between the older half of the rows and the newer, as the hour does: what was unusual a while
+    ago is not now.
     """
 
     rows: NDArray[np.float32]
     knots: NDArray[np.float32]
+    cells: NDArray[np.uint8]
+    shares: NDArray[np.float64]
     scores: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    covariance: NDArray[np.float64]
+    steady: NDArray[np.bool_]
 
-    def score(self, rows: NDArray[np.float32], features: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the normal scores float64[k, f] of some features of float32[k, n]."""
-        out = np.empty((len(rows), len(features)))
-        _score(np.ascontiguousarray(rows), features, self.knots, self.scores, out)
-        return out
+    def cells_of(self, rows: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Return the cells uint8[n, k] of float32[k, n]."""
+        return _cells_of(np.ascontiguousarray(rows), self.knots)
 
 
 def prepare_traffic(rows: NDArray[np.float32]) -> Traffic:
-    """Return recent unlabelled traffic float32[m, n] ready for ``fit_expert``.
+    """Return recent traffic float32[m, n], oldest first, ready for ``fit_expert``.
 
     Takes far longer than a fit, and is needed once in a while only. Raises ExpertError where
     there are too few rows.
@@ -58,9 +62,18 @@ def prepare_traffic(rows: NDArray[np.float32]) -> Traffic:
     ordered = np.roll(counts, 1, axis=1)
     middle = (np.cumsum(ordered, axis=1) - ordered / 2.0) / len(rows)
     scores = np.roll(_normal_scores(middle, len(rows)), -1, axis=1)
-    scored = np.empty(rows.shape)
-    _score(rows, np.arange(rows.shape[1]), knots, scores, scored)
-    return Traffic(rows, knots, scores, scored.mean(axis=0), _shrunk_covariance(scored))
+    cells = _cells_of(rows, knots)
+    return Traffic(rows, knots, cells, counts / len(rows), scores, _steady(cells, scores))
+
+
+def _steady(cells: NDArray[np.uint8], scores: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which features bool[n] kept their mean score, within chance and _MOVED_MAX."""
+    read = np.take_along_axis(scores, cells, axis=1)
+    half = read.shape[1] // 2
+    moved = np.abs(read[:, :half].mean(axis=1) - read[:, half:].mean(axis=1))
+    chance = 3.0 * 2.0 / np.sqrt(read.shape[1])
+    steady: NDArray[np.bool_] = moved <= _MOVED_MAX + chance
+    return steady
 
 
 @cache
@@ -93,11 +106,19 @@ def _count(columns, shares, knots, counts):  # type: ignore[no-untyped-def]
         while known > 0 and np.isnan(column[known - 1]):
             known -= 1
         counts[feature, UNKNOWN] = len(column) - known
-        knots[feature, :] = np.inf
+        distinct = 0
+        for row in range(known):
+            if row == 0 or column[row] != column[row - 1]:
+                if distinct < len(shares):
+                    knots[feature, distinct] = column[row]
+                distinct += 1
+        if distinct <= len(shares):
+            knots[feature, distinct:] = np.inf
+        else:
+            for knot in range(len(shares)):
+                knots[feature, knot] = column[min(np.int64(shares[knot] * known), known - 1)]
         row = 0
         for knot in range(len(shares)):
-            if known > 0:
-                knots[feature, knot] = column[min(np.int64(shares[knot] * known), known - 1)]
             while row < known and column[row] <= knots[feature, knot]:
                 row += 1
                 counts[feature, knot] += 1
@@ -105,28 +126,17 @@ def _count(columns, shares, knots, counts):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _score(rows, features, knots, scores, out):  # type: ignore[no-untyped-def]
-    for row in range(rows.shape[0]):
-        for i in range(len(features)):
-            feature = features[i]
+def _cells(rows, knots, out):  # type: ignore[no-untyped-def]
+    for feature in range(rows.shape[1]):
+        for row in range(rows.shape[0]):
             value = rows[row, feature]
             cell = UNKNOWN
             if not np.isnan(value):
                 cell = np.searchsorted(knots[feature], value)
-            out[row, i] = scores[feature, cell]
+            out[feature, row] = cell
 
 
-def _shrunk_covariance(scored: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the covariance of float64[m, p], shrunk towards equal variances."""
-    rows, width = scored.shape
-    centred = scored - scored.mean(axis=0)
-    sample = centred.T @ centred / rows
-    target = np.trace(sample) / width
-    away = float(((sample - target * np.eye(width)) ** 2).sum())
-    fourth = float((np.einsum("ij,ij->i", centred, centred) ** 2).sum())
-    error = max(fourth / rows - float((sample**2).sum()), 0.0) / rows
-    share = min(error / away, 1.0) if away > 0.0 else 1.0
-    # A floor, so that what never varied has a variance all the same.
-    floor = share * target + 1e-3
-    shrunk: NDArray[np.float64] = (1.0 - share) * sample + floor * np.eye(width)
-    return shrunk
+def _cells_of(rows: NDArray[np.float32], knots: NDArray[np.float32]) -> NDArray[np.uint8]:
+    out = np.empty((rows.shape[1], len(rows)), np.uint8)
+    _cells(rows, knots, out)
+    return out

@@ -1,0 +1,121 @@
+"""The command `python -m loadgen drill`: which drills, against what, and where results go.
+
+Owns the life of the systems that drills want: drills of one plan share one. Must not know what a
+drill does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loadgen.drill_run import DrillRun, Progress, Result, RunSettings, calibrate
+from loadgen.drills import DRILLS, Drill
+from loadgen.driver import Prepared, prepare
+from loadgen.objectives import Objective, load_objectives
+from loadgen.rows import table_rows
+from loadgen.system import Models, Plan, RoleError, System, UnfitError, make_models
+from loadgen.world import World, WorldSettings
+
+PREPARED = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class DrillOptions:
+    """What to run and against what.
+
+    With ``target`` the system is somebody else's: nothing is started, and faults need ``data``,
+    its data folder on this machine. ``home`` keeps models and runs between commands; ``bundles``
+    and ``key`` are used instead of models of its own.
+    """
+
+    names: tuple[str, ...]
+    home: Path
+    run: RunSettings = field(default_factory=RunSettings)
+    target: str = ""
+    data: Path | None = None
+    bundles: tuple[Path, ...] = ()
+    key: Path | None = None
+
+
+def chosen(name: str) -> tuple[str, ...]:
+    """Return the drills of a name, or of `all`. Raises ValueError for one that is not there."""
+    if name == "all":
+        return tuple(DRILLS)
+    if name not in DRILLS:
+        raise ValueError(f"no drill {name}: there are {', '.join(DRILLS)}")
+    return (name,)
+
+
+class Session:
+    """Runs drills one after another; ``results`` yields each as soon as it is there."""
+
+    def __init__(
+        self,
+        options: DrillOptions,
+        on_progress: Callable[[Progress], None],
+        on_step: Callable[[str], None],
+    ) -> None:
+        self._options = options
+        self._on_progress, self._on_step = on_progress, on_step
+        self._objectives: dict[str, Objective] = load_objectives()
+        self._requests: Sequence[Prepared] = ()
+
+    def results(self) -> Iterator[Result]:
+        """Run the drills, those of one plan together. Raises RoleError where nothing starts."""
+        options = self._options
+        world = World(WorldSettings(seed=options.run.seed, customers=1_000))
+        rows = itertools.chain.from_iterable(table_rows(table) for table in world.days(2))
+        self._requests = prepare(itertools.islice(rows, PREPARED))
+        drills = [DRILLS[name] for name in options.names]
+        if options.target:
+            yield from self._against(System(options.data, address=options.target), drills)
+            return
+        models = self._models()
+        for plan in dict.fromkeys(drill.plan for drill in drills):
+            yield from self._embedded(plan, models, [d for d in drills if d.plan == plan])
+
+    def _models(self) -> Models:
+        options = self._options
+        if options.bundles and options.key is not None:
+            return Models(options.bundles, options.key)
+        self._on_step("models: made once, kept for later runs")
+        return make_models(options.home / f"models-{options.run.seed}", options.run.seed)
+
+    def _embedded(self, plan: Plan, models: Models, drills: Sequence[Drill]) -> Iterator[Result]:
+        folder = Path(tempfile.mkdtemp(prefix="fraud-drill-"))
+        system = System(folder / "data", plan)
+        try:
+            self._on_step(f"starting {plan}")
+            try:
+                system.prepare(models)
+                system.start()
+            except UnfitError as error:
+                yield from (_skipped(drill, str(error)) for drill in drills)
+                return
+            yield from self._against(system, drills)
+        finally:
+            system.close()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _against(self, system: System, drills: Sequence[Drill]) -> Iterator[Result]:
+        run = self._options.run
+        self._on_step("calibrating")
+        capacity = calibrate(system.address, self._requests, run.calibrate_s)
+        self._on_step(f"capacity {capacity:,.0f} calls a second")
+        for drill in drills:
+            try:
+                made = DrillRun(drill, system, self._requests, capacity, run)
+                yield made.run(self._objectives, self._on_progress)
+            except UnfitError as error:
+                yield _skipped(drill, str(error))
+            except RoleError as error:
+                raise RoleError(f"{drill.name}: {error}") from None
+
+
+def _skipped(drill: Drill, why: str) -> Result:
+    return Result(drill, 0.0, {}, [], [], skipped=why)

@@ -1,0 +1,110 @@
+"""The table of drills: what load, what is done, what is asked.
+
+Owns which drills there are. Loads are multiples of the capacity that a closed loop found on this
+machine; seconds are of a quick drill, a full one takes STRETCH times as long. Must not know how a
+drill is run or shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from loadgen import faults
+from loadgen.faults import Fault
+from loadgen.system import Plan
+
+STRETCH: Final = 6.0
+_USUAL: Final = Plan()
+ALWAYS: Final = ("something_answered", "nothing_lost")
+
+
+class Phase(NamedTuple):
+    """So many seconds (quick) at a load."""
+
+    seconds: float
+    load: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drill:
+    """A row. The fault begins ``fault_at`` s (quick) after the start, or after the load if None.
+
+    It lasts ``hold_s`` (quick) where it can be chosen. With ``retry``, the client repeats calls
+    that got UNAVAILABLE, as it is told to.
+    """
+
+    name: str
+    what: str
+    phases: tuple[Phase, ...]
+    objectives: tuple[str, ...]
+    ends: str
+    fault: Fault | None = None
+    fault_at: float | None = 2.0
+    hold_s: float = 3.0
+    retry: bool = False
+    plan: Plan = _USUAL
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Every objective, those of all drills first."""
+        return (*ALWAYS, *self.objectives)
+
+
+HALF: Final = (Phase(10, 0.5),)
+_RAMP: Final = tuple(Phase(2, load / 10) for load in range(2, 13, 2))
+_UNHARMED: Final = ("no_failure", "in_time")
+_PRESSED: Final = ("no_failure", "no_timeout", "in_time_overload")
+_OVERLOADED: Final = ("sheds", "sheds_quickly", *_PRESSED)
+_BACK: Final = ("no_failure_outside", "recovers")
+
+DRILLS: Final[dict[str, Drill]] = {
+    drill.name: drill
+    for drill in (
+        Drill("steady", "half the capacity, nothing else", HALF, (*_UNHARMED, "fresh"),
+              "after its time"),
+        Drill("ramp", "load in steps up to beyond the knee", _RAMP, ("knee",),
+              "after the last step"),
+        Drill("burst", "three times the usual load for a moment",
+              (Phase(3, 0.5), Phase(2, 1.5), Phase(5, 0.5)), _PRESSED,
+              "after a while at the usual load"),
+        Drill("herd", "the scorer hangs; then all that was missed comes at once",
+              (Phase(2, 0.5), Phase(2, 0.05), Phase(1, 3.0), Phase(6, 0.5)), _BACK,
+              "after a while at the usual load", faults.pause("serve-0"), 2.0, 2.0),
+        Drill("overload-2x", "twice the capacity", (Phase(8, 2.0),),
+              _OVERLOADED, "after its time"),
+        Drill("overload-5x", "five times the capacity", (Phase(6, 5.0),),
+              _OVERLOADED, "after its time"),
+        Drill("slow-clients", "64 connections that are half open, or never read", HALF, _UNHARMED,
+              "when they are closed", faults.slow_clients, 2.0, 5.0),
+        Drill("scorer-kill", "kill -9 of the scorer", (Phase(20, 0.5),), (*_BACK, "back_again"),
+              "when up has started another", faults.kill("serve-0")),
+        Drill("featurizer-kill", "kill -9 of the featurizer", HALF,
+              (*_UNHARMED, "fresh_without", "back_again"), "when up has started another",
+              faults.kill("featurizer")),
+        Drill("trainer-kill", "kill -9 of the trainer", HALF, (*_UNHARMED, "fresh", "back_again"),
+              "when up has started another", faults.kill("trainer"), plan=Plan(trainer=True)),
+        Drill("zombie", "the featurizer hangs, and goes on later", HALF,
+              (*_UNHARMED, "fresh_without"), "when it goes on", faults.pause("featurizer")),
+        Drill("disk-full", "the log's disk is full to the last byte", HALF, _BACK,
+              "when there is room again", faults.fill_disk, plan=Plan(log_disk_mib=192)),
+        Drill("poison", "calls that must be refused, among good ones", HALF,
+              (*_UNHARMED, "says_why"), "after its time", faults.poison, 2.0, 5.0),
+        Drill("bad-bundle", "damaged, unsigned and foreign bundles are put in place", HALF,
+              (*_UNHARMED, "same_model"), "when the old link is back", faults.bad_bundles, 1.0,
+              6.0),
+        Drill("model-swaps", "two models are linked in turn", HALF, (*_UNHARMED, "models_change"),
+              "when the first is back", faults.swap_models, 1.0, 8.0),
+        Drill("rolling-restart", "two scorers on one port are restarted in turn", (Phase(24, 0.4),),
+              ("no_failure", "in_time"), "when both are back", faults.rolling_restart, retry=True,
+              plan=Plan(workers=2)),
+        Drill("label-flood", "labels of unknown payments, as fast as they are taken", HALF,
+              (*_UNHARMED, "labels_taken"), "after its time", faults.label_flood, 2.0, 5.0),
+        Drill("soak", "half the capacity for long; memory and descriptors are watched",
+              (Phase(20, 0.5),), (*_UNHARMED, "memory_flat", "descriptors_flat"),
+              "after its time", faults.watch, 0.0, 19.0),
+        Drill("rebuild", "the store is deleted and made again from the log", (Phase(4, 0.5),),
+              ("no_failure", "same_answers"), "when the probes are answered alike",
+              faults.rebuild, None),
+    )
+}  # fmt: skip

@@ -1,0 +1,394 @@
+"""What a drill does to the service while its load runs, or after it.
+
+Owns the faults: each begins, waits, ends, and returns figures of its own. All is done from
+outside: signals to pids that `up` tells, files and links in the data folder, sockets, calls. Must
+not know the load, nor what is asked of the figures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import numpy as np
+from fraud.v1 import decision_pb2, fraud_service_pb2, label_pb2, transaction_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from loadgen.client import report_labels_method, score_method
+from loadgen.rows import timestamp
+from loadgen.system import System, UnfitError, signal_process
+
+CALL_S: Final = 5.0
+FILL_STEP: Final = 1 << 20
+LABELS: Final = 200  # a report of the flood
+SWAP_S: Final = 0.25
+SAMPLE_S: Final = 0.5
+SETTLE_S: Final = 60.0
+PAUSE_S: Final = 0.02
+_SHED = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@dataclass
+class Scene:
+    """What a fault has to work with. ``clock`` gives s since the load began.
+
+    A fault writes ``began_s`` and ``ended_s``; it lasts ``hold_s`` where it can be chosen.
+    ``probes`` are serialised transactions without ids.
+    """
+
+    system: System
+    channel: grpc.Channel
+    clock: Callable[[], float]
+    hold_s: float
+    probes: Sequence[bytes]
+    began_s: float = -1.0
+    ended_s: float = -1.0
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    @contextlib.contextmanager
+    def lasting(self) -> Iterator[None]:
+        """Mark when the fault began and ended."""
+        self.began_s = self.clock()
+        try:
+            yield
+        finally:
+            self.ended_s = self.clock()
+
+
+Figures = dict[str, float]
+Fault = Callable[[Scene], Figures]
+
+
+def kill(role: str) -> Fault:
+    """Return a fault that kills a role; it ends when `up` has the role ready again."""
+
+    def run(scene: Scene) -> Figures:
+        pid = scene.system.pid(role)
+        with scene.lasting():
+            signal_process(pid, signal.SIGKILL)
+            scene.system.wait_for_another(role, pid)
+        return {"killed": 1.0}
+
+    return run
+
+
+def pause(role: str) -> Fault:
+    """Return a fault that stops a role, and lets it go on where it was: a zombie."""
+
+    def run(scene: Scene) -> Figures:
+        pid = scene.system.pid(role)
+        with scene.lasting():
+            signal_process(pid, signal.SIGSTOP)
+            try:
+                scene.stop.wait(scene.hold_s)
+            finally:
+                signal_process(pid, signal.SIGCONT)
+        return {}
+
+    return run
+
+
+def fill_disk(scene: Scene) -> Figures:
+    """Take all that is free on the log's disk, to the last byte; give it back at the end."""
+    if not scene.system.plan.log_disk_mib:
+        raise UnfitError("the log has no disk of its own that could be filled")
+    folder = scene.system.folder / "log"
+    filler = folder / "filler"
+    with scene.lasting():
+        end_s = scene.clock() + scene.hold_s
+        while scene.clock() < end_s and not scene.stop.wait(0.05):
+            _fill(folder, filler)
+        filler.unlink(missing_ok=True)
+    return {}
+
+
+def _fill(folder: Path, filler: Path) -> None:
+    disk = os.statvfs(folder)
+    step = disk.f_bavail * disk.f_frsize
+    with filler.open("ab", buffering=0) as file:
+        while step:
+            try:
+                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), step)
+                step = 0
+            except OSError:
+                step //= 2
+
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_SETTINGS = bytes(3) + b"\x04\x00" + bytes(4)  # an empty SETTINGS frame (RFC 9113, 6.5)
+_HALF_OPEN = (b"", _PREFACE[:9], _PREFACE, _PREFACE + _SETTINGS)
+
+
+def slow_clients(scene: Scene) -> Figures:
+    """Open connections that send nothing, half a greeting or a whole one, and then never read."""
+    host, _, port = scene.system.address.rpartition(":")
+    sockets: list[socket.socket] = []
+    with scene.lasting(), contextlib.ExitStack() as stack:
+        for number in range(64):
+            made = stack.enter_context(socket.create_connection((host, int(port)), CALL_S))
+            made.sendall(_HALF_OPEN[number % len(_HALF_OPEN)])
+            sockets.append(made)
+        scene.stop.wait(scene.hold_s)
+    return {"half_open": float(len(sockets))}
+
+
+def _transaction(**fields: object) -> bytes:
+    values: dict[str, object] = {
+        "request_id": str(uuid.uuid4()), "transaction_id": f"drill_{uuid.uuid4().hex[:12]}",
+        "customer_id": "drill-customer", "amount_minor": 1250, "currency_code": "EUR",
+        "event_time": timestamp(time.time_ns() // 1_000_000),
+    }  # fmt: skip
+    made = transaction_pb2.Transaction(**(values | fields))  # type: ignore[arg-type]
+    return fraud_service_pb2.ScoreRequest(transaction=made).SerializeToString()
+
+
+# What nobody should send, and each must be refused for what it is.
+POISON: Final[dict[str, Callable[[], bytes]]] = {
+    "bytes that are no message": lambda: b"\xff\xff\xff\xff",
+    "a length beyond the end": lambda: b"\x0a\x7f\x0a",
+    "text that is not UTF-8": lambda: b"\x0a\x04\x0a\x02\xc3\x28",
+    "nothing at all": lambda: b"",
+    "a message beyond 16 KiB": lambda: _transaction(customer_id="x" * 20_000),
+    "a card number": lambda: _transaction(customer_id="4111" + "1" * 12),
+    "an amount below zero": lambda: _transaction(amount_minor=-1),
+    "no currency": lambda: _transaction(currency_code=""),
+    "an event of next year": lambda: _transaction(
+        event_time=timestamp(time.time_ns() // 1_000_000 + 366 * 86_400_000)
+    ),
+    "a request id that is none": lambda: _transaction(request_id="1"),
+}
+
+
+def poison(scene: Scene) -> Figures:
+    """Send what must be refused, again and again; count what was not, or not by its status."""
+    method = score_method(scene.channel)
+    sent = wrong = 0
+    with scene.lasting():
+        end_s = scene.clock() + scene.hold_s
+        while scene.clock() < end_s and not scene.stop.wait(0.02):
+            for make in POISON.values():
+                status = _status(method, make())
+                sent += 1
+                wrong += status not in (grpc.StatusCode.INVALID_ARGUMENT, _SHED)
+    return {"poison_sent": float(sent), "wrong_status": float(wrong)}
+
+
+def _status(method: Callable[..., object], body: bytes) -> grpc.StatusCode:
+    try:
+        method(body, timeout=CALL_S)
+    except grpc.RpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+def _models(scene: Scene) -> tuple[Path, list[Path]]:
+    link = scene.system.folder / "bundle"
+    models = sorted((scene.system.folder / "models").glob("drill-*"))
+    if not link.is_symlink() or len(models) < 2:
+        raise UnfitError("the data folder has no two models of a drill's")
+    return link, models
+
+
+def _serve(link: Path, model: Path) -> None:
+    """Let the link lead to a model, at once."""
+    partial = link.with_name("bundle.partial")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(Path("models") / model.name)
+    partial.replace(link)
+
+
+def swap_models(scene: Scene) -> Figures:
+    """Serve the two models in turn, as fast as scorers look."""
+    link, models = _models(scene)
+    before = link.resolve()
+    swaps = 0
+    with scene.lasting():
+        end_s = scene.clock() + scene.hold_s
+        while scene.clock() < end_s and not scene.stop.wait(SWAP_S):
+            swaps += 1
+            _serve(link, models[swaps % len(models)])
+        _serve(link, before)
+    return {"swaps": float(swaps)}
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _foreign_schema(path: Path) -> None:
+    """Name another feature schema; the signature is then wrong too, as for any who meddles."""
+    path.write_bytes(path.read_bytes().replace(b'"s-', b'"s-0', 1))
+
+
+# File of a bundle, and what is done to it.
+DAMAGE: Final[Mapping[str, Callable[[Path], None]]] = {
+    "leaf_values.npy": _flip,
+    "manifest.sig": _flip,
+    "manifest.json": _foreign_schema,
+    "split_borders.npy": lambda path: path.unlink(),
+    "base.cbm": lambda path: os.truncate(path, 0),
+}
+
+
+def bad_bundles(scene: Scene) -> Figures:
+    """Put damaged copies of the other model in place, one after another."""
+    link, models = _models(scene)
+    before = link.resolve()
+    with scene.lasting():
+        for number, (name, damage) in enumerate(DAMAGE.items()):
+            broken = models[0].with_name(f"broken-{number}")
+            shutil.copytree(models[1], broken)
+            damage(broken / name)
+            _serve(link, broken)
+            scene.stop.wait(max(scene.hold_s / len(DAMAGE), 1.2))  # scorers look each second
+        _serve(link, before)
+    for broken in models[0].parent.glob("broken-*"):
+        shutil.rmtree(broken)
+    return {"bad_bundles": float(len(DAMAGE))}
+
+
+def rolling_restart(scene: Scene) -> Figures:
+    """Ask each scorer in turn to stop, as an upgrade would, and wait until it is back."""
+    scorers = scene.system.scorers()
+    if len(scorers) < 2:
+        raise UnfitError("a rolling restart wants two scorers on one port")
+    with scene.lasting():
+        for name in scorers:
+            pid = scene.system.pid(name)
+            signal_process(pid, signal.SIGTERM)
+            scene.system.wait_for_another(name, pid)
+    return {"restarts": float(len(scorers))}
+
+
+def label_flood(scene: Scene) -> Figures:
+    """Report labels of payments that nobody knows, as fast as they are taken."""
+    method = report_labels_method(scene.channel)
+    sent = failed = 0
+    with scene.lasting():
+        end_s = scene.clock() + scene.hold_s
+        while scene.clock() < end_s and not scene.stop.is_set():
+            request = fraud_service_pb2.ReportLabelsRequest(labels=_labels(sent))
+            sent += LABELS
+            try:
+                taken = len(method(request, timeout=CALL_S).results)
+            except grpc.RpcError as error:
+                taken = LABELS if error.code() is _SHED else 0
+            failed += LABELS - taken
+    return {"labels": float(sent), "labels_failed": float(failed)}
+
+
+def _labels(first: int) -> list[label_pb2.Label]:
+    now = timestamp(time.time_ns() // 1_000_000)
+    return [
+        label_pb2.Label(
+            transaction_id=f"drill_flood_{first + i}", verdict=label_pb2.VERDICT_FRAUD,
+            source=label_pb2.LABEL_SOURCE_CHARGEBACK, label_time=now, reporter="drill",
+        )
+        for i in range(LABELS)
+    ]  # fmt: skip
+
+
+def watch(scene: Scene) -> Figures:
+    """Sample the scorers' own memory (MiB) and descriptors until the hold is over."""
+    pids = scene.system.pids(scene.system.scorers())
+    if not pids:
+        raise UnfitError("the scorers' pids are not known")
+    samples: list[tuple[float, float, float]] = []
+    with scene.lasting():
+        end_s = scene.clock() + scene.hold_s
+        while scene.clock() < end_s and not scene.stop.wait(SAMPLE_S):
+            memory = sum(_anonymous_mib(pid) for pid in pids)
+            descriptors = sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)
+            samples.append((scene.clock(), memory, float(descriptors)))
+    settled = np.array(samples[len(samples) // 3 :])
+    if len(settled) < 3:
+        return {}
+    slope = np.polyfit(settled[:, 0], settled[:, 1], 1)[0]
+    grown = settled[:, 2].max() - settled[0, 2]
+    return {
+        "memory_mib": float(settled[-1, 1]), "memory_mib_per_minute": float(slope * 60),
+        "descriptors": float(settled[-1, 2]), "descriptors_grown": float(grown),
+    }  # fmt: skip
+
+
+def _anonymous_mib(pid: int) -> float:
+    """Return what a process has for itself; pages of mapped files are the system's."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def rebuild(scene: Scene) -> Figures:
+    """Stop all, delete the store, start again: the same payments must get the same answers.
+
+    Where the answers do not settle, no figure is taken, and what asks for it is missed.
+    """
+    if not scene.system.owned:
+        raise UnfitError("the roles are another's, and cannot be stopped here")
+    # In the past and the same for both, as the answers depend on it.
+    event = timestamp(time.time_ns() // 1_000_000 - 1_000)
+    before = _settled_answers(scene, event)
+    with scene.lasting():
+        scene.system.stop()
+        shutil.rmtree(scene.system.folder / "store")
+        scene.system.start()
+    after = _settled_answers(scene, event)
+    if not before or not after:
+        return {}
+    different = sum(a != b for a, b in zip(before, after, strict=True))
+    return {"probes": float(len(before)), "different": float(different)}
+
+
+def _settled_answers(scene: Scene, event: Timestamp) -> list[bytes]:
+    """Return the answers to the probes once two rounds are the same; none where they never are."""
+    method = score_method(scene.channel)
+    end_s = time.monotonic() + SETTLE_S
+    last: list[bytes] = []
+    while time.monotonic() < end_s:
+        answers = [
+            _full_answer(method, probe, number, event, end_s)
+            for number, probe in enumerate(scene.probes)
+        ]
+        if answers == last and all(answers):
+            return answers
+        last = answers
+    return []
+
+
+def _full_answer(
+    method: Callable[..., Any], probe: bytes, number: int, event: Timestamp, end_s: float
+) -> bytes:
+    """Return what a probe's answer rests on, asked until it is on the full rung; else nothing."""
+    made = transaction_pb2.Transaction.FromString(probe)
+    made.transaction_id = f"drill_probe_{number}"
+    made.event_time.CopyFrom(event)
+    while time.monotonic() < end_s:
+        made.request_id = str(uuid.uuid4())
+        request = fraud_service_pb2.ScoreRequest(transaction=made, validate_only=True)
+        try:
+            response = method(request.SerializeToString(), timeout=CALL_S, wait_for_ready=True)
+        except grpc.RpcError:
+            time.sleep(PAUSE_S)
+            continue
+        found = response.assessment
+        if found.rung == decision_pb2.RUNG_FULL:
+            kept = decision_pb2.Assessment(
+                outcome=found.outcome, score=found.score, reasons=found.reasons
+            )
+            return kept.SerializeToString(deterministic=True)
+        time.sleep(PAUSE_S)
+    return b""

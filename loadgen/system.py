@@ -1,0 +1,233 @@
+"""The system under drill: every role of embedded mode as processes, by their public commands.
+
+Owns the processes that a drill starts, where their files are, and how a role's pid is known
+(`roles.json`, which `fraudsvc up` keeps). Must not know what is done to them, nor why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+START_S: Final = 300.0  # the first start on a machine compiles every kernel
+STOP_S: Final = 30.0
+_POLL_S = 0.05
+
+
+class RoleError(RuntimeError):
+    """A role did not start, or did not come back."""
+
+
+class UnfitError(RuntimeError):
+    """A drill cannot be run here; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Signed bundles that differ, and the keys; the private one lets the trainer run."""
+
+    bundles: tuple[Path, ...]
+    key: Path
+
+    @property
+    def public_key(self) -> Path:
+        """The key that the bundles are verified with."""
+        return self.key.with_name(f"{self.key.name}.pub")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a drill wants started: scorers on one port, the trainer, a log on a disk of so much."""
+
+    workers: int = 1
+    trainer: bool = False
+    log_disk_mib: int = 0
+
+
+def free_port() -> int:
+    """Return a port that nothing listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float) -> None:
+    """Return once the condition holds. Raises RoleError after so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise RoleError(f"waited {seconds:g} s for {what}")
+        time.sleep(_POLL_S)
+
+
+@dataclass
+class System:
+    """`fraudsvc up` in a folder. With ``address`` given it is somebody else's, and is left alone.
+
+    ``data`` of a foreign system may be None: then nothing can be done to its processes.
+    """
+
+    data: Path | None
+    plan: Plan = field(default_factory=Plan)
+    address: str = ""
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def owned(self) -> bool:
+        """Whether it was started here."""
+        return self._process is not None
+
+    @property
+    def folder(self) -> Path:
+        """The data folder. Raises UnfitError where it is not known."""
+        if self.data is None:
+            raise UnfitError("the target's data folder is not known: --data")
+        return self.data
+
+    def prepare(self, models: Models | None) -> None:
+        """Make the data folder."""
+        folder = self.folder
+        folder.mkdir(parents=True)
+        if self.plan.log_disk_mib:
+            mount_small_disk(folder / "log", self.plan.log_disk_mib)
+        if models is not None:
+            shutil.copy(models.public_key, folder / "key.pub")
+            if self.plan.trainer:
+                shutil.copy(models.key, folder / "key")
+            for i, bundle in enumerate(models.bundles):
+                shutil.copytree(bundle, folder / "models" / f"drill-{i}")
+            (folder / "bundle").symlink_to(Path("models") / "drill-0")
+
+    def start(self) -> None:
+        """Start every role and wait until each is ready. Raises RoleError."""
+        self.address = self.address or f"127.0.0.1:{free_port()}"
+        (self.folder / "roles.json").unlink(missing_ok=True)
+        command = [
+            sys.executable, "-m", "fraudsvc", "up", "--data", str(self.folder),
+            "--address", self.address, "--workers", str(self.plan.workers),
+        ]  # fmt: skip
+        with (self.folder.parent / f"{self.folder.name}.out").open("ab") as output:
+            self._process = subprocess.Popen(
+                command, stdout=output, stderr=output, stdin=subprocess.DEVNULL
+            )
+        wait_for(self.all_ready, "the roles to start", START_S)
+
+    def stop(self) -> None:
+        """Stop what was started here."""
+        if self._process is None:
+            return
+        for pid in self.pids(self.roles()):
+            signal_process(pid, signal.SIGCONT)
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # the roles die with it
+            self._process.wait(STOP_S)
+        self._process = None
+
+    def close(self) -> None:
+        """Stop, and give a small disk back."""
+        self.stop()
+        if self.plan.log_disk_mib and self.data is not None:
+            _tool("umount", "--lazy", str(self.data / "log"))
+
+    def roles(self) -> dict[str, dict[str, Any]]:
+        """Return what `up` says of each role; nothing before it says anything."""
+        try:
+            found: dict[str, dict[str, Any]] = json.loads((self.folder / "roles.json").read_text())
+        except (FileNotFoundError, UnfitError):
+            return {}
+        return found
+
+    def all_ready(self) -> bool:
+        """Whether every role is ready. Raises RoleError where `up` has ended."""
+        if self._process is not None and self._process.poll() is not None:
+            said = (self.folder.parent / f"{self.folder.name}.out").read_text(errors="replace")
+            raise RoleError(f"up ended with {self._process.returncode}: {said[-2000:]}")
+        roles = self.roles()
+        return len(roles) > self.plan.workers and all(
+            role["state"] == "ready" for role in roles.values()
+        )
+
+    def pids(self, names: Iterable[str]) -> list[int]:
+        """Return the pids of those roles that run."""
+        roles = self.roles()
+        return [int(roles[name]["pid"]) for name in names if roles[name]["pid"]]
+
+    def pid(self, name: str) -> int:
+        """Return a role's pid. Raises UnfitError where there is no such role running."""
+        role = self.roles().get(name, {})
+        if not role.get("pid"):
+            raise UnfitError(f"no role {name} is running")
+        return int(role["pid"])
+
+    def scorers(self) -> list[str]:
+        """Return the names of the scorers."""
+        return sorted(name for name in self.roles() if name.startswith("serve-"))
+
+    def wait_for_another(self, name: str, pid: int) -> None:
+        """Wait until the role is ready as another process. Raises RoleError."""
+
+        def is_back() -> bool:
+            role = self.roles().get(name, {})
+            return role.get("state") == "ready" and role.get("pid") != pid
+
+        wait_for(is_back, f"{name} to come back", START_S)
+
+
+def signal_process(pid: int, number: signal.Signals) -> None:
+    """Send a signal; a process that is gone already is none."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def _tool(*command: str) -> str:
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=20)
+    return done.stderr.strip() if done.returncode else ""
+
+
+def mount_small_disk(directory: Path, size_mib: int) -> None:
+    """Put a file system in memory on the directory. Raises UnfitError where it is not allowed."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        raise UnfitError("a disk that can be filled wants root and mount")
+    directory.mkdir(parents=True, exist_ok=True)
+    if wrong := _tool("mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", str(directory)):
+        raise UnfitError(f"no disk that can be filled: {wrong}")
+
+
+def make_models(home: Path, seed: int) -> Models:
+    """Return two small bundles of a seeded world, made by the public commands where not there."""
+    home.mkdir(parents=True, exist_ok=True)
+    history, vectors, key = home / "history.parquet", home / "vectors.parquet", home / "key"
+    models = Models((home / "bundle-0", home / "bundle-1"), key)
+    if all((bundle / "manifest.json").exists() for bundle in models.bundles):
+        return models
+    _run("loadgen", "world", "--days", "30", "--rate", "800", "--customers", "300",
+         "--fraud-rate", "0.02", "--seed", str(seed), "--out", str(history))  # fmt: skip
+    _run("featurizer", "backfill", str(history), str(vectors))
+    for number, bundle in enumerate(models.bundles):
+        _run("trainer", "train", str(vectors), "--out", str(bundle), "--key", str(key), "--replace",
+             "--iterations", "40", "--depth", "4", "--frauds-min", "5", "--seed", str(number),
+             "--border-count", "64", "--fine-border-count", "256")  # fmt: skip
+    return models
+
+
+def _run(module: str, *arguments: str) -> None:
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=START_S * 4)
+    if done.returncode:
+        raise RoleError(f"python -m {module} {arguments[0]}: {done.stderr[-2000:]}")

@@ -1,0 +1,292 @@
+"""Drills: the table, the judge, real runs, and systems broken on purpose that must be found out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+from fraud.v1 import decision_pb2, fraud_service_pb2, fraud_service_pb2_grpc
+
+from fraudsvc.supervisor import Change, State
+from fraudsvc.up import StatusFile
+from loadgen.__main__ import main
+from loadgen.drill_command import DrillOptions, Session, chosen
+from loadgen.drill_page import page
+from loadgen.drill_run import Result, RunSettings, due_times
+from loadgen.drill_runs import add_runs, last_run
+from loadgen.drills import DRILLS
+from loadgen.objectives import Objective, judge, load_objectives
+from loadgen.timeline import Call, Fault, figures, knee, recovery_s, windows
+from tests.conftest import Trained, process
+
+SHORT = RunSettings(stretch=0.2, seed=5, calibrate_s=1.0)
+MEASURED_ELSEWHERE = {
+    "lost", "knee", "wrong_status", "different", "memory_mib_per_minute", "descriptors_grown",
+    "labels_failed", "fault_s", "recovery_s",
+}  # fmt: skip
+
+
+# The table and the objectives.
+
+
+def test_every_drill_asks_what_is_known_and_every_objective_is_asked() -> None:
+    known = load_objectives()
+    for name, drill in DRILLS.items():
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)
+        assert set(drill.asked) <= known.keys(), name
+        assert any(known[asked].kind == "safety" for asked in drill.asked)
+        assert all(phase.seconds > 0 and phase.load > 0 for phase in drill.phases)
+    assert {asked for drill in DRILLS.values() for asked in drill.asked} == known.keys()
+
+
+def test_every_objective_is_on_a_figure_that_is_measured() -> None:
+    measured = figures([], None).keys() | MEASURED_ELSEWHERE
+    assert {each.figure for each in load_objectives().values()} <= measured
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[a]\nfigure='x'\nkind='safety'\nmeaning='m'\n",
+        "[a]\nfigure='x'\nkind='safety'\nmeaning='m'\nat_least=1\nat_most=2\n",
+        "[a]\nfigure='x'\nkind='other'\nmeaning='m'\nat_least=1\n",
+        "[a]\nfigure='x'\nkind='speed'\nmeaning='m'\nat_least=1\nunit='s'\n",
+        "[a]\nkind='speed'\nmeaning='m'\nat_least=1\n",
+    ],
+)
+def test_objectives_that_cannot_be_meant_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "objectives.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="objective a"):
+        load_objectives(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "most"),
+    [
+        (0.999, True, False), (0.5, True, True), (0.1, False, True), (math.inf, True, False),
+        (math.nan, False, False), (None, False, False), (0.0, False, True),
+    ],
+)  # fmt: skip
+def test_the_judge(value: float | None, least: bool, most: bool) -> None:
+    asked = [
+        Objective("a", "x", "speed", "", at_least=0.5),
+        Objective("b", "x", "speed", "", at_most=0.5),
+    ]
+    found = judge(asked, {} if value is None else {"x": value})
+    assert [verdict.met for verdict in found] == [least, most]
+
+
+def test_the_table_of_drills_in_the_documents_is_the_code() -> None:
+    path = Path(__file__).parents[1] / "docs" / "users" / "reliability.md"
+    match = re.search(r"<!-- drills -->\n(.*?)<!-- /drills -->", path.read_text(), re.DOTALL)
+    assert match is not None
+    rows = [
+        (f"`{d.name}`", d.what, ", ".join(f"`{asked}`" for asked in d.objectives), d.ends)
+        for d in DRILLS.values()
+    ]
+    lines = [("drill", "what", "objectives", "ends"), ("---",) * 4, *rows]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    assert match[1] == text, f"put this between the marks in {path.name}:\n{text}"
+
+
+# Figures.
+
+
+def calls(until_s: float, latency_ms: float, status: str = "OK", from_s: float = 0) -> list[Call]:
+    times = [from_s + i / 100 for i in range(round((until_s - from_s) * 100))]
+    rung = "FULL" if status == "OK" else ""
+    return [Call(at, round(latency_ms * 1000), status, rung, "d", "m") for at in times]
+
+
+def test_figures_of_calls_in_time_late_shed_and_failed() -> None:
+    made = [
+        *calls(1, 10), *calls(2, 60, from_s=1), *calls(3, 1, "RESOURCE_EXHAUSTED", from_s=2),
+        *calls(4, 5, "UNAVAILABLE", from_s=3),
+    ]  # fmt: skip
+    found = figures(made, Fault(3.5, 3.6))
+    assert (found["answered"], found["shed"], found["failed"]) == (200, 100, 100)
+    assert found["timed_out_share"] == 0
+    late = figures(calls(1, 9_000, "DEADLINE_EXCEEDED"), None)
+    assert (late["timed_out_share"], late["failed"], late["in_time_accepted"]) == (1, 0, 0)
+    assert found["in_time_accepted"] == pytest.approx(1 / 3)
+    assert found["in_time_answered"] == 0.5
+    assert found["in_time_all"] == 0.25
+    assert found["failed_outside"] == 0
+    assert figures(made, Fault(-9, -8))["failed_outside"] == 100
+    assert found["recovery_s"] == math.inf
+    assert sum(window.sent for window in windows(made)) == len(made)
+
+
+@pytest.mark.parametrize(("late_s", "expected"), [(0.0, 0.0), (1.4, 1.5), (3.0, 3.0)])
+def test_recovery_begins_with_the_first_good_windows_in_a_row(
+    late_s: float, expected: float
+) -> None:
+    ended_s = 2.0
+    made = [*calls(ended_s + late_s, 900), *calls(ended_s + 8, 5, from_s=ended_s + late_s)]
+    assert recovery_s(made, Fault(1.0, ended_s)) == expected
+    assert recovery_s(made[: round((ended_s + late_s + 1) * 100)], Fault(1, ended_s)) == math.inf
+
+
+def test_the_knee_is_below_the_first_step_that_is_late() -> None:
+    made = [*calls(2, 5), *calls(3, 80, from_s=2), *calls(4, 5, from_s=3)]
+    steps = [(0.0, 1.0, 0.2), (1.0, 2.0, 0.4), (2.0, 3.0, 0.6), (3.0, 4.0, 0.8)]
+    assert knee(made, steps) == 0.4
+    assert knee([], steps) == 0
+
+
+def test_load_goes_on_until_the_fault_is_over() -> None:
+    left = iter([False] * 100)
+    due = list(due_times([(1, 50), (1, 200)], 7, lambda: next(left, True)))
+    assert due == sorted(due)
+    assert due == list(due_times([(1, 50), (1, 200)], 7, iter([False] * 100 + [True]).__next__))
+    assert sum(at >= 2e9 for at in due) == 100
+    assert 20 < sum(at < 1e9 for at in due) < 90
+
+
+# What is kept and shown.
+
+
+def test_a_run_is_compared_with_the_last_of_its_kind(tmp_path: Path) -> None:
+    path = tmp_path / "kept" / "runs.jsonl"
+    run = {"drill": "steady", "quick": True, "skipped": "", "figures": {"p99_ms": 1.0}}
+    add_runs(path, [run, run | {"figures": {"p99_ms": 2.0}}, run | {"drill": "ramp"}])
+    add_runs(path, [run | {"quick": False}, run | {"skipped": "not root"}])
+    with path.open("a") as file:
+        file.write('{"drill": "stea')
+    found = last_run(path, "steady", quick=True)
+    assert found is not None
+    assert found["figures"] == {"p99_ms": 2.0}
+    assert last_run(path, "herd", quick=True) is None
+
+
+def test_the_status_of_roles_is_in_a_file_and_a_full_disk_ends_nothing(tmp_path: Path) -> None:
+    status = StatusFile(tmp_path / "roles.json")
+    status.add(Change("serve-0", State.READY, 17, 2, None))
+    expected = {"serve-0": {"state": "ready", "pid": 17, "restarts": 2}}
+    assert json.loads((tmp_path / "roles.json").read_text()) == expected
+    StatusFile(tmp_path / "nowhere" / "roles.json").add(Change("a", State.READY, 1, 0, None))
+
+
+def test_drill_list_and_names_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["drill", "list"]) == 0
+    shown = capsys.readouterr().out
+    assert "steady" in shown
+    assert chosen("all") == tuple(DRILLS)
+    assert main(["drill", "nothing"]) == 2
+
+
+# Real runs.
+
+
+def run(options: DrillOptions) -> dict[str, Result]:
+    said: list[object] = []
+    found = {r.drill.name: r for r in Session(options, said.append, said.append).results()}
+    assert said
+    for result in found.values():
+        print(json.dumps(result.to_json()))
+    return found
+
+
+def missed(result: Result, kind: str = "") -> set[str]:
+    return {
+        v.objective.name for v in result.verdicts if not v.met and kind in ("", v.objective.kind)
+    }
+
+
+def test_a_steady_load_and_a_killed_scorer_lose_nothing(tmp_path: Path, trained: Trained) -> None:
+    options = DrillOptions(
+        ("steady", "scorer-kill"), tmp_path, SHORT, bundles=(trained.bundle_path,) * 2,
+        key=trained.key_path,
+    )  # fmt: skip
+    found = run(options)
+    assert found.keys() == {"steady", "scorer-kill"}
+    for result in found.values():
+        assert not missed(result, "safety"), result.figures
+        assert result.figures["read_back"] > 10
+    killed = found["scorer-kill"]
+    assert killed.figures["killed"] == 1
+    assert killed.figures["failed"] > 0, "it was killed under load, so some calls failed"
+    assert killed.fault is not None
+    text = page(list(found.values()), {"command": "a <b>"})
+    assert "a &lt;b&gt;" in text
+    assert "src=" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+
+
+# Broken on purpose.
+
+
+@contextlib.contextmanager
+def unshed_and_unfed(folder: Path) -> Iterator[str]:
+    """A scorer that never sheds, whose featurizer never runs."""
+    ready = folder / "ready"
+    argv = [
+        "fraudsvc", "serve", "--log", f"file://{folder}/log", "--store", f"lmdb://{folder}/store",
+        "--address", "127.0.0.1:0", "--bundle", str(folder / "bundle"), "--public-key",
+        str(folder / "key.pub"), "--ready-file", str(ready), "--calls-max", "100000",
+        "--wait-ms-max", "1000000",
+    ]  # fmt: skip
+    with process(folder / "out", *argv) as serve:
+        serve.wait_for(ready)
+        yield f"127.0.0.1:{ready.read_text()}"
+
+
+def test_drills_find_a_server_that_never_sheds_and_states_that_nobody_makes(
+    tmp_path: Path,
+) -> None:
+    with unshed_and_unfed(tmp_path) as target:
+        found = run(DrillOptions(("steady", "overload-5x"), tmp_path, SHORT, target))
+    assert "fresh" in missed(found["steady"])
+    assert "sheds" in missed(found["overload-5x"])
+
+
+class Forgetful(fraud_service_pb2_grpc.FraudServiceServicer):
+    """It approves whatever comes, even what it must refuse, and keeps nothing."""
+
+    def Score(  # noqa: N802
+        self, _request: fraud_service_pb2.ScoreRequest, _context: grpc.ServicerContext
+    ) -> fraud_service_pb2.ScoreResponse:
+        assessment = decision_pb2.Assessment(
+            outcome=decision_pb2.OUTCOME_APPROVE, rung=decision_pb2.RUNG_FULL, decision_id="d",
+        )  # fmt: skip
+        return fraud_service_pb2.ScoreResponse(assessment=assessment)
+
+    def GetDecision(  # noqa: N802
+        self, _: fraud_service_pb2.GetDecisionRequest, context: grpc.ServicerContext
+    ) -> fraud_service_pb2.GetDecisionResponse:
+        context.abort(grpc.StatusCode.NOT_FOUND, "it is gone")
+        raise AssertionError
+
+
+@contextlib.contextmanager
+def forgetful() -> Iterator[str]:
+    server = grpc.server(ThreadPoolExecutor(8))
+    add = fraud_service_pb2_grpc.add_FraudServiceServicer_to_server
+    add(Forgetful(), server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(0).wait(5)
+
+
+def statuses(path: Path) -> dict[str, Sequence[str]]:
+    drills = json.loads(path.read_text())["drills"]
+    return {d["drill"]: [v["name"] for v in d["verdicts"] if not v["met"]] for d in drills}
+
+
+def test_a_service_that_loses_and_refuses_nothing_fails_by_its_exit_status(tmp_path: Path) -> None:
+    common = ["--quick", "--seed", "5", "--home", str(tmp_path), "--json", str(tmp_path / "out")]
+    with forgetful() as target:
+        assert main(["drill", "poison", "--target", target, *common]) == 1
+        assert {"nothing_lost", "says_why"} <= set(statuses(tmp_path / "out")["poison"])
+        # and what needs the roles' processes is told apart from what failed
+        assert main(["drill", "scorer-kill", "--target", target, *common]) == 0
+    (skipped,) = json.loads((tmp_path / "out").read_text())["drills"]
+    assert "no role serve-0" in skipped["skipped"]
