@@ -29,7 +29,7 @@ class Nothing:
     def read(
         self,
         keys: Sequence[int],
-        homes: Sequence[int],  # noqa: ARG002 - the protocol's
+        homes: Sequence[int],
     ) -> Sequence[bytes | None]:
         return [None] * len(keys)
 
