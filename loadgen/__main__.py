@@ -229,7 +229,8 @@ def _run_drill(args: argparse.Namespace, console: Console) -> int:
     gc.freeze()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     kept = args.home / "runs.jsonl"
-    time_text = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    now_s = time.time_ns() // 1_000_000_000
+    time_text = datetime.datetime.fromtimestamp(now_s, datetime.UTC).isoformat()
     results: list[Result] = []
     with _ended_by_exit(), Live(console=console, auto_refresh=False, transient=True) as shown:
 

@@ -25,6 +25,7 @@ from loadgen.drills import DRILLS
 from loadgen.objectives import Objective, judge, load_objectives
 from loadgen.timeline import Call, Fault, figures, knee, recovery_s, windows
 from tests.conftest import Trained, process
+from trainer.signing import public_path
 
 SHORT = RunSettings(stretch=0.2, seed=5, calibrate_s=1.0)
 MEASURED_ELSEWHERE = {
@@ -224,13 +225,13 @@ def test_a_steady_load_and_a_killed_scorer_lose_nothing(tmp_path: Path, trained:
 
 
 @contextlib.contextmanager
-def unshed_and_unfed(folder: Path) -> Iterator[str]:
+def unshed_and_unfed(folder: Path, trained: Trained) -> Iterator[str]:
     """A scorer that never sheds, whose featurizer never runs."""
     ready = folder / "ready"
     argv = [
         "fraudsvc", "serve", "--log", f"file://{folder}/log", "--store", f"lmdb://{folder}/store",
-        "--address", "127.0.0.1:0", "--bundle", str(folder / "bundle"), "--public-key",
-        str(folder / "key.pub"), "--ready-file", str(ready), "--calls-max", "100000",
+        "--address", "127.0.0.1:0", "--bundle", str(trained.bundle_path), "--public-key",
+        str(public_path(trained.key_path)), "--ready-file", str(ready), "--calls-max", "100000",
         "--wait-ms-max", "1000000",
     ]  # fmt: skip
     with process(folder / "out", *argv) as serve:
@@ -239,11 +240,12 @@ def unshed_and_unfed(folder: Path) -> Iterator[str]:
 
 
 def test_drills_find_a_server_that_never_sheds_and_states_that_nobody_makes(
-    tmp_path: Path,
+    tmp_path: Path, trained: Trained
 ) -> None:
-    with unshed_and_unfed(tmp_path) as target:
+    with unshed_and_unfed(tmp_path, trained) as target:
         found = run(DrillOptions(("steady", "overload-5x"), tmp_path, SHORT, target))
     assert "fresh" in missed(found["steady"])
+    assert found["steady"].figures["full_share"] == 0
     assert "sheds" in missed(found["overload-5x"])
 
 
