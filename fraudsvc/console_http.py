@@ -27,7 +27,7 @@ from fraudsvc.prometheus import Exposition
 from fraudsvc.readmodel import ReadModel, ReadModelError, Row
 
 CONCURRENCY_MAX = 64
-STOP_S = 5.0
+STOP_S = 2.0
 _OUTCOMES = {"approve": 1, "review": 2, "decline": 3}
 
 

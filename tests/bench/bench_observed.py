@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ def _roles(where: Path, observed: bool) -> Iterator[Running]:
     with contextlib.ExitStack() as stack:
         otlp = f"unix-abstract:fraudsvc-bench-{os.getpid()}"
         told = {"FRAUD_METRICS": f"/dev/shm/fraud-bench-{os.getpid()}"}  # noqa: S108 - in memory
+        stack.callback(shutil.rmtree, told["FRAUD_METRICS"], ignore_errors=True)
         if observed:
             stack.enter_context(_environment({**told, "OTEL_EXPORTER_OTLP_ENDPOINT": otlp}))
         featurizer = ["featurizer", "run", *places]
