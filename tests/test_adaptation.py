@@ -16,8 +16,8 @@ from tests.adaptation.run import Point
 from tests.adaptation.world import Scale
 
 TINY = Scale(
-    per_minute=200, customers=4_000, past_days=4, past_rows_a_day=1_000, warm_minutes=75,
-    before_minutes=5, after_minutes=35, old_share=0.01, attack_share=0.05,
+    per_minute=400, customers=4_000, past_days=4, past_rows_a_day=1_000, warm_minutes=75,
+    before_minutes=5, after_minutes=35, old_share=0.01, attack_share=0.015,
 )  # fmt: skip
 NAMES = ["static", "T1+T2"]
 

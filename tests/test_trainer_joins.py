@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fraud.v1 import decision_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from trainer.decision_ring import DECISION
-from trainer.joins import APPROVED, Joins, JoinSettings, Taken
+from trainer.joins import Joins, JoinSettings, Taken
 from trainer.labelled import (
     ANALYST,
     CHARGEBACK,
@@ -30,7 +29,6 @@ from trainer.labelled import (
 )
 
 START_MS = 1_700_000_000_000
-REVIEWED = int(decision_pb2.OUTCOME_REVIEW)
 SETTINGS = JoinSettings(decisions_max=8, passed_max=4, waiting_max=4, waiting_ms=1_000)
 
 
@@ -239,15 +237,18 @@ def test_what_nobody_called_fraud_is_presumed_legitimate() -> None:
     assert set(found.rows["source"].tolist()) == {PRESUMED}
 
 
-def test_traffic_is_all_that_nobody_called_fraud_but_alerts_not_judged_yet() -> None:
+def test_traffic_is_all_that_nobody_called_fraud_once_it_could_be_judged() -> None:
     joins = Joins(3, SETTINGS)
-    rows = decisions(1, 2, 3, 4, 5)
-    rows["outcome"] = [REVIEWED, REVIEWED, REVIEWED, APPROVED, APPROVED]
-    joins.take_decisions(rows, vectors_of(rows), START_MS)
-    joins.take_labels(np.r_[label(1), label(2, LEGITIMATE), label(5)], START_MS)
     random = np.random.default_rng(3)
-    assert joins.not_fraud(9, 1_000, random)[:, 0].tolist() == [2.0, 4.0]
-    joins.pass_time(START_MS + 1_000)
+    assert joins.not_fraud(9, 1_000, random).shape == (0, 3)
+    rows = decisions(1, 2, 3, 4, 5, 6)
+    rows["event_time_ms"] = START_MS
+    joins.take_decisions(rows[:4], vectors_of(rows[:4]), START_MS)
+    joins.take_labels(np.r_[label(1), label(2, LEGITIMATE)], START_MS)
+    # Nothing is a second older than the newest: the older half is all that there is to go by.
+    assert joins.not_fraud(9, 1_000, random)[:, 0].tolist() == [2.0]
+    rows["event_time_ms"][4:] += 1_000
+    joins.take_decisions(rows[4:], vectors_of(rows[4:]), START_MS + 5)
     assert joins.not_fraud(9, 1_000, random)[:, 0].tolist() == [2.0, 3.0, 4.0]
     assert len(joins.not_fraud(2, 0, random)) == 2
 

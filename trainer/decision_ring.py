@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from fraud.v1 import decision_pb2
 from numpy.typing import NDArray
 
 # One decision as the trainer reads it from the log; ids are hashes, 0 for absent. ``score`` is
 # the probability served, ``model`` the version's text, ``outcome`` the contract's number.
+APPROVED = int(decision_pb2.OUTCOME_APPROVE)
 DECISION = np.dtype(
     [
         ("transaction", "<i8"),

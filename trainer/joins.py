@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from fraud.v1 import decision_pb2
 from numpy.typing import NDArray
 
 from trainer.decision_ring import PASSED, SAID, SOURCES, DecisionRing
@@ -46,7 +45,6 @@ DELAY_EDGES_MS = (
 )
 
 
-APPROVED = int(decision_pb2.OUTCOME_APPROVE)
 # Whether a row overrules, and whom.
 NOBODY = (False, 0)
 
@@ -179,15 +177,20 @@ class Joins:
     ) -> NDArray[np.float32]:
         """Return the vectors float32[m, n] of up to ``count`` random decisions, oldest first.
 
-        All that are kept count, but those that somebody called fraud, and alerts younger than
-        ``age_ms`` of which nothing was said yet: many of these are. Payments judged good count:
-        most were judged because they were alerted, and without them alerts would seem fewer.
+        All count that are older than the newest by ``age_ms``, or else the older half, but those
+        that somebody called fraud. The rest is too young for anybody to have said which of them
+        are fraud: a new attack would be taken as usual. Payments judged good count: most were
+        judged because they were alerted, and without them alerts would seem fewer. The age is by
+        the time of the events, so a restart that reads the same log finds the same.
         """
-        ring, slots = self.ring, self.ring.kept()
-        said = ring.said["verdict"][slots]
-        young = self._elapsed.now_ms - ring.read_ms[slots] < age_ms
-        pending = young & (ring.rows["outcome"][slots] != APPROVED) & ~said.any(axis=1)
-        slots = slots[~(said == FRAUD).any(axis=1) & ~pending]
+        slots = self.ring.kept()
+        if not len(slots):
+            return np.zeros((0, self.ring.vectors.shape[1]), np.float32)
+        times = self.ring.rows["event_time_ms"][slots]
+        old = slots[times.max() - times >= age_ms]
+        half = slots[: (len(slots) + 1) // 2]
+        slots = old if len(old) > len(half) else half
+        slots = slots[~(self.ring.said["verdict"][slots] == FRAUD).any(axis=1)]
         some = np.sort(random.permutation(len(slots))[:count])
         vectors: NDArray[np.float32] = self.ring.vectors[slots[some]]
         return vectors

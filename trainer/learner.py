@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.bundle import Content
+from trainer.decision_ring import APPROVED
 from trainer.expert import Expert, ExpertError
 from trainer.few_shot import ExpertSettings, fit_expert
-from trainer.joins import APPROVED, Joins, JoinSettings
+from trainer.joins import Joins, JoinSettings
 from trainer.labelled import FAST, Joined, Refusal, stacked
 from trainer.lessons import Lessons
 from trainer.model import Model, Trees

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from trainer.alarms import Alarm
 from trainer.bundle import Content
+from trainer.decision_ring import APPROVED
 from trainer.drift import DriftSettings, DriftWatch
 from trainer.guards import GuardSettings
-from trainer.joins import APPROVED, Joins
+from trainer.joins import Joins
 from trainer.label_watch import LabelWatch
 from trainer.labelled import Joined
 from trainer.reporters import ReporterSettings
