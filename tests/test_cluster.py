@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-import grpc
 import numpy as np
 import pytest
 from fraud.v1 import decision_pb2, transaction_pb2
@@ -24,12 +22,20 @@ from featurizer.records import RECORD
 from featurizer.state import POSITION
 from tests.checker import Found, check, gather
 from tests.clusters import PARTITIONS, Cluster, stopping
-from tests.conftest import Connected, Host, Payments, Trained, accepted, call_now, decisions, until
+from tests.conftest import (
+    Connected,
+    Host,
+    Payments,
+    Trained,
+    accepted,
+    call_now,
+    decisions,
+    score_patiently,
+    until,
+)
 from tests.redis_servers import redis_server  # noqa: F401 - a fixture
 from tests.servers import kafka_fixture, prefix_fixture  # noqa: F401 - fixtures
 
-TIMEOUT_S = 10.0
-SHED_PAUSE_S = 0.05
 SETTLE_S = 60.0
 APART = 30
 AT_ONCE = 120
@@ -64,18 +70,7 @@ def sent(cluster: Cluster) -> list[transaction_pb2.Transaction]:
 
 
 def score(client: Connected, transaction: transaction_pb2.Transaction) -> decision_pb2.Assessment:
-    """Score as a client should: a call that is shed, as on a busy machine, is sent again."""
-    request = pb.ScoreRequest(transaction=transaction)
-    while True:
-        try:
-            answer: decision_pb2.Assessment
-            answer = client.stub.Score(request, timeout=TIMEOUT_S).assessment
-        except grpc.RpcError as error:
-            if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED:
-                raise
-            time.sleep(SHED_PAUSE_S)
-        else:
-            return answer
+    return score_patiently(client, pb.ScoreRequest(transaction=transaction))
 
 
 def without_position(blob: bytes) -> bytes:

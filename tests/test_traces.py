@@ -35,6 +35,7 @@ from tests.conftest import (
     decisions,
     free_port,
     process,
+    score_patiently,
     until,
 )
 from trainer.signing import public_path
@@ -134,7 +135,7 @@ def from_console(port: int, trace_id: str) -> dict[Context, Told]:
 def score(client: Connected, payment: Any, traceparent: str = "") -> decision_pb2.Assessment:
     metadata = (("traceparent", traceparent),) if traceparent else ()
     request = pb.ScoreRequest(transaction=payment)
-    return client.stub.Score(request, timeout=TIMEOUT_S, metadata=metadata).assessment  # type: ignore[no-any-return]
+    return score_patiently(client, request, metadata)
 
 
 def kept_of(log_folder: Path, rule: KeepRule) -> list[decision_pb2.Decision]:

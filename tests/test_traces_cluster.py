@@ -19,7 +19,15 @@ from featurizer.cluster import create_topics
 from featurizer.eventlog_file import FileEventLog
 from featurizer.spans import Context, score_context
 from tests.clusters import Cluster, stopping
-from tests.conftest import Payments, Trained, decisions, free_port, process, until
+from tests.conftest import (
+    Payments,
+    Trained,
+    decisions,
+    free_port,
+    process,
+    score_patiently,
+    until,
+)
 from tests.servers import kafka_fixture, prefix_fixture  # noqa: F401 - fixtures
 
 PAYMENTS = 30
@@ -85,7 +93,7 @@ def test_every_stage_links_to_the_calls_it_worked_on(traced: tuple[Cluster, int]
     payments = Payments()
     with cluster.client("serve-0") as client:
         for _ in range(PAYMENTS):
-            client.stub.Score(pb.ScoreRequest(transaction=payments.one()), timeout=60)
+            score_patiently(client, pb.ScoreRequest(transaction=payments.one()))
     log = FileEventLog(directory_of(cluster.journal("0")), read_only=True)
     made = [decision.assessment for decision in decisions(log).values()]
     log.close()
