@@ -42,31 +42,32 @@ COLUMNS = 13
 
 
 @njit(cache=True, nogil=True)
+def _varint(data, at, end, bits):  # type: ignore[no-untyped-def]
+    """Return a number of so many bits, and where it ends."""
+    value, shift = np.int64(0), 0
+    while at < end and shift < bits:
+        value |= np.int64(data[at] & 127) << shift
+        shift += 7
+        at += 1
+        if data[at - 1] < 128:
+            break
+    return value, at
+
+
+@njit(cache=True, nogil=True)
 def _field(data, at, end):  # type: ignore[no-untyped-def]
     """Return number, value or start, stop and next place of a protobuf field; 0 where broken.
 
     Of a varint the stop is the value too, so that nobody takes it for the start of bytes.
     """
-    tag, shift = np.int64(0), 0
-    while at < end and shift < 35:
-        tag |= np.int64(data[at] & 127) << shift
-        shift += 7
-        at += 1
-        if data[at - 1] < 128:
-            break
+    tag, at = _varint(data, at, end, 35)
     wire = tag & 7
     if wire in (1, 5):
         width = 8 if wire == 1 else 4
         if at + width <= end:
             return tag >> 3, at, at + width, at + width
         return 0, at, at, end + 1
-    value, shift = np.int64(0), 0
-    while at < end and shift < 63:
-        value |= np.int64(data[at] & 127) << shift
-        shift += 7
-        at += 1
-        if data[at - 1] < 128:
-            break
+    value, at = _varint(data, at, end, 63)
     if wire == 0:
         return tag >> 3, value, value, at
     if wire == 2 and 0 <= value <= end - at:

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from featurizer.eventlog import Batch, EventLog, LogError, Topic
 from featurizer.eventlog_kafka import Message, Partition, Producer, key_bytes, partition_of
 from featurizer.kafka_settings import KafkaSettings
+from featurizer.lags import Lags
 from featurizer.progress import SHIPPED_KEY, pack_progress, read_progress
 from featurizer.records import Entity, Kind
 from featurizer.spans import Context
@@ -136,7 +136,7 @@ class Relay:
         self._producer = Producer(kafka)
         self._errors = 0
         self._shipped = 0
-        self._looks: deque[tuple[float, int]] = deque(maxlen=LOOKS_MAX)  # when, and the end then
+        self._lags = Lags(LOOKS_MAX)
         snapshot = index.snapshot()
         shape = (kafka.entity_partitions, kafka.event_partitions * KINDS)
         [row] = snapshot.get_many([SHIPPED_KEY])
@@ -213,9 +213,8 @@ class Relay:
     def _status(self, rate: float, now_ms: float) -> RelayStatus:
         """Say how far it is; the backlog is as old as the first look that saw its first byte."""
         end = self._journal.ends()[1]
-        if end > self.position:
-            self._looks.append((now_ms, end))
-        while self._looks and self._looks[0][1] <= self.position:
-            self._looks.popleft()
-        age_ms = round(now_ms - self._looks[0][0]) if self._looks else 0
+        self._lags.forget(self.position)
+        self._lags.look(now_ms / 1000, end)
+        _, age_s = self._lags.of(self.position, now_ms / 1000)
+        age_ms = round(age_s * 1000)
         return RelayStatus(self.position, end - self.position, age_ms, rate, self._errors)

@@ -10,7 +10,9 @@ import logging.handlers
 import os
 import queue
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from featurizer.adapters import directory_of, open_log
 from featurizer.eventlog import LogError
@@ -231,43 +233,31 @@ def _add_stream(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _dead_letters(args: argparse.Namespace) -> int:
     # Here, because a scorer never speaks Kafka.
     from fraudsvc.dead_letters import DeadLetters  # noqa: PLC0415 - as said
-    from fraudsvc.dead_letters_report import print_letter, print_letters  # noqa: PLC0415 - as said
+    from fraudsvc.dead_letters_local import LocalDeadLetters  # noqa: PLC0415 - as said
 
-    if args.log is not None:
-        return _local_dead_letters(args)
-    letters = DeadLetters(kafka_settings(args.kafka))
-    if args.action == "list":
-        print_letters(asyncio.run(letters.all()))
-        return 0
-    for number in _numbers(args):
-        letter = asyncio.run(letters.one(number))
-        if args.action == "show":
-            print_letter(letter, asyncio.run(letters.record(letter)).value or b"")
-        else:
-            offset = asyncio.run(letters.resend(letter, getpass.getuser()))
-            print(f"letter {number} was sent again, as offset {offset}")
-    return 0
-
-
-def _local_dead_letters(args: argparse.Namespace) -> int:
-    from fraudsvc.dead_letters_local import LocalDeadLetters  # noqa: PLC0415 - as above
-    from fraudsvc.dead_letters_report import print_letter, print_letters  # noqa: PLC0415 - as above
-
+    if args.log is None:
+        return _handle_letters(args, DeadLetters(kafka_settings(args.kafka)), asyncio.run)
     log = open_log(args.log)
     try:
-        letters = LocalDeadLetters(log)
-        if args.action == "list":
-            print_letters(letters.all())
-            return 0
-        for number in _numbers(args):
-            letter = letters.one(number)
-            if args.action == "show":
-                print_letter(letter, letters.record(letter).value)
-            else:
-                offset = letters.resend(letter, getpass.getuser())
-                print(f"letter {number} was sent again, as offset {offset}")
+        return _handle_letters(args, LocalDeadLetters(log), lambda found: found)
     finally:
         log.close()
+
+
+def _handle_letters(args: argparse.Namespace, letters: Any, wait: Callable[[Any], Any]) -> int:
+    """List, show or resend; ``wait`` returns what ``letters`` gives, at once or to be awaited."""
+    from fraudsvc.dead_letters_report import print_letter, print_letters  # noqa: PLC0415 - as above
+
+    if args.action == "list":
+        print_letters(wait(letters.all()))
+        return 0
+    for number in _numbers(args):
+        letter = wait(letters.one(number))
+        if args.action == "show":
+            print_letter(letter, wait(letters.record(letter)).value or b"")
+        else:
+            offset = wait(letters.resend(letter, getpass.getuser()))
+            print(f"letter {number} was sent again, as offset {offset}")
     return 0
 
 

@@ -6,6 +6,8 @@ it. ``decide`` calls it for one record, the stream for a batch.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -112,6 +114,18 @@ def _assess_all(memory, records, positions, at, stored, ops, judge, space, sheet
     return len(records)
 
 
+@njit(cache=True, nogil=True)
+def _appraise_all(records, versions, judge, sheet):  # type: ignore[no-untyped-def]
+    """Appraise the vectors of a sheet, whose records RECORD[n] have their marks."""
+    model, knots, table = judge
+    vectors, parts, figures, bodies, reasons, found = sheet
+    for i in range(len(records)):
+        found[i] = appraise(
+            records[i : i + 1], vectors[i], versions[i], model, knots, parts[i], figures[i],
+            bodies[i], reasons[i], table,
+        )  # fmt: skip
+
+
 class Sheet:
     """What the model says of at most ``capacity`` records; a row each, of ``Workspace``'s kinds.
 
@@ -145,9 +159,34 @@ class Sheet:
         ``stored`` int64[n, entities] are the positions that the states were stored with, or
         int64[0, entities] where the arena's own are those. ``table`` is the policy's.
         """
-        judge = (bundle.model.array, bundle.calibration.knots, table)
-        sheet = (
+        judge, sheet = _judge_of(bundle, table), self._rows(at)
+        arena.run_by(_assess_all, records, positions, stored, OPS, judge, self._space, sheet)
+
+    def appraise(
+        self,
+        vectors: NDArray[np.float32],
+        records: NDArray[np.void],
+        versions: NDArray[np.int64],
+        bundle: Bundle,
+        table: NDArray[np.int64],
+    ) -> None:
+        """Appraise vectors float32[n, features] that were made before, one for each record.
+
+        ``versions`` int64[n, entities] are those of their states; ``table`` is the policy's.
+        """
+        self.vectors[: len(vectors)] = vectors
+        _appraise_all(records, versions, _judge_of(bundle, table), self._rows(0))
+
+    def with_room(self, count: int) -> Sheet:
+        """Return this sheet, or a larger one where it has less than ``count`` rows."""
+        return self if count <= len(self.found) else Sheet(2 * count)
+
+    def _rows(self, at: int) -> tuple[NDArray[Any], ...]:
+        return (
             self.vectors[at:], self.parts[at:], self.figures[at:], self.bodies[at:],
             self.reasons[at:], self.found[at:],
         )  # fmt: skip
-        arena.run_by(_assess_all, records, positions, stored, OPS, judge, self._space, sheet)
+
+
+def _judge_of(bundle: Bundle, table: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+    return bundle.model.array, bundle.calibration.knots, table

@@ -26,7 +26,7 @@ from fraudsvc.backtest import ROW, SAID
 from fraudsvc.decide import RULES_ONLY, Workspace, decide, decide_on
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy, load_policy
-from fraudsvc.replay import GoneError, appraise
+from fraudsvc.replay import GoneError
 from fraudsvc.replay_judges import Finder, Places
 from fraudsvc.replay_log import Piece, Pieces, Span
 from fraudsvc.shares import Share, Tell, share_out
@@ -187,7 +187,7 @@ class _Again:
         rows["mcc"], rows["region"] = records["mcc"], records["merchant_region"]
         rows["channel"] = records["channel"]
         rows["position"] = [case.position for case in cases]
-        rows["received_ms"] = [_received_ms(case.decision) for case in cases]
+        rows["received_ms"] = [case.decision.receive_time.ToMilliseconds() for case in cases]
         rows["rung"], rows["before"] = [t.rung for t in told], [t.outcome for t in told]
         for versions, places in _groups(told).items():
             try:
@@ -206,13 +206,11 @@ class _Again:
             raise GoneError(f"vectors of schema {schema}, this process has {SCHEMA_VERSION}")
         bundle = self._changed.bundle(model_version)
         records = np.concatenate([case.record for case in cases])
-        if len(cases) > len(self._sheet.found):
-            self._sheet = Sheet(2 * len(cases))
-        sheet = self._sheet
         data = b"".join(case.decision.features for case in cases)
-        sheet.vectors[: len(cases)] = np.frombuffer(data, "<f4").reshape(len(cases), -1)
+        vectors = np.frombuffer(data, "<f4").reshape(len(cases), -1)
         versions = np.zeros((len(cases), len(Entity)), np.int64)
-        appraise(sheet, records, versions, bundle, policy.table)
+        sheet = self._sheet = self._sheet.with_room(len(cases))
+        sheet.appraise(vectors, records, versions, bundle, policy.table)
         return [
             decide_on(_payment(case), sheet, row, bundle, policy).outcome
             for row, case in enumerate(cases)
@@ -235,9 +233,10 @@ def _groups(told: Sequence[decision_pb2.Assessment]) -> dict[tuple[str, str, str
 def _payment(case: _Case) -> Payment:
     """Return the payment of a case; nobody asks for its bytes here."""
     ids = case.record.view(np.int64).reshape(1, -1)
-    received_ms = _received_ms(case.decision)
-    return Payment(b"", case.record, ids, received_ms, case.decision.transaction)
-
-
-def _received_ms(decision: decision_pb2.Decision) -> int:
-    return decision.receive_time.seconds * 1000 + decision.receive_time.nanos // 1_000_000
+    return Payment(
+        b"",
+        case.record,
+        ids,
+        case.decision.receive_time.ToMilliseconds(),
+        case.decision.transaction,
+    )

@@ -24,6 +24,7 @@ from featurizer.eventlog import LogError
 from featurizer.eventlog_file import FileEventLog
 from featurizer.features import SCHEMA_VERSION
 from featurizer.kept import KeepRule
+from featurizer.lags import Lags
 from featurizer.metering import (
     Family,
     Meters,
@@ -39,7 +40,6 @@ from featurizer.spans import Span
 from featurizer.store import StoreError
 from fraudsvc.console_http import HttpServer, Pages, app
 from fraudsvc.follower import Follower, Surroundings
-from fraudsvc.lags import Lags
 from fraudsvc.observations import Observations
 from fraudsvc.otlp_receiver import OtlpReceiver
 from fraudsvc.prometheus import Exposition

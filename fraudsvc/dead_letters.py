@@ -7,7 +7,7 @@ is read when it is asked for, and is gone when the topic no longer keeps it.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -37,6 +37,36 @@ class Letter(NamedTuple):
         return (self.content.topic, self.content.partition), self.content.offset
 
 
+def joined_letters(told: Iterable[tuple[int, bytes]]) -> list[Letter]:
+    """Return the letters of numbers and bytes, oldest first; a note on a resend is no letter."""
+    found: dict[tuple[Partition, int], Letter] = {}
+    for number, data in told:
+        content = dead_letter_pb2.DeadLetter.FromString(data)
+        letter = Letter(number, content, ())
+        first = found.setdefault(letter.place, letter)
+        if content.HasField("resent_offset"):
+            resent = (*first.resent, content.resent_offset)
+            found[letter.place] = first._replace(resent=resent)
+    return list(found.values())
+
+
+def letter_of(number: int, letters: Sequence[Letter]) -> Letter:
+    """Return a letter by its number. Raises LogError where there is none."""
+    for letter in letters:
+        if letter.number == number:
+            return letter
+    raise LogError(f"there is no dead letter {number}")
+
+
+def resent_note(letter: Letter, author: str, offset: int) -> bytes:
+    """Return what is noted of a letter that was sent again, as ``offset``."""
+    note = dead_letter_pb2.DeadLetter()
+    note.CopyFrom(letter.content)
+    note.author, note.resent_offset = author, offset
+    note.letter_time.FromMilliseconds(time.time_ns() // 1_000_000)
+    return note.SerializeToString()
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetters:
     """The letters of a Kafka cluster. Raises LogError."""
@@ -46,22 +76,13 @@ class DeadLetters:
     async def all(self) -> list[Letter]:
         """Return every letter that is kept, oldest first."""
         async with self._reader() as reader:
-            found: dict[tuple[Partition, int], Letter] = {}
-            async for record in read_all(reader, self._at, 0):
-                content = dead_letter_pb2.DeadLetter.FromString(record.value or b"")
-                letter = Letter(record.offset, content, ())
-                first = found.setdefault(letter.place, letter)
-                if content.HasField("resent_offset"):
-                    resent = (*first.resent, content.resent_offset)
-                    found[letter.place] = first._replace(resent=resent)
-            return list(found.values())
+            return joined_letters(
+                [(each.offset, each.value or b"") async for each in read_all(reader, self._at, 0)]
+            )
 
     async def one(self, number: int) -> Letter:
         """Return a letter by its number. Raises LogError where there is none."""
-        for letter in await self.all():
-            if letter.number == number:
-                return letter
-        raise LogError(f"there is no dead letter {number}")
+        return letter_of(number, await self.all())
 
     async def record(self, letter: Letter) -> Received:
         """Return what a letter is about. Raises LogError where that is gone."""
@@ -83,11 +104,8 @@ class DeadLetters:
         await producer.start()
         try:
             again = await producer.send({at: [Message(record.key or b"", record.value or b"")]})
-            note = dead_letter_pb2.DeadLetter()
-            note.CopyFrom(letter.content)
-            note.author, note.resent_offset = author, again[at]
-            note.letter_time.FromMilliseconds(time.time_ns() // 1_000_000)
-            await producer.send({self._at: [Message(b"", note.SerializeToString())]})
+            note = resent_note(letter, author, again[at])
+            await producer.send({self._at: [Message(b"", note)]})
         finally:
             await producer.stop()
         return again[at]

@@ -6,13 +6,10 @@ features was taken in when it came. A letter's number is its position. Raises Lo
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
-from fraud.v1 import dead_letter_pb2
-
 from featurizer.eventlog import Entry, EventLog, LogError, Topic
-from fraudsvc.dead_letters import Letter
+from fraudsvc.dead_letters import Letter, joined_letters, letter_of, resent_note
 
 READ_BYTES = 4 << 20
 
@@ -25,21 +22,12 @@ class LocalDeadLetters:
 
     def all(self) -> list[Letter]:
         """Return every letter that is kept, oldest first."""
-        found: dict[int, Letter] = {}
-        for position, entry in self._entries(Topic.DEAD_LETTERS):
-            content = dead_letter_pb2.DeadLetter.FromString(entry.value)
-            first = found.setdefault(content.offset, Letter(position, content, ()))
-            if content.HasField("resent_offset"):
-                resent = (*first.resent, content.resent_offset)
-                found[content.offset] = first._replace(resent=resent)
-        return list(found.values())
+        told = self._entries(Topic.DEAD_LETTERS)
+        return joined_letters((position, entry.value) for position, entry in told)
 
     def one(self, number: int) -> Letter:
         """Return a letter by its number. Raises LogError where there is none."""
-        for letter in self.all():
-            if letter.number == number:
-                return letter
-        raise LogError(f"there is no dead letter {number}")
+        return letter_of(number, self.all())
 
     def record(self, letter: Letter) -> Entry:
         """Return what a letter is about. Raises LogError where that is gone."""
@@ -51,11 +39,8 @@ class LocalDeadLetters:
     def resend(self, letter: Letter, author: str) -> int:
         """Append a letter's label again; return its new position."""
         [frame, _] = self._log.append([[self.record(letter)]])
-        note = dead_letter_pb2.DeadLetter()
-        note.CopyFrom(letter.content)
-        note.author, note.resent_offset = author, frame + 1
-        note.letter_time.FromMilliseconds(time.time_ns() // 1_000_000)
-        self._log.append([[Entry(Topic.DEAD_LETTERS, 0, note.SerializeToString())]])
+        note = resent_note(letter, author, frame + 1)
+        self._log.append([[Entry(Topic.DEAD_LETTERS, 0, note)]])
         return frame + 1
 
     def _entries(self, topic: Topic) -> Iterator[tuple[int, Entry]]:

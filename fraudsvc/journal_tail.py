@@ -113,10 +113,6 @@ class JournalTail:
         first = self.position + 1 + 2 * len(self._staged)
         return np.arange(first, first + 2 * count, 2)
 
-    def is_staged(self, request: int) -> bool:
-        """Return whether a transaction of this request is staged."""
-        return request in self._staged
-
     @property
     def staged(self) -> int:
         """How many transactions are staged."""

@@ -28,7 +28,6 @@ from fraudsvc.replay_differences import (
     cause_of,
     differences,
 )
-from fraudsvc.replay_kernel import appraise_all
 from fraudsvc.replay_states import Case, Views, shown
 from trainer.bundle import Bundle
 
@@ -133,22 +132,14 @@ class Replayer:
         except GoneError as error:
             yield from (Verdict(case, Kind.GONE, str(error)) for case in views.cases)
             return
-        sheet = self._appraised(views, bundle, policy)
+        sheet = self._sheet = self._sheet.with_room(len(views.cases))
+        sheet.appraise(views.vectors, views.records, views.versions, bundle, policy.table)
         for row, case in enumerate(views.cases):
             payment, told = payment_of(case, views.records[row : row + 1]), case.decision.assessment
             draft = decide_on(payment, sheet, row, bundle, policy)
             draft = draft._replace(rung=told.rung, cause=told.rung_cause)
             parts = sheet.bodies[row], sheet.reasons[row], sheet.figures[row]
             yield self._compared(case, payment, draft, *parts)
-
-    def _appraised(self, views: Views, bundle: Bundle, policy: Policy) -> Sheet:
-        count = len(views.cases)
-        if count > len(self._sheet.found):
-            self._sheet = Sheet(2 * count)
-        sheet = self._sheet
-        sheet.vectors[:count] = views.vectors
-        appraise(sheet, views.records, views.versions, bundle, policy.table)
-        return sheet
 
     def _compared(
         self,
@@ -174,30 +165,11 @@ class Replayer:
         return self._verdict(case, cause_of(found), found, again)
 
 
-def appraise(
-    sheet: Sheet,
-    records: NDArray[np.void],
-    versions: NDArray[np.int64],
-    bundle: Bundle,
-    table: NDArray[np.int64],
-) -> None:
-    """Appraise the first vectors of a sheet, one for each of ``records`` RECORD[n].
-
-    ``versions`` int64[n, entities]; ``table`` is the policy's.
-    """
-    judge = (bundle.model.array, bundle.calibration.knots, table)
-    rows = (
-        sheet.vectors, sheet.parts, sheet.figures, sheet.bodies, sheet.reasons, sheet.found,
-    )  # fmt: skip
-    appraise_all(records, versions, judge, rows)
-
-
 def payment_of(case: Case, record: NDArray[np.void]) -> Payment:
     """Return the payment of a case; ``record`` RECORD[1] becomes its."""
-    received = case.decision.receive_time
     data = case.decision.transaction.SerializeToString(deterministic=True)
-    received_ms = received.seconds * 1000 + received.nanos // 1_000_000
-    return Payment(data, record, record.view(np.int64).reshape(1, -1), received_ms)
+    ids = record.view(np.int64).reshape(1, -1)
+    return Payment(data, record, ids, case.decision.receive_time.ToMilliseconds())
 
 
 def _rows(views: Views, rows: list[int]) -> Views:
@@ -210,10 +182,9 @@ def _rows(views: Views, rows: list[int]) -> Views:
 def _stamp(case: Case, payment: Payment) -> Stamp:
     """Return what the shell added, which nobody decided."""
     logged, told = case.decision, case.decision.assessment
-    used = told.time_used
     return Stamp(
         payment.ids.item(REQUEST_WORD), told.trace_id.encode(), logged.log_position,
-        payment.received_ms, used.seconds * 1_000_000_000 + used.nanos,
+        payment.received_ms, told.time_used.ToNanoseconds(),
         origin_of(logged.traceparent, logged.scorer), True, *_steps(case)[:3],
     )  # fmt: skip
 

@@ -14,7 +14,6 @@ from featurizer.fold import fold
 from featurizer.records import Entity
 from featurizer.state import META, POSITION
 from featurizer.view import view
-from fraudsvc.assess import appraise
 
 _ENTITIES = len(Entity)
 
@@ -107,15 +106,3 @@ def rebuild(needs, records, positions, starts, places, rows):  # type: ignore[no
 def look_at(rows, past, seen, limits, lines, shown, vector, versions):  # type: ignore[no-untyped-def]
     """Look at one record with its states in ``rows`` int64[entities, ROW_WORDS], as ``walk``."""
     _see(rows, past, seen, limits, lines, shown, vector, versions)
-
-
-@njit(cache=True, nogil=True)
-def appraise_all(records, versions, judge, sheet):  # type: ignore[no-untyped-def]
-    """Appraise the vectors of a sheet, whose records RECORD[n] have their marks."""
-    model, knots, table = judge
-    vectors, parts, figures, bodies, reasons, found = sheet
-    for i in range(len(records)):
-        found[i] = appraise(
-            records[i : i + 1], vectors[i], versions[i], model, knots, parts[i], figures[i],
-            bodies[i], reasons[i], table,
-        )  # fmt: skip

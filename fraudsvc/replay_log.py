@@ -32,9 +32,7 @@ class Span(NamedTuple):
 
     def has_time(self, decision: decision_pb2.Decision) -> bool:
         """Return whether a decision was received within the range."""
-        received = decision.receive_time
-        received_ms = received.seconds * 1000 + received.nanos // 1_000_000
-        return self.from_ms <= received_ms < self.until_ms
+        return self.from_ms <= decision.receive_time.ToMilliseconds() < self.until_ms
 
 
 @dataclass(slots=True, eq=False)

@@ -250,8 +250,7 @@ class StreamLane:
         Lets the batch before be written in between.
         """
         records = batch.records
-        if len(records) > len(self._sheet.found):
-            self._sheet = Sheet(2 * len(records))
+        self._sheet = self._sheet.with_room(len(records))
         self._states.prepare(records)
         positions = batch.frames + 1 + AFTER_ALL
         stored = self._states.stored(records)

@@ -280,6 +280,30 @@ class Host:
         self.log.close()
 
 
+class Overtaken(NamedTuple):
+    """A batch during whose append another scorer of the host appended a payment, or its item 7."""
+
+    slow: Asked
+    quick: Asked
+    items: list[transaction_pb2.Transaction]
+    answers: list[decision_pb2.Assessment]
+    won: decision_pb2.Assessment
+
+
+def overtake(host: Host, payments: Payments, *, repeats_one: bool) -> Overtaken:
+    """Let one scorer decide a batch of 20 while another is faster."""
+    log = Interrupted(host.open_log())
+    slow, quick = host.scorer(log), host.scorer()
+    for scorer in (slow, quick):
+        scorer.score(payments.one(), call_now())
+    items = [payments.one(customer_id="one") for _ in range(20)]
+    taken = items[7] if repeats_one else payments.one(customer_id="one")
+    won: list[decision_pb2.Assessment] = []
+    log.before.append(lambda: won.append(quick.score(taken, call_now())))
+    answers = [result.assessment for result in slow.score_batch(items, call_now())]
+    return Overtaken(slow, quick, items, answers, won[0])
+
+
 @pytest.fixture
 def host(tmp_path: Path, bundle: Bundle) -> Iterator[Host]:
     made = Host(tmp_path, bundle)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from fraud.v1 import dead_letter_pb2, decision_pb2, label_pb2, model_event_pb2, transaction_pb2
 
 from featurizer.eventlog import Topic
@@ -22,6 +23,7 @@ from trainer.thresholds import Budget
 from trainer.watch import WatchSettings
 
 NO_OLD_FRAUDS = np.zeros((0, len(FEATURES)), np.float32)
+APPROVE = decision_pb2.OUTCOME_APPROVE
 FRAUD, GOOD = label_pb2.VERDICT_FRAUD, label_pb2.VERDICT_LEGITIMATE
 STEP_MS = 10_000
 LENIENT = GateSettings(cost_us_max=1e6, alert_share_max=0.06)
@@ -118,3 +120,27 @@ def report(
         label.reporter = names[i % len(names)]
         labels.append(label)
     scorer.report_labels(labels)
+
+
+def approved(scorer: Asked, made: Sequence[transaction_pb2.Transaction]) -> list[str]:
+    """Score payments; return the ids of those that were approved."""
+    pairs = zip(made, scored(scorer, made), strict=True)
+    return [each.transaction_id for each, told in pairs if told.outcome == APPROVE]
+
+
+@pytest.fixture(name="payments")
+def payments_fixture() -> Payments:
+    """A maker of payments."""
+    return Payments()
+
+
+@pytest.fixture(name="scorer")
+def scorer_fixture(host: Host) -> Asked:
+    """A scorer of the host."""
+    return host.scorer()
+
+
+@pytest.fixture(name="loop")
+def loop_fixture(host: Host, trained: Trained, tmp_path: Path) -> Loop:
+    """The host with its trainer."""
+    return Loop(host, trained, tmp_path)

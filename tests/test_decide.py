@@ -25,13 +25,13 @@ from fraudsvc.policy import DEFAULT_POLICY, Policy, load_policy
 from tests.conftest import (
     SEED,
     Host,
-    Interrupted,
     Payments,
     Trained,
     accepted,
     call_now,
     decisions,
     first_records,
+    overtake,
     read_all,
 )
 from tests.layers import random_expert, random_trees
@@ -206,21 +206,10 @@ def assert_replayed(
 def test_a_batch_that_others_overtook_is_replayed_too(
     host: Host, bundle: Bundle, repeats_one: bool
 ) -> None:
-    payments, log = Payments(), Interrupted(host.open_log())
-    slow, quick = host.scorer(log), host.scorer()
-    for scorer in (slow, quick):
-        scorer.score(payments.one(), call_now())
-    items = [payments.one(customer_id="one") for _ in range(20)]
-    won: list[decision_pb2.Assessment] = []
-
-    def overtake() -> None:
-        taken = items[7] if repeats_one else payments.one(customer_id="one")
-        won.append(quick.score(taken, call_now()))
-
-    log.before.append(overtake)
-    answers = [result.assessment for result in slow.score_batch(items, call_now())]
-    assert (answers[7].decision_id == won[0].decision_id) == repeats_one
-    assert answers[7].trace_id == won[0].trace_id if repeats_one else answers[7].trace_id
+    payments = Payments()
+    slow, quick, items, answers, won = overtake(host, payments, repeats_one=repeats_one)
+    assert (answers[7].decision_id == won.decision_id) == repeats_one
+    assert answers[7].trace_id == won.trace_id if repeats_one else answers[7].trace_id
     slow.score(payments.one(customer_id="one"), call_now())
     if not repeats_one:  # what was decided on a repeat's state cannot be told from the first's
         assert len(assert_replayed(host, bundle, {host.policy.version: host.policy})) == 24

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fraud.v1 import decision_pb2, label_pb2, model_event_pb2
+from fraud.v1 import label_pb2, model_event_pb2
 
 from featurizer.eventlog import Topic
 from featurizer.hashing import IdHasher
@@ -17,26 +17,22 @@ from fraudsvc.dead_letters_local import LocalDeadLetters
 from fraudsvc.dead_letters_report import print_letters
 from fraudsvc.models_command import ModelsOptions, run_models
 from tests.conftest import Asked, Host, Payments, Trained, call_now
-from tests.live_loop import LENIENT, SETTINGS, Loop, attack, report, scored
+from tests.live_loop import (  # noqa: F401 - fixtures among them
+    APPROVE,
+    LENIENT,
+    SETTINGS,
+    Loop,
+    approved,
+    attack,
+    loop_fixture,
+    payments_fixture,
+    report,
+    scored,
+    scorer_fixture,
+)
 from trainer.bundle import BundleError
 
-APPROVE = decision_pb2.OUTCOME_APPROVE
 TRAFFIC, FRAUDS, LATER = 600, 12, 12
-
-
-@pytest.fixture
-def payments() -> Payments:
-    return Payments()
-
-
-@pytest.fixture
-def scorer(host: Host) -> Asked:
-    return host.scorer()
-
-
-@pytest.fixture
-def loop(host: Host, trained: Trained, tmp_path: Path) -> Loop:
-    return Loop(host, trained, tmp_path)
 
 
 def test_an_attack_is_caught_after_its_first_labels(
@@ -45,11 +41,7 @@ def test_an_attack_is_caught_after_its_first_labels(
     first = loop.shelf.served()
     scored(scorer, [payments.one() for _ in range(TRAFFIC)])
     attacks = [attack(payments, number) for number in range(FRAUDS)]
-    missed = [
-        each.transaction_id
-        for each, answer in zip(attacks, scored(scorer, attacks), strict=True)
-        if answer.outcome == APPROVE
-    ]
+    missed = approved(scorer, attacks)
     assert missed, "the base catches all of it: no attack"
     loop.run()
     assert loop.shelf.served() == first, "nothing is learnt without labels"

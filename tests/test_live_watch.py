@@ -7,46 +7,29 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fraud.v1 import decision_pb2, model_event_pb2, transaction_pb2
+from fraud.v1 import model_event_pb2
 
 from fraudsvc.models_command import ModelsOptions, run_models, state_of
 from tests.conftest import Asked, Host, Payments, Trained
-from tests.live_loop import (
+from tests.live_loop import (  # noqa: F401 - fixtures among them
     FRAUD,
     GOOD,
     LENIENT,
     SETTINGS,
     Loop,
+    approved,
     attack,
+    loop_fixture,
+    payments_fixture,
     report,
     scored,
+    scorer_fixture,
 )
 from trainer.bundle import read_manifest
 from trainer.guards import GuardSettings
 from trainer.thresholds import Budget
 
 TRAFFIC, FRAUDS = 500, 48
-APPROVE = decision_pb2.OUTCOME_APPROVE
-
-
-@pytest.fixture
-def payments() -> Payments:
-    return Payments()
-
-
-@pytest.fixture
-def scorer(host: Host) -> Asked:
-    return host.scorer()
-
-
-@pytest.fixture
-def loop(host: Host, trained: Trained, tmp_path: Path) -> Loop:
-    return Loop(host, trained, tmp_path)
-
-
-def approved(scorer: Asked, made: list[transaction_pb2.Transaction]) -> list[str]:
-    pairs = zip(made, scored(scorer, made), strict=True)
-    return [each.transaction_id for each, told in pairs if told.outcome == APPROVE]
 
 
 class Day:

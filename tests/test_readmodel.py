@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from featurizer.lags import Lags
 from featurizer.spans import SCORE, Context, Kind, Span
-from fraudsvc.lags import Lags
 from fraudsvc.readmodel import LOG, OTLP, REVIEW, Changes, ReadModel, ReadModelError, Row
 from tests.conftest import free_port, until
 

@@ -23,7 +23,7 @@ from fraudsvc.replay_judges import Places
 from fraudsvc.replay_kernel import walk
 from fraudsvc.replay_log import Span
 from fraudsvc.replay_range import Summary
-from tests.conftest import SEED, Host, Interrupted, Payments, Trained, call_now, decisions
+from tests.conftest import SEED, Host, Payments, Trained, call_now, decisions, overtake
 from trainer.bundle import Bundle, load_bundle, load_content, write_bundle
 
 LISTS = b"""
@@ -205,15 +205,9 @@ def test_a_decision_on_no_states_and_a_range_are_replayed(host: Host, trained: T
 def test_a_batch_that_others_overtook_is_replayed(
     host: Host, trained: Trained, repeats_one: bool
 ) -> None:
-    payments, log = Payments(), Interrupted(host.open_log())
-    slow, quick = host.scorer(log), host.scorer()
-    for scorer in (slow, quick):
-        scorer.score(payments.one(), call_now())
-    items = [payments.one(customer_id="one") for _ in range(20)]
-    taken = items[7] if repeats_one else payments.one(customer_id="one")
-    log.before.append(lambda: quick.score(taken, call_now()))
-    slow.score_batch(items, call_now())
-    slow.score(payments.one(customer_id="one"), call_now())
+    payments = Payments()
+    overtaken = overtake(host, payments, repeats_one=repeats_one)
+    overtaken.slow.score(payments.one(customer_id="one"), call_now())
     summary = replayed(host, trained)
     assert (summary.decisions, summary.repeats) == ((23, 1) if repeats_one else (24, 0))
     assert summary.is_same, summary

@@ -14,36 +14,20 @@ from numpy.typing import NDArray
 
 from tests.adaptation.base import BUDGET, Base, bundle_of
 from tests.adaptation.streams import Stream
-from trainer import guards
-from trainer.decision_ring import DECISION
+from trainer.decision_ring import APPROVED, DECISION
 from trainer.expert import Expert
 from trainer.gates import Gate, GateSettings, judge
 from trainer.joins import JoinSettings
+from trainer.label_watch import LabelWatch
 from trainer.labelled import ANALYST, CUSTOMER, FRAUD, LABEL, LEGITIMATE, Joined
 from trainer.learner import Learner, LearnerSettings
-from trainer.lessons import Lessons
 from trainer.reading import Read
-from trainer.reporters import ReporterWatch
 
-APPROVE = int(decision_pb2.OUTCOME_APPROVE)
 REVIEW = int(decision_pb2.OUTCOME_REVIEW)
 NEVER_MS = 1 << 50
 RESIDUAL_EVERY_MS = 240_000
 # The machine is shared: a row's time says little here, and `make bench` measures it.
 GATES = GateSettings(cost_us_max=1_000.0)
-
-
-class _Overheard(Lessons):
-    """Lessons that keep, beside what is remembered, what came since it was last asked."""
-
-    def __init__(self, capacity: int, n_features: int) -> None:
-        super().__init__(capacity, n_features)
-        self.new: list[Joined] = []
-
-    def add(self, joined: Joined) -> None:
-        """Remember rows."""
-        super().add(joined)
-        self.new.append(joined)
 
 
 class _ResidualOnly(Learner):
@@ -78,11 +62,7 @@ class Product:
         )  # fmt: skip
         kind = Learner if expert else _ResidualOnly
         self._learner = kind(base.content, base.old_frauds, settings)
-        self._lessons = _Overheard(settings.lessons_max, stream.vectors.shape[1])
-        self._learner.lessons = self._lessons
-        self._window = guards.LabelWindow()
-        self._reporters = ReporterWatch()
-        self._stopped: dict[guards.Stop, str] = {}
+        self._watch = LabelWatch()
         self._distrusted: set[int] = set()
         self._guarded = guarded
         self._champion = bundle_of(base.content, base.packed, "base")
@@ -110,7 +90,7 @@ class Product:
         ):  # fmt: skip
             decisions[name] = rows[own]
         decisions["score"] = scores
-        decisions["outcome"] = np.where(scores >= self.threshold, REVIEW, APPROVE)
+        decisions["outcome"] = np.where(scores >= self.threshold, REVIEW, APPROVED)
         self._pending = decisions, self._stream.vectors[first:stop]
 
     def learn(self, told: NDArray[Any], now_ms: int) -> bool:
@@ -118,10 +98,7 @@ class Product:
         decisions, vectors = self._pending
         labels = self._labels(told)
         refused = self._learner.take(Read(decisions, vectors, labels), now_ms)
-        new, self._lessons.new = self._lessons.new, []
-        for joined in new:
-            self._window.see(joined, now_ms)
-        suspected = [a for j in new for a in self._reporters.see(j, refused, now_ms)]
+        suspected = self._watch.see(self._learner.heard, refused, now_ms)
         if self._guarded and suspected:
             self._go_back([int(alarm.subject) for alarm in suspected], now_ms)
             return True
@@ -139,15 +116,10 @@ class Product:
         """Serve the base again, and forget what the suspected said; they are not heard again."""
         learner = self._learner
         for reporter in reporters:
-            stands = learner.joins.forget(reporter=reporter)
-            learner.lessons.forget(reporter=reporter)
-            learner.lessons.add(stands)
-            self._reporters.forget(reporter)
+            learner.forget(reporter)
+            self._watch.forget(reporter)
             self._distrusted.add(reporter)
-        self._lessons.new = []
-        self._window.forget()
         learner.champion = self._base.content
-        learner._missed = learner._learnt = -1
         self._champion = bundle_of(self._base.content, self._base.packed, "base")
         self.events.append(Event(now_ms, "rolled back: labels are suspected", []))
 
@@ -161,13 +133,10 @@ class Product:
         return labels
 
     def _must_stand_still(self, now_ms: int) -> bool:
-        found = guards.judge(self._window.figures(), guards.GuardSettings(), self._stopped)
-        for stop in found.keys() - self._stopped.keys():
-            self.events.append(Event(now_ms, f"stops: {found[stop]}", []))
-        for stop in self._stopped.keys() - found.keys():
-            self.events.append(Event(now_ms, f"goes on: {stop.name}", []))
-        self._stopped = found
-        return bool(found)
+        for turn in self._watch.turns():
+            what = f"stops: {turn.text}" if turn.begins else f"goes on: {turn.stop.name}"
+            self.events.append(Event(now_ms, what, []))
+        return bool(self._watch.stopped)
 
     def _try(self, content: Any, traffic: NDArray[np.float32], now_ms: int) -> bool:
         candidate = bundle_of(content, self._base.packed, f"{self.name}-{self._swaps}")

@@ -25,7 +25,7 @@ from featurizer.records import Entity
 from tests.bench.bench_cluster import PATIENT_MS, ends, rate, send
 from tests.bench.bench_score import live_requests, prepare
 from tests.bench.claims import SEED, claim
-from tests.bench.serving import TICKS
+from tests.bench.serving import cpu_s
 from tests.clusters import PARTITIONS, Cluster, stopping
 from tests.conftest import Trained, until
 
@@ -74,12 +74,7 @@ def _decided(cluster: Cluster) -> float:
 
 def _cpu_s(cluster: Cluster, roles: Sequence[str]) -> float:
     """Return the CPU time of roles, user and system."""
-    total = 0
-    for role in roles:
-        pid = cluster.processes[role].popen.pid
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / TICKS
+    return sum(cpu_s(cluster.processes[role].popen.pid) for role in roles)
 
 
 def _keyed(requests: Sequence[pb.ScoreRequest]) -> list[tuple[int, bytes]]:

@@ -40,12 +40,17 @@ class Running(NamedTuple):
 
     def cpu_s(self) -> float:
         """Return the CPU time it has used, user and system, seconds."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        return cpu_s(self.process.pid)
 
     def resident_mib(self) -> float:
         """Return its resident memory, mapped files left out, MiB."""
         return own_memory(self.process.pid) / (1 << 20)
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that a process has used, user and system, seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def own_memory(pid: int) -> int:

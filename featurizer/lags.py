@@ -13,8 +13,8 @@ LOOKS_MAX = 1 << 12
 class Lags:
     """Remembers when the log was first seen to reach each position."""
 
-    def __init__(self) -> None:
-        self._looks: deque[tuple[float, int]] = deque(maxlen=LOOKS_MAX)
+    def __init__(self, looks_max: int = LOOKS_MAX) -> None:
+        self._looks: deque[tuple[float, int]] = deque(maxlen=looks_max)
 
     def look(self, now_s: float, end: int) -> None:
         """Take in where the log ends now."""
@@ -28,5 +28,10 @@ class Lags:
         """
         if not self._looks or self._looks[-1][1] <= position:
             return 0, 0.0
-        first = next(seen_s for seen_s, end in self._looks if end > position)
-        return self._looks[-1][1] - position, max(0.0, now_s - first)
+        first_s = next(seen_s for seen_s, end in self._looks if end > position)
+        return self._looks[-1][1] - position, max(0.0, now_s - first_s)
+
+    def forget(self, position: int) -> None:
+        """Forget what every consumer has read."""
+        while self._looks and self._looks[0][1] <= position:
+            self._looks.popleft()
