@@ -25,10 +25,10 @@ def sources_digest(root: Path) -> str:
     """
     digest = hashlib.sha256(numba.__version__.encode())
     for package in PACKAGES:
-        for path in sorted((root / package).glob("*.py")):
+        for path in sorted((root / package).rglob("*.py")):
             source = path.read_bytes()
             if package == PACKAGES[0] or b"njit(" in source:
-                digest.update(path.name.encode() + b"\0" + source)
+                digest.update(path.relative_to(root).as_posix().encode() + b"\0" + source)
     return digest.hexdigest()[:16]
 
 

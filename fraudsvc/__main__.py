@@ -21,7 +21,7 @@ from featurizer.kafka_settings import kafka_settings
 from featurizer.places import store_place
 from featurizer.telemetry import telemetry
 from fraudsvc.calls import ScorerSettings
-from fraudsvc.console_command import add_console
+from fraudsvc.console.command import add_console
 from fraudsvc.contract import ContractSettings
 from fraudsvc.look_back import Defaults, add_commands
 from fraudsvc.models_command import ACTIONS, ModelsOptions, run_models
@@ -163,7 +163,7 @@ def _add_up(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def _demo(args: argparse.Namespace) -> int:
     # Here, because a scorer has no use for what the demo imports.
-    from fraudsvc.demo import DemoOptions, demo  # noqa: PLC0415 - as said
+    from fraudsvc.demo.run import DemoOptions, demo  # noqa: PLC0415 - as said
 
     given = {name: value for name, value in vars(args).items() if name != "run"}
     return demo(DemoOptions(**given))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from featurizer.features import FEATURES, INDEX
 from featurizer.hashing import PAYLOAD_BITS, payload_of
 from featurizer.records import Entity
-from fraudsvc.wire_put import put_all, put_digits, put_double, put_instant, put_varint, put_word
+from fraudsvc.wire.put import put_all, put_digits, put_double, put_instant, put_varint, put_word
 
 REASONS_MAX = 4
 # A row's figures: the logit, the probability, the part of the logit that the expert added, and

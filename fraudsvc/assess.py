@@ -29,7 +29,7 @@ from fraudsvc.answers import (
     write_reasons,
 )
 from fraudsvc.kernel_clock import monotonic_ns
-from fraudsvc.policy_table import fire
+from fraudsvc.policy.table import fire
 from trainer.bundle import Bundle
 from trainer.calibration import probability_of
 from trainer.model import score

@@ -17,7 +17,7 @@ from featurizer.hashing import IdHasher
 from fraudsvc.contract import Checker, ContractSettings
 from fraudsvc.errors import ServiceError, refusal
 from fraudsvc.payment import Payment
-from fraudsvc.wire import Acceptor
+from fraudsvc.wire.reader import Acceptor
 
 
 class Intake:

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from fraudsvc.backtest_report import print_json, print_report
-from fraudsvc.backtest_run import Change
-from fraudsvc.models import read_key
-from fraudsvc.replay_command import (
+from fraudsvc.backtest.report import print_json, print_report
+from fraudsvc.backtest.run import Change
+from fraudsvc.look_back_command import (
     BacktestOptions,
     ReplayOptions,
     backtest,
@@ -24,9 +23,10 @@ from fraudsvc.replay_command import (
     span_of,
     steps_of,
 )
-from fraudsvc.replay_judges import Places
-from fraudsvc.replay_report import print_summary, print_verdict, shown_progress
-from fraudsvc.replay_step_report import print_steps
+from fraudsvc.models import read_key
+from fraudsvc.replay.judges import Places
+from fraudsvc.replay.report import print_summary, print_verdict, shown_progress
+from fraudsvc.replay.step_report import print_steps
 
 
 class Defaults(NamedTuple):
@@ -71,7 +71,7 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 def _backtest(args: argparse.Namespace) -> int:
-    from fraudsvc.backtest_page import write_page  # noqa: PLC0415 - plotly loads for a second
+    from fraudsvc.backtest.page import write_page  # noqa: PLC0415 - plotly loads for a second
 
     options = _options(args)
     change = Change(args.policy, args.bundle, args.add_rule, args.rule_action)

@@ -12,13 +12,23 @@ from numpy.typing import NDArray
 
 from featurizer.features import INDEX
 from fraudsvc.archive import Archive
-from fraudsvc.backtest import APPROVE, DECLINE, REVIEW, ROW, SAID, Cut, figures, report, verdicts
-from fraudsvc.backtest_page import write_page
-from fraudsvc.backtest_report import print_report
-from fraudsvc.backtest_run import Change
+from fraudsvc.backtest.figures import (
+    APPROVE,
+    DECLINE,
+    REVIEW,
+    ROW,
+    SAID,
+    Cut,
+    figures,
+    report,
+    verdicts,
+)
+from fraudsvc.backtest.page import write_page
+from fraudsvc.backtest.report import print_report
+from fraudsvc.backtest.run import Change
+from fraudsvc.look_back_command import BacktestOptions, backtest
 from fraudsvc.policy import DEFAULT_POLICY, PolicyError, load_policy
-from fraudsvc.replay_command import BacktestOptions, backtest
-from fraudsvc.replay_log import Span
+from fraudsvc.replay.log import Span
 from tests.conftest import Host, Payments, Trained, call_now, decisions, read_all
 from tests.test_replay import loaded, options_of, other
 from trainer.labelled import ANALYST, CHARGEBACK, FRAUD, LEGITIMATE

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from featurizer.currencies import to_reference
-from fraudsvc.demo_files import DAY_MS, HOUR_MS, DemoOptions, Plan
-from fraudsvc.demo_view import reference_cents
+from fraudsvc.demo.files import DAY_MS, HOUR_MS, DemoOptions, Plan
+from fraudsvc.demo.view import reference_cents
 
 SEED = 7
 LIVE_HOURS = 24

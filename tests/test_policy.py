@@ -29,7 +29,7 @@ from fraudsvc.policy import (
     Ruling,
     load_policy,
 )
-from fraudsvc.policy_cel import VARIABLES
+from fraudsvc.policy.cel_rules import VARIABLES
 from tests.conftest import accepted
 from tests.test_contract import full
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fraudsvc.payment import Payment
-from fraudsvc.policy_cel import VARIABLES, Expressions
-from fraudsvc.policy_table import RULES_MAX
+from fraudsvc.policy.cel_rules import VARIABLES, Expressions
+from fraudsvc.policy.table import RULES_MAX
 from tests.conftest import accepted
 from tests.test_contract import full
 

@@ -14,7 +14,7 @@ import pytest
 
 from featurizer.lags import Lags
 from featurizer.spans import SCORE, Context, Kind, Span
-from fraudsvc.readmodel import LOG, OTLP, REVIEW, Changes, ReadModel, ReadModelError, Row
+from fraudsvc.console.readmodel import LOG, OTLP, REVIEW, Changes, ReadModel, ReadModelError, Row
 from tests.conftest import free_port, until
 
 

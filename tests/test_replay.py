@@ -14,15 +14,15 @@ from fraud.v1 import decision_pb2
 from featurizer.eventlog_file import FileEventLog
 from featurizer.features import INDEX, SCHEMA_VERSION
 from featurizer.hashing import SECRET_BYTES
-from fraudsvc import replay_states
 from fraudsvc.archive import Archive
+from fraudsvc.look_back_command import ReplayOptions, replay_many, replay_one, span_of, steps_of
 from fraudsvc.policy import DEFAULT_POLICY, Policy, load_policy
-from fraudsvc.replay import Kind
-from fraudsvc.replay_command import ReplayOptions, replay_many, replay_one, span_of, steps_of
-from fraudsvc.replay_judges import Places
-from fraudsvc.replay_kernel import walk
-from fraudsvc.replay_log import Span
-from fraudsvc.replay_range import Summary
+from fraudsvc.replay import states as replay_states
+from fraudsvc.replay.again import Kind
+from fraudsvc.replay.judges import Places
+from fraudsvc.replay.kernel import walk
+from fraudsvc.replay.log import Span
+from fraudsvc.replay.range import Summary
 from tests.conftest import SEED, Host, Payments, Trained, call_now, decisions, overtake
 from trainer.bundle import Bundle, load_bundle, load_content, write_bundle
 

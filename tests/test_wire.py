@@ -21,7 +21,7 @@ from featurizer.hashing import IdHasher
 from featurizer.records import RECORD
 from fraudsvc import contract
 from fraudsvc.contract import DAY_MS, Checker, ContractSettings
-from fraudsvc.wire import Acceptor
+from fraudsvc.wire.reader import Acceptor
 from loadgen.rows import HistoryRow, request_id, table_rows
 from loadgen.world import World, WorldSettings
 from tests.test_contract import BAD, NOW_MS, SECRET, Change, full

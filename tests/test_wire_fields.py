@@ -9,7 +9,7 @@ from fraud.v1 import transaction_pb2
 from google.protobuf.descriptor import FieldDescriptor
 
 from fraudsvc import contract
-from fraudsvc.wire_fields import BYTES, FIELDS, FIXED64, VARINT, Shape, Slot
+from fraudsvc.wire.fields import BYTES, FIELDS, FIXED64, VARINT, Shape, Slot
 
 WIRE_TYPES = {
     FieldDescriptor.TYPE_STRING: BYTES, FieldDescriptor.TYPE_MESSAGE: BYTES,

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fraudsvc.contract import ContractSettings
-from fraudsvc.wire_fields import BYTES, FIELDS, FIXED64, VARINT
+from fraudsvc.wire.fields import BYTES, FIELDS, FIXED64, VARINT
 from tests.test_contract import NOW_MS, full
 from tests.test_wire import PAIR, REPLAY, SEED, Pair, row, transactions
 

@@ -20,13 +20,13 @@ from featurizer.adapters import open_log, open_store
 from featurizer.features import INDEX, SCHEMA_VERSION
 from featurizer.hashing import SECRET_BYTES, IdHasher
 from featurizer.worker import Worker, WorkerSettings
-from fraudsvc.backtest_run import Change
+from fraudsvc.backtest.run import Change
 from fraudsvc.calls import MS, Call, ScorerSettings
 from fraudsvc.contract import ContractSettings
+from fraudsvc.look_back_command import BacktestOptions, ReplayOptions, backtest, replay_many
 from fraudsvc.policy import DEFAULT_POLICY, load_policy
-from fraudsvc.replay_command import BacktestOptions, ReplayOptions, backtest, replay_many
-from fraudsvc.replay_judges import Places
-from fraudsvc.replay_log import Span
+from fraudsvc.replay.judges import Places
+from fraudsvc.replay.log import Span
 from fraudsvc.scorer import Scorer
 from fraudsvc.tail import local_tail
 from tests.bench.bench_score import live_requests, prepare

@@ -1,7 +1,7 @@
 """Rules that compare what a record holds with what is written: looked up, not run.
 
 Owns the columns that such a rule may read and the evaluation of all of them in one kernel call.
-Must not know how an expression is written (``policy_atoms``) nor what a fired rule leads to.
+Must not know how an expression is written (``atoms``) nor what a fired rule leads to.
 """
 
 from __future__ import annotations

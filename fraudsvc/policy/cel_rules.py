@@ -1,7 +1,7 @@
 """Rules as expressions in CEL: what they may read, how they are compiled, and how they are run.
 
 Owns the table of variables and is the only importer of ``cel``. Must not know what a fired rule
-leads to. What a kernel can look up (``policy_atoms``) costs 2 µs for all rules together; the rest
+leads to. What a kernel can look up (``atoms``) costs 2 µs for all rules together; the rest
 is run by the library, each expression as a program of its own over one context kept per thread,
 so that an error in one rule leaves the others alone. Handing a text to the library costs 1 µs,
 so a variable is only set when its value changed.
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from featurizer.currencies import to_reference
 from fraudsvc.payment import Payment
-from fraudsvc.policy_atoms import Columns, Value, lookup_of
-from fraudsvc.policy_table import RULES_MAX, Lookup, fire, pack, places
+from fraudsvc.policy.atoms import Columns, Value, lookup_of
+from fraudsvc.policy.table import RULES_MAX, Lookup, fire, pack, places
 
 _SECONDS_A_DAY = 86_400
 # What cel raises for a value that an operator does not take, a missing name, a division by zero

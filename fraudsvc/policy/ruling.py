@@ -1,7 +1,7 @@
 """The ruling: who has the last word on a payment, given a policy that was read.
 
 Owns the order in which lists, overrides, rules, the model and the fallback have their say. Must
-not know where a policy is written (``policy_file``), how a rule is compiled (``policy_cel``) nor
+not know where a policy is written (``file``), how a rule is compiled (``cel_rules``) nor
 where a score is from. Pure: the same arguments give the same ruling.
 
 Who wins, first to last; what a person listed by name goes before what the model says:
@@ -27,7 +27,7 @@ from fraud.v1 import decision_pb2, transaction_pb2
 from numpy.typing import NDArray
 
 from fraudsvc.payment import Payment
-from fraudsvc.policy_cel import Expressions
+from fraudsvc.policy.cel_rules import Expressions
 
 APPROVE, REVIEW, DECLINE = (
     decision_pb2.OUTCOME_APPROVE,

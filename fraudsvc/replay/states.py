@@ -22,8 +22,8 @@ from featurizer.features import FEATURES
 from featurizer.records import RECORD, Entity, Flag
 from featurizer.slots import LINES, SLOTS
 from featurizer.state import META, ROW_WORDS
-from fraudsvc.replay_kernel import look_at, rebuild, walk
-from fraudsvc.replay_log import Piece
+from fraudsvc.replay.kernel import look_at, rebuild, walk
+from fraudsvc.replay.log import Piece
 
 _ENTITIES = len(Entity)
 _MARKS = int(Flag.UNUSUAL) | int(Flag.HAS_NORM)

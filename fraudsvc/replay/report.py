@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fraudsvc.replay import Kind, Verdict
-from fraudsvc.replay_range import Summary, example
+from fraudsvc.replay.again import Kind, Verdict
+from fraudsvc.replay.range import Summary, example
 from fraudsvc.shares import Tell
 
 ROWS_MAX = 40

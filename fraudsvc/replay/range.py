@@ -17,10 +17,10 @@ from fraud.v1 import decision_pb2
 from featurizer.adapters import open_log
 from featurizer.hashing import IdHasher
 from fraudsvc.decide import RULES_ONLY
-from fraudsvc.replay import Kind, Replayer, Verdict
-from fraudsvc.replay_judges import Finder, Places
-from fraudsvc.replay_log import Piece, Pieces, Span
-from fraudsvc.replay_states import REBUILT_AT_ONCE, Case, Rebuilt, Views, Walk
+from fraudsvc.replay.again import Kind, Replayer, Verdict
+from fraudsvc.replay.judges import Finder, Places
+from fraudsvc.replay.log import Piece, Pieces, Span
+from fraudsvc.replay.states import REBUILT_AT_ONCE, Case, Rebuilt, Views, Walk
 from fraudsvc.shares import Share, Tell, share_out
 
 EXAMPLES_MAX = 20

@@ -32,8 +32,8 @@ from featurizer.slots import (
     Own,
     Slot,
 )
-from fraudsvc.policy_cel import values_read
-from fraudsvc.replay_states import Case
+from fraudsvc.policy.cel_rules import values_read
+from fraudsvc.replay.states import Case
 from trainer.bundle import Bundle
 
 EVENTS_MAX = 200  # of one entity, the newest

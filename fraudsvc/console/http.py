@@ -23,8 +23,8 @@ from starlette.routing import Route
 
 from featurizer.features import NAMES
 from featurizer.spans import Span
-from fraudsvc.prometheus import Exposition
-from fraudsvc.readmodel import ReadModel, ReadModelError, Row
+from fraudsvc.console.prometheus import Exposition
+from fraudsvc.console.readmodel import ReadModel, ReadModelError, Row
 
 CONCURRENCY_MAX = 64
 STOP_S = 2.0

@@ -23,15 +23,15 @@ from featurizer.records import RECORD, Kind
 from featurizer.spans import Context, Span, score_context
 from featurizer.tracing import LINKS_MAX
 from featurizer.worker import records_of
-from fraudsvc.chain_spans import (
+from fraudsvc.console.chain_spans import (
     label_context,
     span_of_label,
     spans_of_decision,
     spans_of_model_event,
     swap_context,
 )
-from fraudsvc.observations import Observations
-from fraudsvc.readmodel import LOG, REVIEW, Changes, ReadModel, Row
+from fraudsvc.console.observations import Observations
+from fraudsvc.console.readmodel import LOG, REVIEW, Changes, ReadModel, Row
 
 READ_BYTES = 4 << 20
 FRAME_BYTES = 1 << 16

@@ -22,13 +22,13 @@ from featurizer.eventlog import Batch, Topic
 from featurizer.features import INDEX, SCHEMA_VERSION
 from featurizer.records import Entity
 from fraudsvc.assess import Sheet
-from fraudsvc.backtest import ROW, SAID
+from fraudsvc.backtest.figures import ROW, SAID
 from fraudsvc.decide import RULES_ONLY, Workspace, decide, decide_on
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy, load_policy
-from fraudsvc.replay import GoneError
-from fraudsvc.replay_judges import Finder, Places
-from fraudsvc.replay_log import Piece, Pieces, Span
+from fraudsvc.replay.again import GoneError
+from fraudsvc.replay.judges import Finder, Places
+from fraudsvc.replay.log import Piece, Pieces, Span
 from fraudsvc.shares import Share, Tell, share_out
 from trainer.bundle import Bundle
 

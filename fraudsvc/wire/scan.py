@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 
 from fraudsvc.cardnumbers import DIGITS_MIN
-from fraudsvc.wire_fields import (
+from fraudsvc.wire.fields import (
     BYTES,
     FIXED64,
     NUMBERS,

@@ -51,8 +51,8 @@ def add_console(
 
 def _console(args: argparse.Namespace, environment: Mapping[str, str]) -> int:
     # Here, because no other command wants a web server.
-    from fraudsvc.console import ConsoleOptions, run_console  # noqa: PLC0415 - as said
-    from fraudsvc.readmodel import ReadModelError  # noqa: PLC0415 - as said
+    from fraudsvc.console.readmodel import ReadModelError  # noqa: PLC0415 - as said
+    from fraudsvc.console.role import ConsoleOptions, run_console  # noqa: PLC0415 - as said
 
     logging.basicConfig(
         level=args.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -71,7 +71,7 @@ def _console(args: argparse.Namespace, environment: Mapping[str, str]) -> int:
 
 
 def _trace(args: argparse.Namespace) -> int:
-    from fraudsvc.trace_report import print_trace  # noqa: PLC0415 - as above
+    from fraudsvc.console.trace_report import print_trace  # noqa: PLC0415 - as above
 
     spans = _kept(args) or _logged(args)
     if not spans:
@@ -91,7 +91,7 @@ def _trace_of(spans: list[Span], decision: str) -> str:
 
 def _kept(args: argparse.Namespace) -> list[Span]:
     """Return the trace from the read model, nothing where it is not kept."""
-    from fraudsvc.readmodel import ReadModel, ReadModelError  # noqa: PLC0415 - as above
+    from fraudsvc.console.readmodel import ReadModel, ReadModelError  # noqa: PLC0415 - as above
 
     try:
         model = ReadModel(args.read_model, existing=True)
@@ -104,9 +104,9 @@ def _kept(args: argparse.Namespace) -> list[Span]:
 
 def _logged(args: argparse.Namespace) -> list[Span]:
     """Return the call's own spans, built now from the log; nothing where it has none."""
-    from fraudsvc.chain_spans import spans_of_decision  # noqa: PLC0415 - as above
-    from fraudsvc.console import Finder  # noqa: PLC0415 - as above
-    from fraudsvc.follower import logged_at  # noqa: PLC0415 - as above
+    from fraudsvc.console.chain_spans import spans_of_decision  # noqa: PLC0415 - as above
+    from fraudsvc.console.follower import logged_at  # noqa: PLC0415 - as above
+    from fraudsvc.console.role import Finder  # noqa: PLC0415 - as above
 
     request = request_hash_of(args.decision)
     try:

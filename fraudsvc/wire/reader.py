@@ -35,9 +35,9 @@ from fraudsvc.contract import (
     DAY_MS,
     ContractSettings,
 )
-from fraudsvc.wire_addresses import NETWORK_TEXT_MAX, write_network
-from fraudsvc.wire_fields import FIELDS, SLOTS, Slot
-from fraudsvc.wire_scan import scan, texts_fit
+from fraudsvc.wire.addresses import NETWORK_TEXT_MAX, write_network
+from fraudsvc.wire.fields import FIELDS, SLOTS, Slot
+from fraudsvc.wire.scan import scan, texts_fit
 
 _MS_MAX = 1 << 60  # settings beyond it bound nothing, and sums with it stay in 64 bits
 _IDS = len(ROW_SPACES)

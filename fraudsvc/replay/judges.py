@@ -11,7 +11,7 @@ from pathlib import Path
 from featurizer.features import INDEX, SCHEMA_VERSION
 from fraudsvc.archive import Archive
 from fraudsvc.policy import Policy, PolicyError, load_policy
-from fraudsvc.replay import GoneError, Judges
+from fraudsvc.replay.again import GoneError, Judges
 from trainer.bundle import MANIFEST, Bundle, BundleError, load_bundle, read_manifest
 
 BUNDLES_MAX = 16  # in memory

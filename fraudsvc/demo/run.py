@@ -1,7 +1,7 @@
 """The demo: a world, a model, every role, live traffic with fraud in it, and what came of it.
 
 Owns the order of the steps and the processes. Each step is one of our commands, run as a user
-would; must not know how any of them does its work, nor what is in their files (``demo_files``).
+would; must not know how any of them does its work, nor what is in their files (``files``).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from fraudsvc import demo_view as view
-from fraudsvc.demo_files import (
+from fraudsvc.demo import view
+from fraudsvc.demo.files import (
     DAY_MS,
     DemoOptions,
     Plan,

@@ -21,14 +21,14 @@ from fraudsvc.decide import RULES_ONLY, Workspace, decide, decide_on
 from fraudsvc.journal_tail import REQUEST_WORD
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
-from fraudsvc.replay_differences import (
+from fraudsvc.replay.differences import (
     OTHER_STATES,
     STATE_CAUSES,
     Difference,
     cause_of,
     differences,
 )
-from fraudsvc.replay_states import Case, Views, shown
+from fraudsvc.replay.states import Case, Views, shown
 from trainer.bundle import Bundle
 
 

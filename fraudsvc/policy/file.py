@@ -1,7 +1,7 @@
 """The policy file: its keys, what it refuses, and how a change is seen.
 
 Owns the TOML file's format and the watch over it. Must not know what a ruling makes of it
-(``policy_ruling``) nor how a rule is compiled (``policy_cel``).
+(``ruling``) nor how a rule is compiled (``cel_rules``).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 
 from fraud.v1 import decision_pb2
 
-from fraudsvc.policy_cel import ExpressionError, Expressions
-from fraudsvc.policy_ruling import (
+from fraudsvc.policy.cel_rules import ExpressionError, Expressions
+from fraudsvc.policy.ruling import (
     APPROVE,
     DECLINE,
     LISTABLE,

@@ -1,16 +1,16 @@
 """What the rest of the service needs of the policy: to read it, to watch it, to ask it.
 
-Owns no behaviour. ``policy_file`` reads, ``policy_ruling`` decides, ``policy_cel`` runs rules.
+Owns no behaviour. ``file`` reads, ``ruling`` decides, ``cel_rules`` runs rules.
 """
 
-from fraudsvc.policy_file import (
+from fraudsvc.policy.file import (
     DEFAULT_POLICY,
     POLL_INTERVAL_MS,
     PolicyError,
     PolicyFile,
     load_policy,
 )
-from fraudsvc.policy_ruling import (
+from fraudsvc.policy.ruling import (
     APPROVE,
     DECLINE,
     FALLBACK_CODE,

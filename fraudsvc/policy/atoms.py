@@ -18,7 +18,7 @@ import numpy as np
 
 from featurizer.currencies import CURRENCIES
 from featurizer.records import region_number
-from fraudsvc.policy_table import AGE, ATOMS_MAX, FEATURES, INTEGERS, SCORE, Atom, Lookup, Op
+from fraudsvc.policy.table import AGE, ATOMS_MAX, FEATURES, INTEGERS, SCORE, Atom, Lookup, Op
 
 Value = bool | int | float | str
 _TOKEN = re.compile(

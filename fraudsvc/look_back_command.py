@@ -16,16 +16,16 @@ from fraud.v1 import decision_pb2
 from featurizer.adapters import open_log
 from featurizer.eventlog import EventLog, Topic
 from featurizer.hashing import IdHasher
-from fraudsvc.backtest import DAY_MS, Cut, report
-from fraudsvc.backtest_run import Change, check, run
-from fraudsvc.backtest_run import Job as BacktestJob
+from fraudsvc.backtest.figures import DAY_MS, Cut, report
+from fraudsvc.backtest.run import Change, check, run
+from fraudsvc.backtest.run import Job as BacktestJob
 from fraudsvc.decide import RULES_ONLY
-from fraudsvc.replay import Replayer, Verdict
-from fraudsvc.replay_judges import Finder, Places
-from fraudsvc.replay_log import Pieces, Place, Span, find_decision, frame_of
-from fraudsvc.replay_range import Job, Summary, judged, replay_range
-from fraudsvc.replay_states import Case, Rebuilt
-from fraudsvc.replay_step import Folded, steps
+from fraudsvc.replay.again import Replayer, Verdict
+from fraudsvc.replay.judges import Finder, Places
+from fraudsvc.replay.log import Pieces, Place, Span, find_decision, frame_of
+from fraudsvc.replay.range import Job, Summary, judged, replay_range
+from fraudsvc.replay.states import Case, Rebuilt
+from fraudsvc.replay.step import Folded, steps
 from fraudsvc.shares import Tell
 from trainer.thresholds import Costs
 

@@ -38,12 +38,12 @@ from featurizer.otlp import open_metrics, open_spans
 from featurizer.places import StorePlace
 from featurizer.spans import Span
 from featurizer.store import StoreError
-from fraudsvc.console_http import HttpServer, Pages, app
-from fraudsvc.follower import Follower, Surroundings
-from fraudsvc.observations import Observations
-from fraudsvc.otlp_receiver import OtlpReceiver
-from fraudsvc.prometheus import Exposition
-from fraudsvc.readmodel import OTLP, Changes, ReadModel, ReadModelError
+from fraudsvc.console.follower import Follower, Surroundings
+from fraudsvc.console.http import HttpServer, Pages, app
+from fraudsvc.console.observations import Observations
+from fraudsvc.console.otlp_receiver import OtlpReceiver
+from fraudsvc.console.prometheus import Exposition
+from fraudsvc.console.readmodel import OTLP, Changes, ReadModel, ReadModelError
 
 NICENESS = 10
 IDLE_S = 0.2  # many small reads would take the time of those who decide

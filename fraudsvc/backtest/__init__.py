@@ -1,0 +1,1 @@
+"""What a change of policy or bundle would have decided."""
