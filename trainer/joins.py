@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.decision_ring import PASSED, SAID, SOURCES, DecisionRing
+from trainer.decision_ring import APPROVED, PASSED, SAID, SOURCES, DecisionRing
 from trainer.elapsed import Elapsed
 from trainer.labelled import (
     DAY_MS,
@@ -201,6 +201,7 @@ class Joins:
             vectors[slots[few]],
             vectors[slots[late]],
             is_judged[late],
+            self.ring.rows["outcome"][slots[late]] != APPROVED,
             vectors[slots[max(0, len(slots) - newest) :]],
         )
 

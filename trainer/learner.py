@@ -179,7 +179,8 @@ class Learner:
         is_fraud = np.arange(len(labelled)) < len(frauds)
         asked = lessons.of((ANALYST,))
         return Recent(
-            held, traffic.held_is_good, traffic.newest, asked.vectors, asked.is_fraud, labelled,
+            held, traffic.held_is_good, traffic.held_is_alerted, traffic.newest, asked.vectors,
+            asked.is_fraud, asked.rows["outcome"] != APPROVED, labelled,
             is_fraud, weights,
         )  # fmt: skip
 

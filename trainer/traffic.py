@@ -28,13 +28,15 @@ class Sample(NamedTuple):
 
     ``learnt`` is what layers are told fraud from, and ``held`` other rows, which thresholds and
     gates are fitted to: a layer finds its own rows less suspicious than it will find the next.
-    Nobody called any of these fraud; ``held_is_good`` bool[m] says which were called good.
+    Nobody called any of these fraud; ``held_is_good`` bool[m] says which were called good, and
+    ``held_is_alerted`` which were not approved.
     ``newest`` are the newest, whatever they are.
     """
 
     learnt: NDArray[np.float32]
     held: NDArray[np.float32]
     held_is_good: NDArray[np.bool_]
+    held_is_alerted: NDArray[np.bool_]
     newest: NDArray[np.float32]
 
 
