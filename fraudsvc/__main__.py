@@ -21,6 +21,7 @@ from featurizer.kafka_settings import kafka_settings
 from featurizer.places import store_place
 from featurizer.telemetry import telemetry
 from fraudsvc.calls import ScorerSettings
+from fraudsvc.client.command import add_client
 from fraudsvc.console.command import add_console
 from fraudsvc.contract import ContractSettings
 from fraudsvc.look_back import Defaults, add_commands
@@ -323,6 +324,7 @@ def main() -> int:
     _add_dead_letters(commands)
     _add_models(commands)
     add_console(commands, os.environ)
+    add_client(commands, os.environ)
     _add_look_back(commands)
     args = parser.parse_args()
     try:

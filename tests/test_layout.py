@@ -40,6 +40,7 @@ CLIENTS: dict[str, tuple[str, ...]] = {
     "google_crc32c": ("featurizer/frames.py",),
     "grpc": (
         "fraudsvc/server.py",
+        "fraudsvc/client/*.py",
         "fraudsvc/console/otlp_receiver.py",
         "fraudsvc/errors.py",
         "fraudsvc/demo/*.py",
@@ -110,6 +111,7 @@ PURE = (
     "fraudsvc/answers.py",
     "fraudsvc/backtest/figures.py",
     "fraudsvc/cardnumbers.py",
+    "fraudsvc/client/documents.py",
     "fraudsvc/console/chain_spans.py",
     "fraudsvc/contract.py",
     "fraudsvc/decide.py",
