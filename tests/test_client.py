@@ -70,7 +70,7 @@ def scripted() -> Iterator[Callable[..., tuple[Scripted, str]]]:
 
     def start(*reasons: str) -> tuple[Scripted, str]:
         script = Scripted(*reasons)
-        handler = grpc.unary_unary_rpc_method_handler(
+        handler: Any = grpc.unary_unary_rpc_method_handler(
             script,
             request_deserializer=pb.ScoreRequest.FromString,
             response_serializer=lambda answer: answer.SerializeToString(),
@@ -345,9 +345,9 @@ def test_the_examples_in_python_run(here: tuple[Host, str]) -> None:
     assert first.split()[1] in {d.assessment.decision_id for d in decisions(host.log).values()}
     assert second == "INVALID_TRANSACTION transaction.currency_code"
     out = run_example(sys.executable, str(EXAMPLES / "asyncio_client.py"), target)
-    assert out == "100 decided\n"
+    assert out == "100 decided\n", out
     assert len(decisions(host.log)) == 101
     # without a server the fallback decides
     nobody = f"127.0.0.1:{free_port()}"
     out = run_example(sys.executable, str(EXAMPLES / "sync.py"), nobody)
-    assert out.splitlines() == ["OUTCOME_REVIEW no decision", "UNAVAILABLE"]
+    assert out == "OUTCOME_REVIEW no decision\n"

@@ -50,8 +50,6 @@ def main() -> None:
             client.score(wrong)
         except RefusedError as error:
             print(error.failure.reason, *(field for field, _ in error.failure.fields))
-        except NoAnswerError as error:
-            print(error.failure.code)
 
 
 if __name__ == "__main__":
