@@ -37,6 +37,7 @@ from fraudsvc.callers.certificates import Certificates
 from fraudsvc.callers.gate import Gate
 from fraudsvc.callers_command import CallerOptions
 from fraudsvc.calls import ScorerSettings
+from fraudsvc.cardnumbers import holds_card_number
 from fraudsvc.contract import ContractSettings
 from fraudsvc.journal_tail import JournalTail
 from fraudsvc.models import BundleFile, read_key
@@ -160,6 +161,7 @@ def serve(options: ServeOptions, meters: Meters) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status. Calls are counted in ``meters``."""
     if options.cpus:
         os.sched_setaffinity(0, options.cpus)
+    entry = _Entry.open(options.callers)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
@@ -171,6 +173,8 @@ def serve(options: ServeOptions, meters: Meters) -> int:
     policy = PolicyFile(
         options.policy, INDEX, lambda e: _log.error("policy refused: %s", e),
         on_load=archive.keep_policy,
+        # Where own ids look like card numbers, lists of them may too.
+        holds_secret=lambda data: not options.contract.exempt_fields and holds_card_number(data),
     )  # fmt: skip
     bundle = BundleFile(
         options.bundle, read_key(options.public_key), lambda e: _log.error("bundle refused: %s", e),
@@ -183,7 +187,6 @@ def serve(options: ServeOptions, meters: Meters) -> int:
     )  # fmt: skip
     practise(policy.current)
     _wait_for_store(followed.index, stopping)
-    entry = _Entry.open(options.callers)
     server = Server(scorer, options.address, options.server, CallMeter(meters).note, entry.guard)
     gc.collect()
     gc.freeze()
