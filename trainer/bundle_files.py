@@ -13,7 +13,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
+from tokenize import TokenError
 from types import MappingProxyType
 from typing import Any
 
@@ -47,6 +49,7 @@ FILES: Mapping[str, int] = MappingProxyType(
         "check_logits.npy": 1 << 20,
     }
 )
+_VERSION = (1, 0)  # what array_bytes writes
 EXPERT_ARRAYS = ("features", "knots", "terms", "thresholds", "gains", "boost_max")
 # The files of the layers beside the base; "whole" comes with any of them.
 LAYER_FILES: Mapping[str, Mapping[str, int]] = MappingProxyType(
@@ -71,12 +74,22 @@ def array_bytes(array: NDArray[Any]) -> bytes:
 
 
 def array_of(name: str, data: bytes) -> NDArray[Any]:
-    """Return the array in a file's bytes. Raises BundleError."""
+    """Return the array in a file's bytes, which must be all of them. Raises BundleError."""
+    file = io.BytesIO(data)
     try:
-        array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise BundleError(f"{name} is no array: {error}") from error
-    return np.ascontiguousarray(array)
+        if np.lib.format.read_magic(file) != _VERSION:
+            raise BundleError(f"{name} is an array of another form")
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    # What numpy raises for a header depends on the Python that parses it.
+    except (ValueError, TypeError, SyntaxError, TokenError, RecursionError, EOFError) as error:
+        raise BundleError(f"{name} is no array: {type(error).__name__}") from error
+    content = data[file.tell() :]
+    if dtype.hasobject or min(shape, default=0) < 0 or prod(shape) * dtype.itemsize != len(content):
+        raise BundleError(f"{name} is no array: it has {len(content)} bytes for {shape} of {dtype}")
+    if not content:
+        return np.empty(shape, dtype)
+    array = np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
+    return np.ascontiguousarray(array.copy())
 
 
 def json_bytes(value: object) -> bytes:
