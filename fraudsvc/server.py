@@ -215,7 +215,7 @@ class _OperatorsOnly(grpc.ServerInterceptor):
         if handler is None or method.startswith((f"/{SERVICE}/", f"/{health.SERVICE_NAME}/")):
             return handler
 
-        def run(requests: Any, context: grpc.ServicerContext) -> Any:
+        def run(requests: Any, context: Any) -> Any:
             try:
                 self._gate.admit(method, context)
             except ServiceError as error:
@@ -227,7 +227,9 @@ class _OperatorsOnly(grpc.ServerInterceptor):
         )
 
 
-def _handlers(servicer: Servicer, note: Note, gate: Gate | None) -> grpc.GenericRpcHandler:
+def _handlers(
+    servicer: Servicer, note: Note = lambda *_: None, gate: Gate | None = None
+) -> grpc.GenericRpcHandler:
     messages: dict[str, tuple[Callable[..., Any], type[Message]]] = {
         "ReportLabels": (servicer.report_labels, pb.ReportLabelsRequest),
         "GetDecision": (servicer.get_decision, pb.GetDecisionRequest),
@@ -273,10 +275,12 @@ class Server:
             ("grpc.max_allowed_incoming_connections", settings.connections_max),
             ("grpc.server_handshake_timeout_ms", int(settings.handshake_s_max * 1000)),
         ]
-        operators_only = [] if guard.gate is None else [_OperatorsOnly(guard.gate)]
+        interceptors: list[Any] = []
+        if guard.gate is not None and settings.reflection:
+            interceptors.append(_OperatorsOnly(guard.gate))
         self._server = grpc.server(
             arrivals, options=options, maximum_concurrent_rpcs=settings.calls_max,
-            interceptors=operators_only if settings.reflection else [],
+            interceptors=interceptors,
         )  # fmt: skip
         servicer = self._servicer = Servicer(scorer, arrivals, settings)
         self._server.add_generic_rpc_handlers((_handlers(servicer, note, guard.gate),))

@@ -92,7 +92,7 @@ def with_unknown_field(message: Message, text: str) -> bytes:
     return message.SerializeToString() + varint(999 << 3 | 2) + varint(len(text)) + text.encode()
 
 
-def texts(message: Message) -> Iterator[tuple[Message, FieldDescriptor]]:
+def texts(message: Message) -> Iterator[tuple[Message, Any]]:
     """Yield every text field of a message, and of those in it, which are made for that."""
     for field in message.DESCRIPTOR.fields:
         if field.type == FieldDescriptor.TYPE_STRING:
@@ -171,10 +171,10 @@ def send_bytes(client: Connected, said: list[str]) -> None:
         ("Score", score), ("ScoreBatch", score), ("ReportLabels", labels),
         ("Score", NUMBER.encode()), ("ReportLabels", NUMBER.encode()), (NUMBER, b""),
     ):  # fmt: skip
-        call = client.channel.unary_unary(f"/{SERVICE}/{method}")
+        call: Any = client.channel.unary_unary(f"/{SERVICE}/{method}")
         answer = tell(lambda c=call, d=data, **k: c(d, **k), said)
         assert answer is None or NUMBER.encode() not in answer
-    report = client.channel.unary_unary(
+    report: Any = client.channel.unary_unary(
         f"/{SERVICE}/Score", response_deserializer=pb.ScoreResponse.FromString
     )
     inner = with_unknown_field(payment(), NUMBER)

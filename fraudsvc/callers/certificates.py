@@ -92,7 +92,9 @@ class Certificates:
     def credentials(self) -> grpc.ServerCredentials:
         """Return credentials that look at the files before each handshake."""
         return grpc.dynamic_ssl_server_credentials(
-            _configuration(self._pair), self.look, self._files.client_ca is not None
+            _configuration(self._pair),
+            self.look,  # type: ignore[arg-type]  # None is for no change, as grpc's own text says
+            self._files.client_ca is not None,
         )
 
     def look(self) -> grpc.ServerCertificateConfiguration | None:
@@ -113,7 +115,7 @@ class Certificates:
 
 def _configuration(pair: Pair) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration(
-        ((pair.key, pair.chain),), root_certificates=pair.client_ca
+        [(pair.key, pair.chain)], root_certificates=pair.client_ca
     )
 
 

@@ -114,13 +114,13 @@ def _caller(name: str, value: Any, clock_s: Callable[[], float]) -> Caller:
 
 def _tokens(row: Mapping[str, Any]) -> TokenRules:
     _known(row, {"jwks", "issuer", "audience", "leeway_s"}, "tokens")
-    texts = [row.get(name) for name in ("jwks", "issuer", "audience")]
+    jwks, issuer, audience = texts = [row.get(name) for name in ("jwks", "issuer", "audience")]
     if not all(isinstance(text, str) and text for text in texts):
         raise CallersError("tokens: jwks, issuer and audience are texts, and all are needed")
     leeway_s = row.get("leeway_s", 30)
     if not isinstance(leeway_s, int) or isinstance(leeway_s, bool) or not 0 <= leeway_s <= 600:
         raise CallersError("tokens.leeway_s is 0 to 600 seconds")
-    return TokenRules(*map(str, texts), leeway_s=leeway_s)
+    return TokenRules(str(jwks), str(issuer), str(audience), leeway_s)
 
 
 def _table(value: Any, where: str) -> Mapping[str, Any]:

@@ -52,7 +52,7 @@ def _echo(gate: Gate | None, costs_ns: list[int]) -> Callable[[bytes, Any], byte
 
 def _serve(stack: ExitStack, files: TlsFiles | None, gate: Gate | None, costs_ns: list[int]) -> int:
     server = grpc.server(futures.ThreadPoolExecutor(4))
-    handler = grpc.unary_unary_rpc_method_handler(_echo(gate, costs_ns))
+    handler: Any = grpc.unary_unary_rpc_method_handler(_echo(gate, costs_ns))
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("bench", {"Score": handler}),)
     )

@@ -109,4 +109,4 @@ def feed(name: str, seconds: float, first_seed: int) -> Fed:
         number += 1
     grown = _grown() - before
     assert grown < GROWTH_BYTES_MAX, f"{name} grew by {grown >> 20} MiB"
-    return Fed(*counts, grown)
+    return Fed(counts[0], counts[1], grown)
