@@ -255,9 +255,9 @@ def test_a_card_number_that_comes_in_is_found_nowhere(tmp_path: Path) -> None:
             f'{policy}\n[[lists]]\ncode = "X"\naction = "deny"\nfield = "customer_id"\n'
             f'values = [{{value = "{NUMBER}", expires = {expires}}}]\n'
         )
-        until(lambda: "policy refused" in up.said, "the refusal")
+        until(lambda: "policy refused" in up.said, "the refusal", START_S)
         (data / "policy.toml").write_text(policy)
-        until(lambda: CONTROL in get(http, "/api/decisions"), "the read model")
+        until(lambda: CONTROL in get(http, "/api/decisions"), "the read model", START_S)
         said += send_by_http(http)
         metrics = Path("/dev/shm") / otlp_of(data).partition(":")[2]  # noqa: S108 - in memory
         counted = holders(metrics, forms()) if metrics.is_dir() else {}
