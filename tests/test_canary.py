@@ -40,6 +40,7 @@ from tests.conftest import START_S, Connected, connected, free_port, process, un
 NUMBER = "4111111111111111"
 GROUPS = "4111-1111-1111-1111"
 CONTROL = "control-7f3a9c"  # goes in as a customer, and must be found
+SECRET = "sixteen-bytes-ok"  # noqa: S105 - of this test, and in no file or output afterwards
 TIMEOUT_S = 20.0
 
 
@@ -241,7 +242,11 @@ def otlp_of(data: Path) -> str:
     return UpOptions(data, "", 1, False, "").otlp
 
 
-def test_a_card_number_that_comes_in_is_found_nowhere(tmp_path: Path) -> None:
+def test_a_card_number_that_comes_in_is_found_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "id.secret").write_text(SECRET)
+    monkeypatch.setenv("FRAUD_ID_SECRET", str(tmp_path / "id.secret"))
     said: list[str] = []
     with system(tmp_path) as (data, target, http, up):
         with connected(int(target.rpartition(":")[2])) as client:
@@ -265,6 +270,8 @@ def test_a_card_number_that_comes_in_is_found_nowhere(tmp_path: Path) -> None:
         said.append(up.said)
     assert counted == {}
     assert holders(data, forms()) == {}
+    assert holders(data, [SECRET.encode()]) == {}
+    assert not [text for text in said if SECRET in text]
     held = [text[:400] for text in said if any(form.decode(errors="replace") in text
             for form in forms()[:4])]  # fmt: skip
     assert held == []
