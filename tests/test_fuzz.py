@@ -10,7 +10,7 @@ from tests.conftest import SEED
 from tests.fuzz.run import HangError, feed, within
 from tests.fuzz.targets import TARGETS, Target
 
-SECONDS = 1.5
+SECONDS = 1.0
 
 
 @pytest.mark.parametrize("name", TARGETS)
