@@ -271,6 +271,8 @@ class Server:
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.message_bytes_max),
             ("grpc.max_metadata_size", settings.metadata_bytes_max),
+            # Between the two grpc refuses by chance.
+            ("grpc.absolute_max_metadata_size", settings.metadata_bytes_max),
             ("grpc.max_concurrent_streams", settings.streams_max),
             ("grpc.max_allowed_incoming_connections", settings.connections_max),
             ("grpc.server_handshake_timeout_ms", int(settings.handshake_s_max * 1000)),

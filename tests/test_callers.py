@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 from cryptography import x509
+from fraud.v1 import fraud_service_pb2 as pb
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
@@ -28,7 +29,7 @@ from fraudsvc.callers.roles import Bucket, CallersError, parse_callers
 from fraudsvc.callers.tokens import KNOWN_MAX, Tokens
 from fraudsvc.client import ClientError, ClientSettings, FraudClient, Tls
 from fraudsvc.server import SERVICE, Guard, Server, ServerSettings
-from tests.conftest import Host, Payments, process, until
+from tests.conftest import Host, Payments, process, serving, until
 
 SETTINGS = ClientSettings(deadline_ms=20_000.0, channels=1)
 FILE = """
@@ -322,6 +323,26 @@ def test_a_token_is_good_until_it_ends_and_few_are_known() -> None:
     assert len(tokens._known) <= KNOWN_MAX
     with pytest.raises(CallersError, match="no shared secret"):
         Tokens(rules, json.dumps({"keys": [OctKey.generate_key().as_dict()]}).encode(), time.time)
+
+
+def test_metadata_and_connections_are_bounded(tmp_path: Path) -> None:
+    host = Host(tmp_path, None)
+    payments = Payments()
+    with serving(host.scorer(), connections_max=3) as (server, client):
+        for size, expected in ((4_000, "OK"), (9_000, "RESOURCE_EXHAUSTED")):
+            call: Any = client.stub.Score.with_call
+            request = pb.ScoreRequest(transaction=payments.one())
+            try:
+                call(request, timeout=20, metadata=(("x", "v" * size),))
+                code = "OK"
+            except grpc.RpcError as error:
+                code = error.code().name
+            assert code == expected
+        short = ClientSettings(deadline_ms=3_000.0, channels=8)
+        with FraudClient(f"127.0.0.1:{server.port}", short) as many:
+            assert not many.connect(2.0)
+        assert client.stub.Score(request, timeout=20).assessment.decision_id
+    host.close()
 
 
 @pytest.mark.parametrize(

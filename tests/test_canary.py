@@ -242,6 +242,7 @@ def otlp_of(data: Path) -> str:
     return UpOptions(data, "", 1, False, "").otlp
 
 
+@pytest.mark.timeout(900)  # on a machine that has just been set up every kernel is compiled
 def test_a_card_number_that_comes_in_is_found_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
