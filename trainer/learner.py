@@ -20,14 +20,14 @@ from trainer.decision_ring import APPROVED
 from trainer.expert import Expert, ExpertError
 from trainer.few_shot import ExpertSettings, fit_expert
 from trainer.joins import Joins, JoinSettings
-from trainer.labelled import FAST, Joined, Refusal, stacked
+from trainer.labelled import ANALYST, FAST, Joined, Refusal, stacked
 from trainer.lessons import Lessons
 from trainer.model import Model, Trees
 from trainer.reading import Read
 from trainer.renew import Recent, renew
 from trainer.residual import ResidualRows, ResidualSettings, fit_residual
 from trainer.thresholds import Budget
-from trainer.traffic import ROWS_MIN, Sample, prepare_traffic
+from trainer.traffic import ROWS_MIN, Past, Sample, prepare_traffic
 from trainer.train import TrainingError
 
 
@@ -50,14 +50,12 @@ class LearnerSettings:
 
 
 class Learner:
-    """Learns on top of ``champion``; ``old_frauds`` float32[k, n] are replayed to each residual."""
+    """Learns on top of ``champion``; the ``past`` is replayed to each residual."""
 
-    def __init__(
-        self, champion: Content, old_frauds: NDArray[np.float32], settings: LearnerSettings
-    ) -> None:
+    def __init__(self, champion: Content, past: Past, settings: LearnerSettings) -> None:
         width = len(champion.feature_names)
         self.champion = champion
-        self.old_frauds = old_frauds
+        self.past = past
         self.joins = Joins(width, settings.joins)
         self.lessons = Lessons(settings.lessons_max, width)
         self._settings = settings
@@ -114,11 +112,10 @@ class Learner:
         newest = self.joins.ring.newest() & 0xFFFF_FFFF_FFFF_FFFF  # as a seed: not negative
         random = np.random.default_rng([self._settings.seed, newest])
         settings = self._settings
-        count = settings.learnt_rows + settings.held_rows
-        drawn, is_good = self.joins.not_fraud(count, settings.judged_within_ms, random)
-        is_held = random.permutation(len(drawn)) >= min(settings.learnt_rows, len(drawn) // 2)
-        newest_rows = self.joins.newest(settings.newest_rows)
-        return Sample(drawn[~is_held], drawn[is_held], is_good[is_held], newest_rows)
+        return self.joins.traffic(
+            settings.learnt_rows, settings.held_rows, settings.newest_rows,
+            settings.judged_within_ms, random,
+        )  # fmt: skip
 
     def propose(
         self, traffic: Sample, now_ms: int, *, with_residual: bool = True
@@ -178,7 +175,11 @@ class Learner:
         weights = np.ones(len(labelled))
         weights[len(frauds) :] = max(len(self.joins.ring) - len(frauds), 1) / len(held)
         is_fraud = np.arange(len(labelled)) < len(frauds)
-        return Recent(held, traffic.held_is_good, traffic.newest, labelled, is_fraud, weights)
+        asked = lessons.of((ANALYST,))
+        return Recent(
+            held, traffic.held_is_good, traffic.newest, asked.vectors, asked.is_fraud, labelled,
+            is_fraud, weights,
+        )  # fmt: skip
 
     def _expert(
         self, missed: Joined, lessons: Joined, traffic: NDArray[np.float32]
@@ -200,11 +201,11 @@ class Learner:
         return waited and frauds != self._learnt and frauds >= self._settings.residual.frauds_min
 
     def _residual(self, lessons: Joined, traffic: NDArray[np.float32]) -> Trees | None:
-        """Learn from confirmed frauds, old ones, confirmed good payments and presumed good ones."""
-        frauds = np.concatenate([lessons[lessons.is_fraud].vectors, self.old_frauds])
+        """Learn from confirmed frauds and good payments, presumed good ones, and the past."""
+        frauds = np.concatenate([lessons[lessons.is_fraud].vectors, self.past.frauds])
         known_good = lessons[~lessons.is_fraud].vectors
         drawn = traffic[: self._settings.good_per_fraud * len(frauds)]
-        features = np.concatenate([frauds, known_good, drawn])
+        features = np.concatenate([frauds, known_good, drawn, self.past.good])
         is_fraud = np.arange(len(features)) < len(frauds)
         share = max(len(drawn) / max(len(self.joins.ring), 1), 1e-3)
         rows = ResidualRows(
