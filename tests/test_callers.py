@@ -28,10 +28,11 @@ from fraudsvc.callers.gate import Gate
 from fraudsvc.callers.roles import Bucket, CallersError, parse_callers
 from fraudsvc.callers.tokens import KNOWN_MAX, Tokens
 from fraudsvc.client import ClientError, ClientSettings, FraudClient, Tls
+from fraudsvc.practice import practise
 from fraudsvc.server import SERVICE, Guard, Server, ServerSettings
 from tests.conftest import Host, Payments, process, serving, until
 
-SETTINGS = ClientSettings(deadline_ms=20_000.0, channels=1)
+SETTINGS = ClientSettings(deadline_ms=120_000.0, channels=1)
 FILE = """
 [tokens]
 jwks = "keys.json"
@@ -95,6 +96,7 @@ class Port:
 @pytest.fixture
 def port(tmp_path: Path) -> Iterator[Port]:
     host = Host(tmp_path, None)
+    practise(host.policy)  # no first call waits for a kernel
     authority = Authority(tmp_path / "ca.pem")
     pair = authority.write(Pair(tmp_path / "server.crt", tmp_path / "server.key"), "localhost")
     key = ECKey.generate_key("P-256", {"kid": "one"})

@@ -21,6 +21,7 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featurizer.features import INDEX
 from fraudsvc.client import (
     AsyncFraudClient,
     ClientSettings,
@@ -31,13 +32,15 @@ from fraudsvc.client import (
 )
 from fraudsvc.client.attempts import Attempts, Failure
 from fraudsvc.errors import ServiceError, abort
+from fraudsvc.policy import DEFAULT_POLICY, load_policy
+from fraudsvc.practice import practise
 from fraudsvc.server import SERVICE
 from tests.conftest import Host, Payments, decisions, free_port, serving
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "docs" / "examples"
-TIMEOUT_S = 60
-PATIENT = ClientSettings(deadline_ms=30_000.0, channels=2)
+TIMEOUT_S = 200
+PATIENT = ClientSettings(deadline_ms=120_000.0, channels=2)
 CARD_NUMBER = "4111111111111111"
 
 
@@ -235,6 +238,7 @@ def test_settings_that_cannot_be_are_refused(bad: dict[str, Any]) -> None:
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[tuple[Host, str]]:
     """A real scorer without a model, which takes payments of now."""
+    practise(load_policy(DEFAULT_POLICY, INDEX))  # no first call waits for a kernel
     host = Host(tmp_path, None, now_ms=time.time_ns() // 1_000_000)
     with serving(host.scorer()) as (server, _):
         yield host, f"127.0.0.1:{server.port}"
@@ -279,7 +283,7 @@ def test_every_method_answers_in_a_loop(here: tuple[Host, str]) -> None:
 def command(target: str, file: str, said: str = "", *more: str) -> tuple[int, str, str]:
     argv = [sys.executable, "-m", "fraudsvc", "client", "score", "--address", target]
     done = subprocess.run(
-        [*argv, "--file", file, "--deadline-ms", "20000", *more], input=said, check=False,
+        [*argv, "--file", file, "--deadline-ms", "120000", *more], input=said, check=False,
         cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr

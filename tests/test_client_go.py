@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from featurizer.features import INDEX
+from fraudsvc.policy import DEFAULT_POLICY, load_policy
+from fraudsvc.practice import practise
 from tests.conftest import Host, decisions, serving
 from tests.servers import need
 
@@ -61,6 +64,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.timeout(3 * BUILD_S)
 def test_the_example_in_go_runs(program: Path, tmp_path: Path) -> None:
+    practise(load_policy(DEFAULT_POLICY, INDEX))  # no first call waits for a kernel
     host = Host(tmp_path, None, now_ms=time.time_ns() // 1_000_000)
     with serving(host.scorer()) as (server, _):
         done = subprocess.run(
