@@ -36,6 +36,7 @@ class Labels:
         frames: list[list[Entry]],
     ) -> fraud_service_pb2.LabelResult:
         """Check one label, join it to its transaction and add its frame to ``frames``."""
+        label.DiscardUnknownFields()  # nobody looked at them, so they are not kept
         violations = self._checker.check_label(label, now_ms)
         if violations:
             return fraud_service_pb2.LabelResult(

@@ -14,6 +14,7 @@ from pathlib import Path
 from fraud.v1 import model_event_pb2
 
 from featurizer.eventlog import Entry, EventLog, Topic
+from fraudsvc.cardnumbers import looks_like_card_number
 from fraudsvc.models_report import (
     Row,
     print_change,
@@ -67,6 +68,8 @@ def _change(
 ) -> None:
     if not options.reason or log is None:
         raise ValueError(f"models {action} wants a --reason and a log to put it on")
+    if looks_like_card_number(options.reason):
+        raise ValueError("--reason looks like a card number, and would stand on the log")
     before = shelf.served() or ""
     if action in ("promote", "rollback"):
         target = _names(names, 1)[0] if names or action == "promote" else _previous(log, before)

@@ -18,7 +18,7 @@ from rich.console import Console
 from fraudsvc.supervisor import Change, Role, State, Supervisor
 from fraudsvc.topology import cpu_flags
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 - in memory, so that counting never waits for a disk
+_MEMORY = Path("/dev/shm")  # noqa: S108 - in memory, counting waits for no disk  # nosec B108
 _STYLES = {State.READY: "green", State.WAITING: "red", State.STOPPED: "dim"}
 
 

@@ -36,10 +36,13 @@ CLIENTS: dict[str, tuple[str, ...]] = {
     # The base and its residual: two learners, one export (export_trees).
     "catboost": ("trainer/train.py", "trainer/residual.py"),
     "cel": ("fraudsvc/policy/cel_rules.py",),
-    "cryptography": ("trainer/signing.py",),
+    # Signing bundles, and looking at certificates before gRPC is given them.
+    "cryptography": ("trainer/signing.py", "fraudsvc/callers/certificates.py"),
     "google_crc32c": ("featurizer/frames.py",),
     "grpc": (
         "fraudsvc/server.py",
+        "fraudsvc/callers/certificates.py",
+        "fraudsvc/client/*.py",
         "fraudsvc/console/otlp_receiver.py",
         "fraudsvc/errors.py",
         "fraudsvc/demo/*.py",
@@ -49,6 +52,7 @@ CLIENTS: dict[str, tuple[str, ...]] = {
     "grpc_reflection": ("fraudsvc/server.py",),
     "grpc_status": ("fraudsvc/errors.py",),
     "hdrh": ("loadgen/tally.py",),
+    "joserfc": ("fraudsvc/callers/tokens.py",),
     "lmdb": ("featurizer/store_lmdb.py",),
     # Sending by its SDK, and taking, for which its messages are enough.
     "opentelemetry": ("featurizer/otlp.py", "fraudsvc/console/otlp_receiver.py"),
@@ -110,6 +114,7 @@ PURE = (
     "fraudsvc/answers.py",
     "fraudsvc/backtest/figures.py",
     "fraudsvc/cardnumbers.py",
+    "fraudsvc/client/documents.py",
     "fraudsvc/console/chain_spans.py",
     "fraudsvc/contract.py",
     "fraudsvc/decide.py",
