@@ -23,6 +23,7 @@ from featurizer.records import RECORD, Kind
 from featurizer.spans import Context, Span, score_context
 from featurizer.tracing import LINKS_MAX
 from featurizer.worker import records_of
+from fraudsvc.console.audit import audit_row
 from fraudsvc.console.chain_spans import (
     label_context,
     span_of_label,
@@ -149,11 +150,10 @@ class Follower:
         frames = batch.frames[found.entries[kept]].tolist()
         appends = dict(self._around.appends(frames)) if frames else {}
         rows = {int(entry): i for i, entry in enumerate(found.entries)}
-        wanted = np.isin(batch.topics, (Topic.DECISIONS, Topic.LABELS, Topic.MODELS))
+        wanted = np.isin(batch.topics, (Topic.DECISIONS, *_TAKEN))
         for at in np.flatnonzero(wanted).tolist():
             if batch.topics[at] != Topic.DECISIONS:
-                take = self._label if batch.topics[at] == Topic.LABELS else self._model_event
-                take(batch, at)
+                _TAKEN[Topic(batch.topics[at])](self, batch, at)
                 continue
             row = found.rows[rows[at]]
             self._received_ms = int(row[Column.RECEIVED_MS])
@@ -243,6 +243,9 @@ class Follower:
         self._keep(logged, "label", None)
         return self._changes.decisions[-1]
 
+    def _audit(self, batch: Batch, at: int) -> None:
+        self._changes.audit.append(audit_row(batch, at, self._journal))
+
     def _model_event(self, batch: Batch, at: int) -> None:
         event = model_event_pb2.ModelEvent.FromString(batch.value(at))
         run = self._run_of(event.model_version)
@@ -287,6 +290,13 @@ class Follower:
             if start <= row["position"] < stop and row["decision_id"] is not None
         ]
         return [*self._model.labels_between(self._journal, start, stop), *fresh]
+
+
+_TAKEN = {
+    Topic.LABELS: Follower._label,
+    Topic.MODELS: Follower._model_event,
+    Topic.AUDIT: Follower._audit,
+}
 
 
 def row_of_decision(logged: Logged, why: str) -> Row:

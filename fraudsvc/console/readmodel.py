@@ -43,6 +43,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from featurizer.spans import SCORE, Context, Kind, Span
+from fraudsvc.console.audit_table import AUDIT, create_audit
 
 Row = Mapping[str, Any]
 BUSY_MS = 5_000  # for a lock that another process has
@@ -131,7 +132,7 @@ _LINKS = Table(
 Index("span_links_back", _LINKS.c.to_span_id, _LINKS.c.to_trace_id)
 
 # What brings a schema of one version to the next; a database says how many it has had.
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_TABLES.create_all,)
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_TABLES.create_all, create_audit)
 
 
 class ReadModelError(Exception):
@@ -145,6 +146,7 @@ class Changes:
     decisions: list[Row] = field(default_factory=list)
     labels: list[Row] = field(default_factory=list)
     model_events: list[Row] = field(default_factory=list)
+    audit: list[Row] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)  # decisions that got a label
 
@@ -209,6 +211,7 @@ class ReadModel:
             self._add(connection, _DECISIONS, changes.decisions)
             self._add(connection, _LABELS, changes.labels)
             self._add(connection, _MODEL_EVENTS, changes.model_events)
+            self._add(connection, AUDIT, changes.audit)
             self._add(connection, _SPANS, [_span_row(each, source) for each in changes.spans])
             self._add(connection, _LINKS, [row for each in changes.spans for row in _links(each)])
             if changes.closed:
