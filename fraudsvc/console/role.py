@@ -38,6 +38,7 @@ from featurizer.otlp import open_metrics, open_spans
 from featurizer.places import StorePlace
 from featurizer.spans import Span
 from featurizer.store import StoreError
+from fraudsvc.console.desk_command import DeskOptions
 from fraudsvc.console.follower import Follower, Surroundings
 from fraudsvc.console.http import Api, HttpServer
 from fraudsvc.console.observations import Observations
@@ -71,6 +72,7 @@ class ConsoleOptions:
     otlp: str
     metrics: Path | None
     rule: KeepRule
+    desk: DeskOptions = field(default_factory=DeskOptions)
     environment: Mapping[str, str] = field(default_factory=dict)
     ready_file: Path | None = None
     rebuild: bool = False
