@@ -38,13 +38,16 @@ class CaseFiles:
         newest = select(*_BRIEF).where(theirs).order_by(DECISIONS.c.receive_time_ms.desc())
         return self._model.rows(newest.limit(TIMELINE_MAX))
 
-    def entities(self, decision_id: str, around: Sequence[tuple[int, str]]) -> list[Row]:
-        """Return of others' decisions which share some (kind, value): both, and the decision."""
+    def sharing(
+        self, decision_id: str, around: Sequence[tuple[int, str]], until_ms: int
+    ) -> list[Row]:
+        """Return of others' decisions up to a time which share some (kind, value), with both."""
         found: list[Row] = []
         for kind, value in around:
             shared = and_(
                 ENTITIES.c.kind == kind, ENTITIES.c.value == value,
                 ENTITIES.c.decision_id != decision_id,
+                ENTITIES.c.receive_time_ms <= until_ms,
             )  # fmt: skip
             newest = (
                 select(ENTITIES)

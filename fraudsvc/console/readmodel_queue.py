@@ -79,12 +79,9 @@ def _conditions(wanted: Filter) -> Iterator[ColumnElement[bool]]:
         yield CASES.c.receive_time_ms >= wanted.since_ms
     if wanted.until_ms is not None:
         yield CASES.c.receive_time_ms < wanted.until_ms
-    if wanted.holder == "*":
-        yield CLAIMS.c.holder.is_not(None)
-    elif wanted.holder == "-":
-        yield CLAIMS.c.holder.is_(None)
-    elif wanted.holder:
-        yield CLAIMS.c.holder == wanted.holder
+    if wanted.holder:
+        holders = {"*": CLAIMS.c.holder.is_not(None), "-": CLAIMS.c.holder.is_(None)}
+        yield holders.get(wanted.holder, CLAIMS.c.holder == wanted.holder)
 
 
 class CaseQueue:
