@@ -7,7 +7,7 @@ somebody signs in (``sign_in``), nor what a page does.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Collection, MutableMapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, quote, urlsplit
@@ -18,14 +18,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fraudsvc.console.person import Person
+from fraudsvc.console.person import ANALYST, LEAD, OPERATOR, ROLES, VIEWER, Person
 from fraudsvc.console.sessions import Session, SessionsError
 
-ROLES = ("viewer", "analyst", "lead", "operator")  # each may what those before it may
 EVERYONE = ""
+NOBODY = Person("", frozenset())
 NAME_MAX = 200  # characters
 BODY_BYTES_MAX = 1 << 20
-CSRF_HEADER, CSRF_FIELD = "x-csrf", "csrf"
+CSRF_HEADER, CSRF_FIELD = "x-csrf-token", "csrf"
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -43,13 +43,13 @@ RULES = (
     Rule("all", "/metrics", EVERYONE),
     Rule("all", "/static/", EVERYONE),
     Rule("all", "/sign-in", EVERYONE),
-    Rule("write", "/sign-out", "viewer"),
-    Rule("write", "/operations/models", "operator"),
-    Rule("write", "/operations/dead-letters", "lead"),
-    Rule("read", "/operations/audit", "lead"),
-    Rule("write", "/what-if/live", "lead"),
-    Rule("write", "/", "analyst"),
-    Rule("read", "/", "viewer"),
+    Rule("write", "/sign-out", VIEWER),
+    Rule("write", "/models", OPERATOR),
+    Rule("write", "/dead-letters", LEAD),
+    Rule("read", "/audit", LEAD),
+    Rule("write", "/what-if/proposals", LEAD),
+    Rule("write", "/", ANALYST),
+    Rule("read", "/", VIEWER),
 )
 _MACHINES = ("/healthz", "/metrics")  # asked for by whatever name a host has for them
 
@@ -71,9 +71,9 @@ def is_name(text: str) -> bool:
     return 0 < len(text) <= NAME_MAX and text.isprintable() and text == text.strip()
 
 
-def may(person: Person, role: str) -> bool:
-    """Return whether a person has a role, or one that may more."""
-    return bool(person.roles & set(ROLES[ROLES.index(role) :]))
+def roles_up_to(roles: Collection[str]) -> frozenset[str]:
+    """Return roles with those below them: who may more may what is less. Raises ValueError."""
+    return frozenset(ROLES[: max((ROLES.index(each) for each in roles), default=-1) + 1])
 
 
 def role_of(method: str, path: str) -> str:
@@ -113,7 +113,9 @@ Refuse = Callable[[Request, int, str, str], Response]
 def refused(request: Request, status: int, reason: str, message: str) -> Response:
     """Return a refusal for a machine."""
     del request
-    return JSONResponse({"error": {"reason": reason, "message": message}}, status)
+    title = reason.replace("_", " ").capitalize()
+    told = {"reason": reason, "title": title, "message": message}
+    return JSONResponse({"error": told}, status)
 
 
 class Access:
@@ -137,7 +139,7 @@ class Access:
         answer = self._wrong_host(request) or await self._identify(request)
         if answer is None and scope["method"] not in _SAFE and "csrf" in scope["state"]:
             body = await _body(receive)
-            receive = _again(body)
+            receive = _again(body, receive)
             answer = self._forged(request, body)
         await (answer or self._app)(scope, receive, send)
 
@@ -158,8 +160,7 @@ class Access:
             person, session = await run_in_threadpool(self._who, request)
         except SessionsError as error:
             return self._refuse(request, 503, "SESSIONS_UNAVAILABLE", str(error))
-        if person is not None:
-            state["person"] = person
+        state["person"] = person or NOBODY
         if session is not None:
             state["csrf"] = session.csrf
         if needed == EVERYONE:
@@ -167,8 +168,8 @@ class Access:
             return None
         if person is None:
             return self._stranger(request)
-        if not may(person, needed):
-            message = f"this wants the role {needed}; you have {', '.join(sorted(person.roles))}"
+        if not person.may(needed):
+            message = f"this wants the role {needed}, which {person.name} has not"
             return self._refuse(request, 403, "ROLE_MISSING", message)
         return None
 
@@ -250,13 +251,14 @@ async def _body(receive: Receive) -> bytes | None:
             return b"".join(parts)
 
 
-def _again(body: bytes | None) -> Receive:
+def _again(body: bytes | None, later: Receive) -> Receive:
+    """Return what gives a body that was read already, and then what comes later."""
     told = False
 
     async def receive() -> Message:
         nonlocal told
         if told:
-            return {"type": "http.disconnect"}
+            return await later()
         told = True
         return {"type": "http.request", "body": body or b"", "more_body": False}
 

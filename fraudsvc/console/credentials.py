@@ -14,8 +14,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from fraudsvc.console.access import ROLES, is_name
-from fraudsvc.console.person import Person
+from fraudsvc.console.access import is_name, roles_up_to
+from fraudsvc.console.person import ROLES, Person
 
 TOKEN_BYTES = 32
 TOKEN_CHARACTERS = 43  # 256 bits in the URL's alphabet
@@ -87,4 +87,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _person(told: dict[str, Any]) -> Person:
-    return Person(str(told["name"]), frozenset(told["roles"]) & set(ROLES))
+    return Person(str(told["name"]), roles_up_to(set(told["roles"]) & set(ROLES)))
