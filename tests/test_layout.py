@@ -49,6 +49,7 @@ CLIENTS: dict[str, tuple[str, ...]] = {
     "grpc_reflection": ("fraudsvc/server.py",),
     "grpc_status": ("fraudsvc/errors.py",),
     "hdrh": ("loadgen/tally.py",),
+    "jinja2": ("fraudsvc/console/pages.py",),
     "lmdb": ("featurizer/store_lmdb.py",),
     # Sending by its SDK, and taking, for which its messages are enough.
     "opentelemetry": ("featurizer/otlp.py", "fraudsvc/console/otlp_receiver.py"),
@@ -65,8 +66,10 @@ CLIENTS: dict[str, tuple[str, ...]] = {
     "redis": ("featurizer/redis_nodes.py",),
     # Three kinds of thing, of which a role may need one without the others.
     "river": ("trainer/challengers.py", "trainer/drift.py", "trainer/running_metrics.py"),
-    "sqlalchemy": ("fraudsvc/console/readmodel.py",),
-    "starlette": ("fraudsvc/console/http.py",),
+    # The read model: its tables, and the queries of one subject each.
+    "sqlalchemy": ("fraudsvc/console/*_table.py", "fraudsvc/console/readmodel*.py"),
+    # Its pages are functions of Starlette's requests.
+    "starlette": ("fraudsvc/console/*.py",),
     "uvicorn": ("fraudsvc/console/http.py",),
     "rich": (
         "*/__main__.py",

@@ -9,7 +9,7 @@ import base64
 import json
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,16 @@ import uvicorn
 from fraud.v1 import decision_pb2
 from google.protobuf.json_format import MessageToDict
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
+from starlette.types import ExceptionHandler
 
 from featurizer.features import NAMES
 from featurizer.spans import Span
 from fraudsvc.console.prometheus import Exposition
-from fraudsvc.console.readmodel import ReadModel, ReadModelError, Row
+from fraudsvc.console.readmodel import ReadModel, Row
 
 CONCURRENCY_MAX = 64
 STOP_S = 2.0
@@ -67,8 +69,8 @@ def _list_fields(row: Row) -> dict[str, Any]:
     return {**row, "codes": json.loads(row["codes"])}
 
 
-class Pages:
-    """What each path answers. ``health``'s "status" is ok, or what is wrong."""
+class Api:
+    """What each path of the JSON API answers. ``health``'s "status" is ok, or what is wrong."""
 
     def __init__(
         self,
@@ -121,23 +123,25 @@ class Pages:
         text, content_type = self._exposition.render(request.headers.get("accept", ""))
         return Response(text, headers={"content-type": content_type})
 
-    @staticmethod
-    def unavailable(_: Request, error: Exception) -> Response:
-        """Answer that the database refuses."""
-        return _refusal(503, "READ_MODEL_UNAVAILABLE", str(error))
+    def routes(self) -> list[BaseRoute]:
+        """Return the paths."""
+        return [
+            Route("/api/decisions", self.decisions),
+            Route("/api/decisions/{id}", self.decision),
+            Route("/api/traces/{id}", self.trace),
+            Route("/healthz", self.healthz),
+            Route("/metrics", self.metrics),
+        ]
 
 
-def app(pages: Pages) -> Starlette:
-    """Return the application."""
+def app(
+    routes: Sequence[BaseRoute],
+    middleware: Sequence[Middleware] = (),
+    handlers: Mapping[Any, ExceptionHandler] | None = None,
+) -> Starlette:
+    """Return the application; ``handlers`` answer an exception or a status."""
     return Starlette(
-        routes=[
-            Route("/api/decisions", pages.decisions),
-            Route("/api/decisions/{id}", pages.decision),
-            Route("/api/traces/{id}", pages.trace),
-            Route("/healthz", pages.healthz),
-            Route("/metrics", pages.metrics),
-        ],
-        exception_handlers={ReadModelError: pages.unavailable},
+        routes=[*routes], middleware=[*middleware], exception_handlers=dict(handlers or {})
     )
 
 

@@ -1,4 +1,4 @@
-"""The console role: one process beside the others that shows what they do. Its pages come later.
+"""The console role: one process beside the others that shows what they do.
 
 Owns its loop: follow the log, take spans in, look at meters, and keep the read model bounded. It
 runs with low priority and nothing waits for it. Must not read the environment but what it is given.
@@ -39,11 +39,13 @@ from featurizer.places import StorePlace
 from featurizer.spans import Span
 from featurizer.store import StoreError
 from fraudsvc.console.follower import Follower, Surroundings
-from fraudsvc.console.http import HttpServer, Pages, app
+from fraudsvc.console.http import Api, HttpServer
 from fraudsvc.console.observations import Observations
 from fraudsvc.console.otlp_receiver import OtlpReceiver
+from fraudsvc.console.pages import Templates
 from fraudsvc.console.prometheus import Exposition
 from fraudsvc.console.readmodel import OTLP, Changes, ReadModel, ReadModelError
+from fraudsvc.console.site import site
 
 NICENESS = 10
 IDLE_S = 0.2  # many small reads would take the time of those who decide
@@ -275,7 +277,8 @@ def run_console(options: ConsoleOptions) -> int:
     console = Console(options, log, model, meters)
     receiver = OtlpReceiver(options.otlp, console.take) if options.otlp else None
     exposition = Exposition(console.families)
-    server = HttpServer(app(Pages(model, exposition, console.health)), options.http)
+    api = Api(model, exposition, console.health)
+    server = HttpServer(site(Templates(), api.routes()), options.http)
     threading.Thread(
         target=_send_metrics, args=(console, options, stopping), name="metrics", daemon=True
     ).start()
