@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import httpx
 from authlib.common.errors import AuthlibBaseError
+from authlib.deprecate import AuthlibDeprecationWarning
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
@@ -26,7 +27,7 @@ from fraudsvc.console.access import LOOPBACK, is_name, roles_up_to
 from fraudsvc.console.person import ROLES, Person
 
 with warnings.catch_warnings():  # it would rather have httpx2, which nothing else here needs
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore", AuthlibDeprecationWarning)
     from authlib.integrations.httpx_client import OAuth2Client
 
 TIMEOUT_S = 5.0
