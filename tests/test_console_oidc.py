@@ -1,4 +1,4 @@
-"""Sign-in at a real OpenID provider: oidc-provider by npm, a console, and what goes between them."""
+"""Sign-in at a real OpenID provider: npm's oidc-provider, a console, and what goes between."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def approve(url: str, login: str) -> str:
     with httpx.Client(timeout=30.0) as browser:
         answer = browser.get(url)
         for _ in range(12):
-            there = answer.headers.get("location", "")
+            there: str = answer.headers.get("location", "")
             if "/sign-in/callback" in there:
                 return there
             if there:

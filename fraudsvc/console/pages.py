@@ -70,7 +70,7 @@ def money(minor: int | float, currency: str) -> str:
 def number(value: float | None) -> str:
     """Return a number with as many digits as it is worth reading; a dash where unknown."""
     if value is None or value != value:  # noqa: PLR0124 - NaN
-        return "–"
+        return "—"
     if value == int(value) and abs(value) < 1e9:
         return f"{int(value):,}"
     return f"{value:,.2f}" if abs(value) >= 10 else f"{value:.3g}"
@@ -105,8 +105,8 @@ class Templates:
 
     def __init__(self) -> None:
         self._environment = Environment(
-            loader=FileSystemLoader(_HERE / "templates"), autoescape=True, undefined=StrictUndefined,
-            trim_blocks=True, lstrip_blocks=True,
+            loader=FileSystemLoader(_HERE / "templates"), autoescape=True,
+            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
         self._environment.filters.update(
             money=lambda pair: money(*pair), number=number, span=span_text, utc=utc,

@@ -39,6 +39,7 @@ from featurizer.places import StorePlace
 from featurizer.spans import Span
 from featurizer.store import StoreError
 from fraudsvc.console.audit import AuditTrail
+from fraudsvc.console.desk_command import DeskOptions
 from fraudsvc.console.follower import Follower, Surroundings
 from fraudsvc.console.gate import Gate, GateOptions
 from fraudsvc.console.http import Api, HttpServer
@@ -74,6 +75,7 @@ class ConsoleOptions:
     metrics: Path | None
     rule: KeepRule
     access: GateOptions
+    desk: DeskOptions = field(default_factory=DeskOptions)
     environment: Mapping[str, str] = field(default_factory=dict)
     ready_file: Path | None = None
     rebuild: bool = False
