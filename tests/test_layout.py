@@ -33,6 +33,7 @@ OURS = frozenset({"fraud", *PACKAGES})
 # A third-party module, and the only files that may import it (fnmatch).
 CLIENTS: dict[str, tuple[str, ...]] = {
     "aiokafka": ("featurizer/eventlog_kafka.py",),
+    "authlib": ("fraudsvc/console/oidc.py",),
     # The base and its residual: two learners, one export (export_trees).
     "catboost": ("trainer/train.py", "trainer/residual.py"),
     "cel": ("fraudsvc/policy/cel_rules.py",),
@@ -49,7 +50,10 @@ CLIENTS: dict[str, tuple[str, ...]] = {
     "grpc_reflection": ("fraudsvc/server.py",),
     "grpc_status": ("fraudsvc/errors.py",),
     "hdrh": ("loadgen/tally.py",),
+    "httpx": ("fraudsvc/console/oidc.py",),
+    "itsdangerous": ("fraudsvc/console/sign_in.py",),
     "jinja2": ("fraudsvc/console/pages.py",),
+    "joserfc": ("fraudsvc/console/oidc.py",),
     "lmdb": ("featurizer/store_lmdb.py",),
     # Sending by its SDK, and taking, for which its messages are enough.
     "opentelemetry": ("featurizer/otlp.py", "fraudsvc/console/otlp_receiver.py"),

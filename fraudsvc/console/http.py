@@ -21,10 +21,11 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ExceptionHandler
+from starlette.types import ASGIApp, ExceptionHandler
 
 from featurizer.features import NAMES
 from featurizer.spans import Span
+from fraudsvc.console.audit import AuditTrail
 from fraudsvc.console.prometheus import Exposition
 from fraudsvc.console.readmodel import ReadModel, Row
 
@@ -77,7 +78,9 @@ class Api:
         model: ReadModel,
         exposition: Exposition,
         health: Callable[[], Mapping[str, Any]],
+        trail: AuditTrail,
     ) -> None:
+        self._trail = trail
         self._model = model
         self._exposition = exposition
         self._health = health
@@ -87,6 +90,7 @@ class Api:
         row = self._model.decision(request.path_params["id"])
         if row is None:
             return _refusal(404, "DECISION_NOT_FOUND", "it is not kept, or there is none")
+        self._trail.audit(request.state.person, "read decision", row["decision_id"], new="api")
         return JSONResponse(decision_fields(row, self._model.labels(row["decision_id"])))
 
     def decisions(self, request: Request) -> Response:
@@ -102,6 +106,8 @@ class Api:
             )  # fmt: skip
         except ValueError:
             return _refusal(400, "INVALID_PAGE", "limit is a number, after is what a page gave")
+        told = json.dumps([each["decision_id"] for each in rows])
+        self._trail.audit(request.state.person, "list decisions", "api", new=told)
         following = base64.urlsafe_b64encode(after.encode()).decode()
         return JSONResponse({"decisions": [*map(_list_fields, rows)], "after": following})
 
@@ -111,6 +117,7 @@ class Api:
         spans = self._model.trace(trace_id)
         if not spans:
             return _refusal(404, "TRACE_NOT_FOUND", "it is not kept, or there is none")
+        self._trail.audit(request.state.person, "read trace", trace_id, new="api")
         return JSONResponse({"trace_id": trace_id, "spans": [span_fields(each) for each in spans]})
 
     def healthz(self, _: Request) -> Response:
@@ -152,7 +159,7 @@ def _cursor(text: str) -> str:
 class HttpServer:
     """Serves an application from a thread of its own. Raises OSError where it cannot listen."""
 
-    def __init__(self, application: Starlette, address: str) -> None:
+    def __init__(self, application: ASGIApp, address: str) -> None:
         host, _, port = address.rpartition(":")
         self._socket = socket.create_server((host, int(port)))
         self.port: int = self._socket.getsockname()[1]

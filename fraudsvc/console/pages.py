@@ -24,6 +24,7 @@ from fraudsvc.console.person import ANALYST, LEAD, LOCAL, OPERATOR, VIEWER, Pers
 
 _HERE = Path(__file__).parent
 _THEMES = ("dark", "light")
+_BACK = ("/queue", "Back to the queue")
 _EXPONENTS = {"JPY": 0, "KRW": 0, "ISK": 0, "CLP": 0, "VND": 0, "BHD": 3, "KWD": 3, "OMR": 3}
 
 
@@ -136,6 +137,12 @@ class Templates:
             return JSONResponse({"error": {"title": title, "message": what}}, status)
         values = {"title": title, "what": what, "action": action}
         return self.page(request, "message.html", status, **values)
+
+    def refusal(self, request: Request, status: int, reason: str, message: str) -> Response:
+        """Answer that who asks may not, before any page was asked; ``reason`` is for machines."""
+        ways = {401: ("/sign-in", "Sign in")}
+        title = reason.replace("_", " ").capitalize()
+        return self.message(request, status, title, message, ways.get(status, _BACK))
 
 
 def wants_json(request: Request) -> bool:

@@ -38,8 +38,10 @@ from featurizer.otlp import open_metrics, open_spans
 from featurizer.places import StorePlace
 from featurizer.spans import Span
 from featurizer.store import StoreError
+from fraudsvc.console.audit import AuditTrail
 from fraudsvc.console.desk_command import DeskOptions
 from fraudsvc.console.follower import Follower, Surroundings
+from fraudsvc.console.gate import Gate, GateOptions
 from fraudsvc.console.http import Api, HttpServer
 from fraudsvc.console.observations import Observations
 from fraudsvc.console.otlp_receiver import OtlpReceiver
@@ -72,6 +74,7 @@ class ConsoleOptions:
     otlp: str
     metrics: Path | None
     rule: KeepRule
+    access: GateOptions
     desk: DeskOptions = field(default_factory=DeskOptions)
     environment: Mapping[str, str] = field(default_factory=dict)
     ready_file: Path | None = None
@@ -279,18 +282,24 @@ def run_console(options: ConsoleOptions) -> int:
     console = Console(options, log, model, meters)
     receiver = OtlpReceiver(options.otlp, console.take) if options.otlp else None
     exposition = Exposition(console.families)
-    api = Api(model, exposition, console.health)
-    server = HttpServer(site(Templates(), api.routes()), options.http)
+    trail_log, templates = open_log(options.log), Templates()
+    trail = AuditTrail(trail_log.append)
+    gate = Gate(options.access, options.http, templates, trail)
+    api = Api(model, exposition, console.health, trail)
+    server = HttpServer(gate.before(site(templates, [*gate.routes(), *api.routes()])), options.http)
     threading.Thread(
         target=_send_metrics, args=(console, options, stopping), name="metrics", daemon=True
     ).start()
     if options.ready_file is not None:
         options.ready_file.write_text(str(server.port))
     _log.info("serving on port %d", server.port)
+    link = gate.opened(server.port)
+    if link:
+        _log.info("open within %d minutes, once: %s", gate.link_s // 60, link)
     while not stopping.is_set():
         if not console.step():
             stopping.wait(IDLE_S)
-    for closing in (server, receiver, console, log, model):
+    for closing in (server, receiver, console, gate, trail_log, log, model):
         if closing is not None:
             closing.close()
     return 0
