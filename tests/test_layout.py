@@ -42,6 +42,7 @@ CLIENTS: dict[str, tuple[str, ...]] = {
     "grpc": (
         "fraudsvc/server.py",
         "fraudsvc/console/otlp_receiver.py",
+        "fraudsvc/console/scorer_client.py",
         "fraudsvc/errors.py",
         "fraudsvc/demo/*.py",
         "loadgen/*.py",

@@ -1,6 +1,6 @@
-"""The analysts' desk: what its pages share, and which paths it has.
+"""The analysts' desk: what its pages share, and how a form is read.
 
-Owns the wiring of queue, case and verdict pages. Must not know what is shown on them.
+Must not know what is shown on them.
 """
 
 from __future__ import annotations

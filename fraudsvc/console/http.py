@@ -29,7 +29,7 @@ from fraudsvc.console.audit import AuditTrail
 from fraudsvc.console.prometheus import Exposition
 from fraudsvc.console.readmodel import ReadModel, Row
 
-CONCURRENCY_MAX = 64
+CONCURRENCY_MAX = 256  # of which some are streams of events
 STOP_S = 2.0
 _OUTCOMES = {"approve": 1, "review": 2, "decline": 3}
 

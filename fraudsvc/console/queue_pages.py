@@ -37,7 +37,7 @@ _AGES = {
 
 
 class Asked(NamedTuple):
-    """What a queue's address asks for: the filter, its plain values, and what was not understood."""
+    """What an address asks for: the filter, its plain values, and what was not understood."""
 
     wanted: Filter
     plain: dict[str, str]
@@ -192,7 +192,7 @@ def _sealed(after: str) -> str:
 
 
 def _opened(text: str) -> str:
-    """Raises ValueError."""
+    """Return the key in an address. Raises ValueError."""
     after = base64.urlsafe_b64decode(text.encode()).decode()
     if after:
         float(after.partition(":")[0])

@@ -39,7 +39,9 @@ from featurizer.places import StorePlace
 from featurizer.spans import Span
 from featurizer.store import StoreError
 from fraudsvc.console.audit import AuditTrail
+from fraudsvc.console.desk import Desk
 from fraudsvc.console.desk_command import DeskOptions
+from fraudsvc.console.desk_pages import desk_routes
 from fraudsvc.console.follower import Follower, Surroundings
 from fraudsvc.console.gate import Gate, GateOptions
 from fraudsvc.console.http import Api, HttpServer
@@ -286,7 +288,9 @@ def run_console(options: ConsoleOptions) -> int:
     trail = AuditTrail(trail_log.append)
     gate = Gate(options.access, options.http, templates, trail)
     api = Api(model, exposition, console.health, trail)
-    server = HttpServer(gate.before(site(templates, [*gate.routes(), *api.routes()])), options.http)
+    desk = Desk(model, templates, trail, options.desk, options.log, health=console.health)
+    routes = [*gate.routes(), *api.routes(), *desk_routes(desk)]
+    server = HttpServer(gate.before(site(templates, routes)), options.http)
     threading.Thread(
         target=_send_metrics, args=(console, options, stopping), name="metrics", daemon=True
     ).start()
@@ -299,7 +303,7 @@ def run_console(options: ConsoleOptions) -> int:
     while not stopping.is_set():
         if not console.step():
             stopping.wait(IDLE_S)
-    for closing in (server, receiver, console, gate, trail_log, log, model):
+    for closing in (server, receiver, console, desk, gate, trail_log, log, model):
         if closing is not None:
             closing.close()
     return 0

@@ -6,6 +6,7 @@ Owns the channel and its deadline. Must not know what a verdict means.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 from fraud.v1 import fraud_service_pb2, fraud_service_pb2_grpc, label_pb2
@@ -23,7 +24,7 @@ class ScorerClient:
     def __init__(self, address: str) -> None:
         self._address = address
         self._channel = grpc.insecure_channel(address)
-        self._stub = fraud_service_pb2_grpc.FraudServiceStub(self._channel)
+        self._stub: Any = fraud_service_pb2_grpc.FraudServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def report(self, labels: Sequence[label_pb2.Label]) -> list[fraud_service_pb2.LabelResult]:
         """Report labels; return what came of each. Raises ScorerGoneError."""
@@ -31,7 +32,8 @@ class ScorerClient:
         try:
             answer = self._stub.ReportLabels(request, timeout=DEADLINE_S)
         except grpc.RpcError as error:
-            cause = error.details() if isinstance(error, grpc.Call) else str(error)
+            details = getattr(error, "details", None)
+            cause = details() if details is not None else str(error)
             raise ScorerGoneError(f"the scorer at {self._address}: {cause}") from error
         return list(answer.results)
 
