@@ -100,9 +100,7 @@ def change(
     return target, before
 
 
-def differences(
-    before: Mapping[str, Any], after: Mapping[str, Any]
-) -> list[tuple[str, Any, Any]]:
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Return what differs between two manifests, digests left out: name, before, after."""
     names = sorted(before.keys() | after.keys())
     pairs = [(name, before.get(name), after.get(name)) for name in names]

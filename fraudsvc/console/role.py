@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featurizer.adapters import INDEX_SCHEMA, FollowedStore, journal_number, open_log
 from featurizer.eventlog import LogError
@@ -42,8 +43,11 @@ from fraudsvc.console.audit import AuditTrail
 from fraudsvc.console.desk_command import DeskOptions
 from fraudsvc.console.follower import Follower, Surroundings
 from fraudsvc.console.gate import Gate, GateOptions
+from fraudsvc.console.health_figures import History
 from fraudsvc.console.http import Api, HttpServer
 from fraudsvc.console.observations import Observations
+from fraudsvc.console.operations import Around, operation_routes
+from fraudsvc.console.ops_models import ModelPlaces
 from fraudsvc.console.otlp_receiver import OtlpReceiver
 from fraudsvc.console.pages import Templates
 from fraudsvc.console.prometheus import Exposition
@@ -144,6 +148,7 @@ class Console:
         journal = f"{journal_number(options.log) & 0xFFFFFFFFFFFFFFFF:016x}"
         self._follower = Follower(log, journal, model, options.rule, Observations(meters), around)
         self._lags = Lags()
+        self.history = History()
         self._trouble = ""
         self._tick_s = self._tidy_s = 0.0
 
@@ -176,10 +181,13 @@ class Console:
 
     def families(self) -> list[Family]:
         """Return all metrics of this host."""
+        return families_of(self._values())
+
+    def _values(self) -> NDArray[np.float64]:
         folder = self._options.metrics
         read = [] if folder is None else [each.values for each in read_all(folder)]
         own = [] if folder is not None else [np.array(self._meters.values)]
-        return families_of(merged([*read, *own]))
+        return merged([*read, *own])
 
     def health(self) -> dict[str, Any]:
         """Return whether all is well, and how far behind the log this is."""
@@ -218,7 +226,9 @@ class Console:
         """Look how far everyone is, and drop what is too old now and then."""
         self._lags.look(now_s, self._log.ends()[1])
         self._meters.put("fraud_position", "console", value=self._follower.position)
-        told = {f.metric.name: f for f in self.families()}["fraud_position"]
+        values = self._values()
+        self.history.add(now_s, values)
+        told = {f.metric.name: f for f in families_of(values)}["fraud_position"]
         positions = {labels["consumer"]: round(value[0]) for labels, value in told.series}
         for consumer in _FOLLOWED:
             if positions[consumer]:
@@ -286,14 +296,20 @@ def run_console(options: ConsoleOptions) -> int:
     trail = AuditTrail(trail_log.append)
     gate = Gate(options.access, options.http, templates, trail)
     api = Api(model, exposition, console.health, trail)
-    server = HttpServer(gate.before(site(templates, [*gate.routes(), *api.routes()])), options.http)
+    data = options.desk.data
+    around = Around(
+        model, trail_log, trail, console.history, console.health,
+        ModelPlaces(data / "bundle", data / "models", data / "key.pub"), options.desk.policy,
+    )  # fmt: skip
+    routes = [*gate.routes(), *api.routes(), *operation_routes(templates, around)]
+    server = HttpServer(gate.before(site(templates, routes)), options.http)
     threading.Thread(
         target=_send_metrics, args=(console, options, stopping), name="metrics", daemon=True
     ).start()
+    link = gate.opened(server.port)
     if options.ready_file is not None:
         options.ready_file.write_text(str(server.port))
     _log.info("serving on port %d", server.port)
-    link = gate.opened(server.port)
     if link:
         _log.info("open within %d minutes, once: %s", gate.link_s // 60, link)
     while not stopping.is_set():
