@@ -5,6 +5,7 @@ Owns the wiring. Must not know what a page shows.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,12 @@ from fraudsvc.console.ops_letters import LettersPage
 from fraudsvc.console.ops_models import ModelPlaces, ModelsPage
 from fraudsvc.console.ops_quality import QualityPages
 from fraudsvc.console.ops_trail import TrailPage
+from fraudsvc.console.ops_what_if import WhatIfOptions, WhatIfPages
 from fraudsvc.console.pages import Templates
+from fraudsvc.console.proposals import Proposals
 from fraudsvc.console.readmodel import ReadModel
 from fraudsvc.console.readmodel_operations import Operations
+from fraudsvc.console.what_if_runs import Runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,9 @@ class Around:
     health: Callable[[], Mapping[str, Any]]
     places: ModelPlaces
     policy: Path
+    proposals: Proposals
+    runs: Runs
+    second_person: bool
 
 
 def operation_routes(templates: Templates, around: Around) -> list[BaseRoute]:
@@ -49,4 +56,12 @@ def operation_routes(templates: Templates, around: Around) -> list[BaseRoute]:
         *QualityPages(templates, asked, trail, around.policy).routes(),
         *LettersPage(templates, asked, trail, around.log).routes(),
         *TrailPage(templates, asked, trail).routes(),
+        *WhatIfPages(
+            templates,
+            trail,
+            around.proposals,
+            around.runs,
+            WhatIfOptions(around.policy, around.second_person),
+            lambda: time.time_ns() // 1_000_000,
+        ).routes(),
     ]

@@ -51,8 +51,10 @@ from fraudsvc.console.ops_models import ModelPlaces
 from fraudsvc.console.otlp_receiver import OtlpReceiver
 from fraudsvc.console.pages import Templates
 from fraudsvc.console.prometheus import Exposition
+from fraudsvc.console.proposals import Proposals
 from fraudsvc.console.readmodel import OTLP, Changes, ReadModel, ReadModelError
 from fraudsvc.console.site import site
+from fraudsvc.console.what_if_runs import RunOptions, Runs
 
 NICENESS = 10
 IDLE_S = 0.2  # many small reads would take the time of those who decide
@@ -81,6 +83,8 @@ class ConsoleOptions:
     access: GateOptions
     desk: DeskOptions = field(default_factory=DeskOptions)
     environment: Mapping[str, str] = field(default_factory=dict)
+    what_if_seconds: float = 300.0
+    second_person: bool = True
     ready_file: Path | None = None
     rebuild: bool = False
     decisions_max: int = 1_000_000
@@ -297,9 +301,16 @@ def run_console(options: ConsoleOptions) -> int:
     gate = Gate(options.access, options.http, templates, trail)
     api = Api(model, exposition, console.health, trail)
     data = options.desk.data
+    proposals = Proposals(options.access.home / "what-ifs.sqlite")
+    runs = Runs(
+        RunOptions(options.log, data, options.desk.policy, options.desk.capacity,
+                   options.what_if_seconds),
+        proposals,
+    )  # fmt: skip
     around = Around(
         model, trail_log, trail, console.history, console.health,
         ModelPlaces(data / "bundle", data / "models", data / "key.pub"), options.desk.policy,
+        proposals, runs, options.second_person,
     )  # fmt: skip
     routes = [*gate.routes(), *api.routes(), *operation_routes(templates, around)]
     server = HttpServer(gate.before(site(templates, routes)), options.http)
@@ -315,7 +326,7 @@ def run_console(options: ConsoleOptions) -> int:
     while not stopping.is_set():
         if not console.step():
             stopping.wait(IDLE_S)
-    for closing in (server, receiver, console, gate, trail_log, log, model):
+    for closing in (server, receiver, console, runs, proposals, gate, trail_log, log, model):
         if closing is not None:
             closing.close()
     return 0
