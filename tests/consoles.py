@@ -128,7 +128,7 @@ def console(data: Path, *more: str) -> Iterator[Place]:
     ready.unlink(missing_ok=True)
     with process(
         output, "fraudsvc", "console", "--log", f"file://{data}/log", "--store",
-        f"lmdb://{data}/store", "--read-model", f"sqlite:///{data}/readmodel.sqlite",
+        f"lmdb://{data}/store", "--data", str(data), "--read-model", f"sqlite:///{data}/readmodel.sqlite",
         "--http", "127.0.0.1:0", "--otlp", "", "--ready-file", str(ready), *more,
     ) as running:  # fmt: skip
         running.wait_for(ready)

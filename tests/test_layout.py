@@ -64,6 +64,7 @@ CLIENTS: dict[str, tuple[str, ...]] = {
         "featurizer/load.py",
         "featurizer/backfill.py",
         "trainer/vectors.py",
+        "fraudsvc/console/sheets.py",
         "fraudsvc/demo/*.py",
         "loadgen/*.py",
     ),

@@ -33,6 +33,11 @@ def add_access(console: argparse.ArgumentParser, environment: Mapping[str, str])
         help="claim with the roles, names within one another by dots (FRAUD_OIDC_ROLES_CLAIM)",
     )  # fmt: skip
     console.add_argument("--oidc-scope", default="openid profile email", help="asked for")
+    console.add_argument(
+        "--second-person", choices=("yes", "no"), default=env("FRAUD_SECOND_PERSON", "yes"),
+        help="whether a policy goes live by another person than who made it (FRAUD_SECOND_PERSON)",
+    )  # fmt: skip
+    console.add_argument("--what-if-seconds", type=float, default=300.0, help="a backtest may take")
     console.add_argument("--idle-minutes", type=float, default=30.0, help="until a session ends")
     console.add_argument("--session-hours", type=float, default=12.0, help="that one lasts in all")
     console.add_argument("--tries-a-minute", type=int, default=10, help="to sign in, an address")

@@ -66,6 +66,7 @@ def _console(args: argparse.Namespace, environment: Mapping[str, str]) -> int:
     options = ConsoleOptions(
         log=args.log, store=store_place(args.store), index=args.index, read_model=args.read_model,
         access=gate_options(args, environment),
+        what_if_seconds=args.what_if_seconds, second_person=args.second_person == "yes",
         desk=desk_options(args),
         http=args.http, otlp=args.otlp, metrics=Path(folder) if folder else None,
         rule=keep_rule(environment), environment=environment, ready_file=args.ready_file,

@@ -258,6 +258,11 @@ class Follower:
     def _audit(self, batch: Batch, at: int) -> None:
         self._changes.audit.append(audit_row(batch, at, self._journal))
 
+    def _letter(self, batch: Batch, at: int) -> None:
+        position = int(batch.positions[at])
+        row = {"journal": self._journal, "position": position, "body": batch.value(at)}
+        self._changes.letters.append(row)
+
     def _model_event(self, batch: Batch, at: int) -> None:
         event = model_event_pb2.ModelEvent.FromString(batch.value(at))
         run = self._run_of(event.model_version)
@@ -309,5 +314,6 @@ class Follower:
 _TAKEN = {
     Topic.LABELS: Follower._label,
     Topic.MODELS: Follower._model_event,
+    Topic.DEAD_LETTERS: Follower._letter,
     Topic.AUDIT: Follower._audit,
 }

@@ -35,6 +35,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from featurizer.spans import SCORE, Context, Kind, Span
 from fraudsvc.console.audit_table import AUDIT, create_audit
+from fraudsvc.console.letter_table import LETTERS, create_letters
 from fraudsvc.console.readmodel_tables import (
     CASES,
     DECISIONS,
@@ -59,7 +60,7 @@ REVIEW = 2
 
 # What brings a schema of one version to the next; a database says how many it has had.
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
-    TABLES.create_all, create_audit, create_cases,
+    TABLES.create_all, create_audit, create_cases, create_letters,
 )  # fmt: skip
 
 
@@ -77,6 +78,7 @@ class Changes:
     labels: list[Row] = field(default_factory=list)
     model_events: list[Row] = field(default_factory=list)
     audit: list[Row] = field(default_factory=list)
+    letters: list[Row] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     # Decisions that got a label, or lost the last one: whether each is open, the newest word last.
     opened: dict[str, bool] = field(default_factory=dict)
@@ -145,6 +147,7 @@ class ReadModel:
             self._add(connection, LABELS, changes.labels)
             self._add(connection, MODEL_EVENTS, changes.model_events)
             self._add(connection, AUDIT, changes.audit)
+            self._add(connection, LETTERS, changes.letters)
             self._add(connection, SPANS, [_span_row(each, source) for each in changes.spans])
             self._add(connection, LINKS, [row for each in changes.spans for row in _links(each)])
             for is_open in (False, True):

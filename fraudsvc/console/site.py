@@ -18,7 +18,9 @@ from starlette.types import ExceptionHandler
 from featurizer.eventlog import LogError
 from fraudsvc.console.http import app
 from fraudsvc.console.pages import Templates, see, static_routes
+from fraudsvc.console.proposals import ProposalsError
 from fraudsvc.console.readmodel import ReadModelError
+from fraudsvc.console.sessions import SessionsError
 
 _SAID = {
     404: ("Not found", "There is no such page. The link may be cut short, or of an older version."),
@@ -29,6 +31,10 @@ _GONE = (
     "The read model, which is what this console reads, does not answer ({error}). Nothing was"
     " changed, and decisions go on without it. Try again in a moment; if it stays like this, tell"
     " an operator."
+)
+_FILE_GONE = (
+    "A file of the console's own does not answer ({error}). Nothing was changed. Try again in a"
+    " moment, and tell an operator."
 )
 _LOG_GONE = (
     "The log takes no entry ({error}), so what you wanted was not done: whatever is done here must"
@@ -43,6 +49,8 @@ def site(
     handlers: dict[type[Exception] | int, ExceptionHandler] = {
         ReadModelError: _telling(templates, "READ_MODEL_UNAVAILABLE", _GONE),
         LogError: _telling(templates, "LOG_UNAVAILABLE", _LOG_GONE),
+        ProposalsError: _telling(templates, "WHAT_IFS_UNAVAILABLE", _FILE_GONE),
+        SessionsError: _telling(templates, "SESSIONS_UNAVAILABLE", _FILE_GONE),
         HTTPException: _status(templates),
     }
     home = Route("/", lambda _: see("/queue"))
