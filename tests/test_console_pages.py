@@ -91,7 +91,7 @@ def test_a_case_needs_no_scrolling_at_1440_by_900(browser: Browser, console: Con
 def test_two_analysts_never_hold_one_case(browser: Browser, console: Console) -> None:
     one, first = signed_in(browser, console, "ada")
     two, second = signed_in(browser, console, "grace")
-    case = first.locator("#cases a").nth(5).get_attribute("href")
+    case = first.locator("#cases td:first-child a").nth(5).get_attribute("href")
     first.goto(f"{console.url}{case}")
     expect(first.locator("#holder")).to_have_text("me")
     second.goto(f"{console.url}{case}")
@@ -134,6 +134,7 @@ def test_filters_are_links_and_what_makes_no_sense_is_said(
 def test_a_verdict_that_cannot_be_sent_is_not_lost(browser: Browser, console: Console) -> None:
     context, page = signed_in(browser, console)
     page.keyboard.press("Enter")
+    expect(page.locator("#case")).to_be_visible()
     page.keyboard.press("f")
     page.keyboard.press("2")
     page.locator("#verdict textarea").fill("called, and it was not her")
