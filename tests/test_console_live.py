@@ -106,7 +106,7 @@ def test_a_verdict_is_sent_undone_sent_on_all_that_is_linked_and_learnt(
 ) -> None:
     payments = Payments()
     with connected(system.port) as client:
-        first = [score(client, payments) for _ in range(TRAFFIC)][0]
+        first, *_ = [score(client, payments) for _ in range(TRAFFIC)]
         told = [mule(client, payments, number) for number in range(ATTACKS)]
         assert {each.outcome for each in told} == {decision_pb2.OUTCOME_REVIEW}
         page.goto(f"http://127.0.0.1:{system.console.port}/queue?code=WATCHED_DEVICES")

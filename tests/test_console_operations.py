@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
