@@ -14,7 +14,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from tests.servers import need
 AXE = "4.11.0"
 AXE_SHA256 = "39bed7d72308f6d620789c169d699bfd7e8da80f65b545821a6b2215c3e83107"
 NPM_TIMEOUT_S = 120.0
+THRESHOLDS = "[thresholds]\nreview = 0.12\ndecline = 0.93\n"
 SHOTS = Path(__file__).parents[1] / "build" / "screenshots"
 WIDE, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 
@@ -88,6 +89,10 @@ def serving(
     model.migrate()
     rows = fill(model, time.time_ns() // 1_000_000, count)
     log = FileEventLog(folder / "log")
+    policies = folder / "archive" / "policies"
+    policies.mkdir(parents=True)
+    (policies / f"{rows[0]['policy_version']}.toml").write_text(THRESHOLDS)
+    options = replace(options, data=folder)
     templates, trail = Templates(), AuditTrail(log.append)
     gate = Gate(GateOptions(home=folder / "home"), "127.0.0.1:0", templates, trail)
     desk = Desk(model, templates, trail, options, f"file://{folder}/log")
@@ -97,7 +102,7 @@ def serving(
     try:
         yield Console(server.port, model, rows, folder / "home", log, folder)
     finally:
-        for each in (server, desk, gate, log, model):
+        for each in (desk, server, gate, log, model):
             each.close()
 
 

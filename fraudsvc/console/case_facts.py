@@ -159,7 +159,7 @@ def times_text(ratio: float) -> str:
     """Return how many times the usual a value is."""
     if ratio >= 10:
         return f"{ratio:,.0f} × the usual"
-    return f"{ratio:.1f} × the usual" if ratio >= 0.1 else "far below the usual"
+    return f"{ratio:.1f} × the usual" if ratio >= 0.1 else "below the usual"
 
 
 def _plain(value: float) -> str:

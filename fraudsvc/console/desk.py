@@ -5,6 +5,7 @@ Must not know what is shown on them.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -71,6 +72,7 @@ class Desk:
     scorer: ScorerClient = field(init=False)
     replays: Replays = field(init=False)
     limits: LimitsFinder = field(init=False)
+    closing: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         """Open what is asked of others."""
@@ -98,5 +100,6 @@ class Desk:
         return round(self.options.review_minutes * MINUTE_MS)
 
     def close(self) -> None:
-        """Let go of the connection to the scorer."""
+        """End the streams of events, and let go of the connection to the scorer."""
+        self.closing.set()
         self.scorer.close()

@@ -29,6 +29,7 @@ from fraudsvc.console.readmodel_queue import Filter
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 STREAMS_MAX = 128
 LOOK_S = 1.0
+LOOKS = 5  # at whether the console closes, between two looks at what is new
 _FIELDS = ("rung", "channel", "code", "merchant", "model", "from", "until", "age", "holder")
 _AGES = {
     "1h": (HOUR_MS, None), "4h": (4 * HOUR_MS, None), "1d": (DAY_MS, None),
@@ -159,13 +160,15 @@ class QueuePages:
             yield "retry: 3000\n\n"
             before: dict[str, Any] = {}
             quiet = 0
-            while True:
+            while not self._desk.closing.is_set():
                 now = await run_in_threadpool(self._look, since_ms, case)
                 quiet = 0 if now != before else quiet + 1
                 if now != before or quiet % 15 == 0:
                     yield f"data: {json.dumps(now)}\n\n"
                 before = now
-                await asyncio.sleep(LOOK_S)
+                for _ in range(LOOKS):
+                    if not self._desk.closing.is_set():
+                        await asyncio.sleep(LOOK_S / LOOKS)
         finally:
             self._streams -= 1
 

@@ -330,7 +330,7 @@ def run_console(options: ConsoleOptions) -> int:
     while not stopping.is_set():
         if not console.step():
             stopping.wait(IDLE_S)
-    for closing in (server, receiver, console, desk, runs, proposals, gate, trail_log, log, model):
+    for closing in (desk, server, receiver, console, runs, proposals, gate, trail_log, log, model):
         if closing is not None:
             closing.close()
     return 0

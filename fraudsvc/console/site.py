@@ -25,6 +25,7 @@ from fraudsvc.console.sessions import SessionsError
 _SAID = {
     404: ("Not found", "There is no such page. The link may be cut short, or of an older version."),
     405: ("Not possible", "This address takes no such request."),
+    500: ("Something broke", "The cause is in the log of the console. Tell an operator."),
 }
 _BACK = ("/queue", "Go to the queue")
 _GONE = (
@@ -52,6 +53,7 @@ def site(
         ProposalsError: _telling(templates, "WHAT_IFS_UNAVAILABLE", _FILE_GONE),
         SessionsError: _telling(templates, "SESSIONS_UNAVAILABLE", _FILE_GONE),
         HTTPException: _status(templates),
+        Exception: _status(templates),
     }
     home = Route("/", lambda _: see("/queue"))
     return app([home, *routes, *static_routes()], middleware, handlers)

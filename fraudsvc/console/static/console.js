@@ -64,7 +64,8 @@ const zone = new Intl.DateTimeFormat(undefined, {
 function localTimes(root = document) {
   for (const each of root.querySelectorAll("time[datetime]")) {
     const parts = Object.fromEntries(zone.formatToParts(new Date(each.dateTime)).map((p) => [p.type, p.value]));
-    each.textContent = `${parts.year}-${parts.month}-${parts.day} ${parts.hour}:${parts.minute}:${parts.second}`;
+    const day = `${parts.month}-${parts.day} ${parts.hour}:${parts.minute}`;
+    each.textContent = each.dataset.short ? day : `${parts.year}-${day}:${parts.second}`;
   }
 }
 localTimes();
