@@ -271,17 +271,17 @@ def test_what_nobody_called_fraud_is_presumed_legitimate() -> None:
 def test_traffic_is_all_that_nobody_called_fraud_once_it_could_be_judged() -> None:
     joins = Joins(3, SETTINGS)
     random = np.random.default_rng(3)
-    assert joins.not_fraud(9, 1_000, random).shape == (0, 3)
+    assert joins.not_fraud(9, 1_000, random)[0].shape == (0, 3)
     rows = decisions(1, 2, 3, 4, 5, 6)
     rows["event_time_ms"] = START_MS
     joins.take_decisions(rows[:4], vectors_of(rows[:4]), START_MS)
     joins.take_labels(np.r_[label(1), label(2, LEGITIMATE)], START_MS)
     # Nothing is a second older than the newest: the older half is all that there is to go by.
-    assert joins.not_fraud(9, 1_000, random)[:, 0].tolist() == [2.0]
+    assert joins.not_fraud(9, 1_000, random)[0][:, 0].tolist() == [2.0]
     rows["event_time_ms"][4:] += 1_000
     joins.take_decisions(rows[4:], vectors_of(rows[4:]), START_MS + 5)
-    assert joins.not_fraud(9, 1_000, random)[:, 0].tolist() == [2.0, 3.0, 4.0]
-    assert len(joins.not_fraud(2, 0, random)) == 2
+    assert joins.not_fraud(9, 1_000, random)[0][:, 0].tolist() == [2.0, 3.0, 4.0]
+    assert len(joins.not_fraud(2, 0, random)[0]) == 2
 
 
 def test_what_a_reporter_said_can_be_forgotten() -> None:

@@ -180,8 +180,10 @@ class Joins:
 
     def not_fraud(
         self, count: int, age_ms: int, random: np.random.Generator
-    ) -> NDArray[np.float32]:
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return the vectors float32[m, n] of up to ``count`` random decisions, oldest first.
+
+        And which of them were called good, bool[m].
 
         All count that are older than the newest by ``age_ms``, or else the older half, but those
         that somebody called fraud. The rest is too young for anybody to have said which of them
@@ -191,14 +193,20 @@ class Joins:
         """
         slots = self.ring.kept()
         if not len(slots):
-            return np.zeros((0, self.ring.vectors.shape[1]), np.float32)
+            return np.zeros((0, self.ring.vectors.shape[1]), np.float32), np.zeros(0, np.bool_)
         times = self.ring.rows["event_time_ms"][slots]
         old = slots[times.max() - times >= age_ms]
         half = slots[: (len(slots) + 1) // 2]
         slots = old if len(old) > len(half) else half
         slots = slots[~(self.ring.said["verdict"][slots] == FRAUD).any(axis=1)]
         some = np.sort(random.permutation(len(slots))[:count])
-        vectors: NDArray[np.float32] = self.ring.vectors[slots[some]]
+        chosen = slots[some]
+        is_good = (self.ring.said["verdict"][chosen] != 0).any(axis=1)
+        return self.ring.vectors[chosen], is_good
+
+    def newest(self, count: int) -> NDArray[np.float32]:
+        """Return the vectors float32[m, n] of up to ``count`` newest decisions, oldest first."""
+        vectors: NDArray[np.float32] = self.ring.vectors[self.ring.kept()[-count:]]
         return vectors
 
     def forget(

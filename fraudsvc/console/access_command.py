@@ -12,6 +12,7 @@ from fraudsvc.console.person import ROLES, VIEWER, Person
 
 if TYPE_CHECKING:
     from fraudsvc.console.gate import GateOptions
+    from fraudsvc.console.operations import OperationsOptions
 
 
 def add_access(console: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
@@ -76,6 +77,16 @@ def gate_options(args: argparse.Namespace, environment: Mapping[str, str]) -> Ga
     return GateOptions(
         home_of(args), args.public_url, oidc, args.idle_minutes * 60, args.session_hours * 3600,
         tries_a_minute=args.tries_a_minute,
+    )  # fmt: skip
+
+
+def operations_options(args: argparse.Namespace) -> OperationsOptions:
+    """Return the options of the operations pages."""
+    from fraudsvc.console.operations import OperationsOptions  # noqa: PLC0415 - as above
+
+    return OperationsOptions(
+        home_of(args), args.log, args.data, args.policy, args.capacity, args.what_if_seconds,
+        args.second_person == "yes",
     )  # fmt: skip
 
 

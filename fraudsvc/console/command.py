@@ -13,7 +13,12 @@ from featurizer.hashing import request_hash_of
 from featurizer.places import store_place
 from featurizer.spans import Span
 from featurizer.telemetry import keep_rule
-from fraudsvc.console.access_command import add_access, add_keys, gate_options
+from fraudsvc.console.access_command import (
+    add_access,
+    add_keys,
+    gate_options,
+    operations_options,
+)
 from fraudsvc.console.desk_command import add_desk, desk_options
 
 READ_MODEL = "sqlite:///data/readmodel.sqlite"
@@ -66,7 +71,7 @@ def _console(args: argparse.Namespace, environment: Mapping[str, str]) -> int:
     options = ConsoleOptions(
         log=args.log, store=store_place(args.store), index=args.index, read_model=args.read_model,
         access=gate_options(args, environment),
-        what_if_seconds=args.what_if_seconds, second_person=args.second_person == "yes",
+        operations=operations_options(args),
         desk=desk_options(args),
         http=args.http, otlp=args.otlp, metrics=Path(folder) if folder else None,
         rule=keep_rule(environment), environment=environment, ready_file=args.ready_file,

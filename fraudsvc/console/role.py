@@ -48,15 +48,12 @@ from fraudsvc.console.gate import Gate, GateOptions
 from fraudsvc.console.health_figures import History
 from fraudsvc.console.http import Api, HttpServer
 from fraudsvc.console.observations import Observations
-from fraudsvc.console.operations import Around, operation_routes
-from fraudsvc.console.ops_models import ModelPlaces
+from fraudsvc.console.operations import Around, OperationPages, OperationsOptions
 from fraudsvc.console.otlp_receiver import OtlpReceiver
 from fraudsvc.console.pages import Templates
 from fraudsvc.console.prometheus import Exposition
-from fraudsvc.console.proposals import Proposals
 from fraudsvc.console.readmodel import OTLP, Changes, ReadModel, ReadModelError
 from fraudsvc.console.site import site
-from fraudsvc.console.what_if_runs import RunOptions, Runs
 
 NICENESS = 10
 IDLE_S = 0.2  # many small reads would take the time of those who decide
@@ -83,10 +80,9 @@ class ConsoleOptions:
     metrics: Path | None
     rule: KeepRule
     access: GateOptions
+    operations: OperationsOptions
     desk: DeskOptions = field(default_factory=DeskOptions)
     environment: Mapping[str, str] = field(default_factory=dict)
-    what_if_seconds: float = 300.0
-    second_person: bool = True
     ready_file: Path | None = None
     rebuild: bool = False
     decisions_max: int = 1_000_000
@@ -303,20 +299,11 @@ def run_console(options: ConsoleOptions) -> int:
     gate = Gate(options.access, options.http, templates, trail)
     api = Api(model, exposition, console.health, trail)
     desk = Desk(model, templates, trail, options.desk, options.log, health=console.health)
-    data = options.desk.data
-    proposals = Proposals(options.access.home / "what-ifs.sqlite")
-    runs = Runs(
-        RunOptions(options.log, data, options.desk.policy, options.desk.capacity,
-                   options.what_if_seconds),
-        proposals,
+    operations = OperationPages(
+        templates, Around(model, trail_log, trail, console.history, console.health),
+        options.operations,
     )  # fmt: skip
-    around = Around(
-        model, trail_log, trail, console.history, console.health,
-        ModelPlaces(data / "bundle", data / "models", data / "key.pub"), options.desk.policy,
-        proposals, runs, options.second_person,
-    )  # fmt: skip
-    operations = operation_routes(templates, around)
-    routes = [*gate.routes(), *api.routes(), *desk_routes(desk), *operations]
+    routes = [*gate.routes(), *api.routes(), *desk_routes(desk), *operations.routes()]
     server = HttpServer(gate.before(site(templates, routes)), options.http)
     threading.Thread(
         target=_send_metrics, args=(console, options, stopping), name="metrics", daemon=True
@@ -330,7 +317,7 @@ def run_console(options: ConsoleOptions) -> int:
     while not stopping.is_set():
         if not console.step():
             stopping.wait(IDLE_S)
-    for closing in (desk, server, receiver, console, runs, proposals, gate, trail_log, log, model):
+    for closing in (server, desk, receiver, console, operations, gate, trail_log, log, model):
         if closing is not None:
             closing.close()
     return 0

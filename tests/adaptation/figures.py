@@ -15,7 +15,7 @@ LEVELS = (0.5, 0.8)
 HELD_MINUTES = 5.0
 BIN_MINUTES = 5
 HARM_RECALL = 0.05
-HARM_FALSE = 0.01  # of good payments: twice what is aimed at
+HARM_FALSE = 0.005  # of good payments: as much again as is aimed at
 
 
 def figures(stream: Stream, outcome: Outcome, static: Outcome | None) -> dict[str, Any]:
@@ -64,12 +64,15 @@ def harmful_seconds(points: list[Point]) -> list[float]:
     """Return how long each spell lasted in which what served did harm, in seconds.
 
     Harm: of the old frauds that come next it misses more than HARM_RECALL beyond what the base
-    does, or of the good payments it alerts more than HARM_FALSE.
+    does, or of the good payments that come next it alerts more than HARM_FALSE beyond that.
     """
     spells: list[float] = []
     since: float | None = None
     for point in points:
-        harms = point.old < point.old_static - HARM_RECALL or point.false > HARM_FALSE
+        harms = (
+            point.old < point.old_static - HARM_RECALL
+            or point.false > point.false_static + HARM_FALSE
+        )
         if harms and since is None:
             since = point.minute
         if not harms and since is not None:

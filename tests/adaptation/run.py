@@ -33,6 +33,7 @@ class Point:
     old: float  # recall of the old frauds that come next, at the threshold that serves
     old_static: float  # the same of the base
     false: float  # share of the good payments that come next which would be alerted
+    false_static: float  # the same of the base
 
 
 @dataclass(slots=True)
@@ -141,6 +142,7 @@ class Run:
                 _share(scores > threshold_at), _share(system.score(old) >= system.threshold),
                 _share(static.score(old) >= static.threshold),
                 _share(good_scores >= system.threshold),
+                _share(static.score(good) >= static.threshold),
             )
         )  # fmt: skip
 
