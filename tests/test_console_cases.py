@@ -95,12 +95,12 @@ def test_filters_choose_what_a_loop_would(filled: Filled) -> None:
     code = "MANY_SMALL_PAYMENTS"
     for wanted, is_like in (
         (Filter(code=code), lambda row: code in codes_of(row)),
-        (Filter(code="MANY_SMALL"), lambda row: False),
+        (Filter(code="MANY_SMALL"), lambda _: False),
         (Filter(channel=2), lambda row: row["channel"] == 2),
         (Filter(merchant="merchant-3"), lambda row: row["merchant_id"] == "merchant-3"),
         (Filter(amount_from=200, amount_until=400), lambda r: 20_000 <= r["amount_ref"] <= 40_000),
         (Filter(since_ms=NOW_MS - 3_600_000), lambda r: r["receive_time_ms"] >= NOW_MS - 3_600_000),
-        (Filter(model="m-none"), lambda row: False),
+        (Filter(model="m-none"), lambda _: False),
     ):
         page = queue.page(wanted, NOW_MS, limit=500)
         expected = {key for key, row in everything.items() if is_like(row)}
