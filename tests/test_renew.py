@@ -50,6 +50,8 @@ def make_recent(rows: int = 5_000, labelled: int = 300) -> Recent:
         features,
         np.ones(rows, np.bool_),
         features[:0],
+        features[:0],
+        np.ones(0, np.bool_),
         features[:labelled].copy(),
         random.random(labelled) < 0.05,
         np.ones(labelled),

@@ -20,7 +20,7 @@ from trainer.decision_ring import APPROVED
 from trainer.expert import Expert, ExpertError
 from trainer.few_shot import ExpertSettings, fit_expert
 from trainer.joins import Joins, JoinSettings
-from trainer.labelled import FAST, Joined, Refusal, stacked
+from trainer.labelled import ANALYST, FAST, Joined, Refusal, stacked
 from trainer.lessons import Lessons
 from trainer.model import Model, Trees
 from trainer.reading import Read
@@ -117,11 +117,10 @@ class Learner:
         newest = self.joins.ring.newest() & 0xFFFF_FFFF_FFFF_FFFF  # as a seed: not negative
         random = np.random.default_rng([self._settings.seed, newest])
         settings = self._settings
-        count = settings.learnt_rows + settings.held_rows
-        drawn, is_good = self.joins.not_fraud(count, settings.judged_within_ms, random)
-        is_held = random.permutation(len(drawn)) >= min(settings.learnt_rows, len(drawn) // 2)
-        newest_rows = self.joins.newest(settings.newest_rows)
-        return Sample(drawn[~is_held], drawn[is_held], is_good[is_held], newest_rows)
+        return self.joins.traffic(
+            settings.learnt_rows, settings.held_rows, settings.newest_rows,
+            settings.judged_within_ms, random,
+        )  # fmt: skip
 
     def propose(
         self, traffic: Sample, now_ms: int, *, with_residual: bool = True
@@ -181,7 +180,11 @@ class Learner:
         weights = np.ones(len(labelled))
         weights[len(frauds) :] = max(len(self.joins.ring) - len(frauds), 1) / len(held)
         is_fraud = np.arange(len(labelled)) < len(frauds)
-        return Recent(held, traffic.held_is_good, traffic.newest, labelled, is_fraud, weights)
+        asked = lessons.of((ANALYST,))
+        return Recent(
+            held, traffic.held_is_good, traffic.newest, asked.vectors, asked.is_fraud, labelled,
+            is_fraud, weights,
+        )  # fmt: skip
 
     def _expert(
         self, missed: Joined, lessons: Joined, traffic: NDArray[np.float32]

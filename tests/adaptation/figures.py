@@ -36,6 +36,7 @@ def figures(stream: Stream, outcome: Outcome, static: Outcome | None) -> dict[st
         "alert_share": _alert_share(alerted, outcome.scored, after, stream),
         "old_recall": _share(alerted[after & old]),
         "old_recall_static": _share(before.alerted[after & old]),
+        "old_recall_static_within": _within(before.scores, after & good, after & old),
         "attack_recall": _share(alerted[after & stream.is_attack]),
         "labels": outcome.labels,
         "attack_labels": outcome.points[-1].labels if outcome.points else 0,
@@ -109,6 +110,11 @@ def _bins(
 
 def _share(flags: NDArray[np.bool_]) -> float:
     return round(float(flags.mean()), 5) if len(flags) else 0.0
+
+
+def _within(scores: NDArray[np.float64], good: NDArray[np.bool_], old: NDArray[np.bool_]) -> float:
+    """Return the recall of old fraud where FALSE_SHARE of good ones are alerted, in hindsight."""
+    return _share(scores[old] > np.quantile(scores[good], 1.0 - FALSE_SHARE))
 
 
 def _number(value: float) -> float | None:

@@ -38,12 +38,13 @@ class Point:
 
 @dataclass(slots=True)
 class Outcome:
-    """A finished run: points, swaps in minutes, and what was alerted, bool[m]."""
+    """A finished run: points, swaps in minutes; what was alerted, bool[m], and each score."""
 
     points: list[Point] = field(default_factory=list)
     swaps: list[float] = field(default_factory=list)
     alerted: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     scored: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     labels: int = 0
     cpu_s: float = 0.0
 
@@ -71,6 +72,7 @@ class Run:
         stream, system = self._stream, self._system
         out = Outcome(alerted=np.zeros(len(stream.rows), np.bool_))
         out.scored = np.ones(len(stream.rows), np.bool_)
+        out.scores = np.zeros(len(stream.rows))
         times = stream.rows["time_ms"]
         ticks = np.arange(stream.scale.stream_ms + TICK_MS, stream.scale.end_ms + 1, TICK_MS)
         stops = np.searchsorted(times, ticks)
@@ -78,7 +80,7 @@ class Run:
         for tick, (now_ms, stop) in enumerate(zip(ticks.tolist(), stops.tolist(), strict=True)):
             scores = system.score(np.arange(first, stop))
             out.alerted[first:stop] = scores >= system.threshold
-            out.scored[first:stop] = ~np.isnan(scores)
+            out.scored[first:stop], out.scores[first:stop] = ~np.isnan(scores), scores
             system.serve(first, stop, scores)
             self._schedule(first, stop, out.alerted[first:stop])
             changed = system.learn(self._told(tick), now_ms)
