@@ -36,11 +36,12 @@ TRAFFIC, ATTACKS = 400, 12
 RING = "dev-ring"
 LEARN_S = 90.0
 WATCHED = f"""
-[[lists]]
+[[overrides]]
 code = "WATCHED_DEVICES"
-action = "review"
 field = "device_id"
-values = ["{RING}"]
+value = "{RING}"
+until = 2099-01-01T00:00:00Z
+action = "review"
 """
 
 
@@ -106,7 +107,7 @@ def test_a_verdict_is_sent_undone_sent_on_all_that_is_linked_and_learnt(
 ) -> None:
     payments = Payments()
     with connected(system.port) as client:
-        first = [score(client, payments) for _ in range(TRAFFIC)][0]
+        first, *_ = [score(client, payments) for _ in range(TRAFFIC)]
         told = [mule(client, payments, number) for number in range(ATTACKS)]
         assert {each.outcome for each in told} == {decision_pb2.OUTCOME_REVIEW}
         page.goto(f"http://127.0.0.1:{system.console.port}/queue?code=WATCHED_DEVICES")
@@ -169,7 +170,7 @@ def decide_all(system: System, page: Page) -> None:
 def override(system: System, page: Page) -> None:
     page.keyboard.press("o")
     page.locator("#override-dialog input[value=device_id]").check()
-    page.locator("#override-dialog select[name=action]").select_option("override decline")
+    page.locator("#override-dialog select[name=action]").select_option("list deny")
     page.locator("#override-dialog input[name=why]").fill("ring of mules")
     page.locator("#override-dialog [type=submit]").click()
     expect(page.locator(".toast")).to_contain_text("In the policy as")
