@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
+import numpy as np
 from playwright.sync_api import Browser, Page, expect
 
+from fraudsvc.console.case_rows import case_of_row, entity_rows, row_of_decision
+from fraudsvc.console.desk_command import DeskOptions
+from fraudsvc.console.readmodel import LOG, Changes
 from tests.browser import (  # noqa: F401 - fixtures
     PHONE,
     Console,
     axe_source,
     browser_fixture,
     console_fixture,
+    serving,
     shot,
     signed_in,
 )
+from tests.console_world import a_decision, a_label
 
 
 def losses(page: Page) -> list[float]:
@@ -143,3 +152,62 @@ def test_a_verdict_that_cannot_be_sent_is_not_lost(browser: Browser, console: Co
     expect(page.locator("#verdict textarea")).to_have_value("called, and it was not her")
     expect(page.locator("#status")).to_have_text("open")
     context.close()
+
+
+SCRIPT = "<script>window.ran=1</script><img src=x onerror=window.ran=1>\"'><b>{{7*7}}"
+
+
+def test_text_of_a_payment_is_never_run(browser: Browser, console: Console) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    texts = ("customer_id", "transaction_id", "device_id", "ip_address", "terminal_id")
+    logged = a_decision(
+        5_000, now_ms, np.random.default_rng(1), **dict.fromkeys(texts, SCRIPT)
+    )  # fmt: skip
+    payment = logged.decision.transaction
+    payment.merchant.merchant_id = payment.card.token = payment.email.domain = SCRIPT
+    payment.amount_minor = 99_000_000
+    for reason in logged.decision.assessment.reasons:
+        reason.code = reason.text = SCRIPT
+    row = {**row_of_decision(logged, SCRIPT[:16]), "expected_loss": 1e9, "model_version": SCRIPT}
+    label = a_label(row, 9_999, now_ms, 1, reporter=SCRIPT, note=SCRIPT)
+    changes = Changes(
+        decisions=[row], cases=[case_of_row(row, logged)], entities=entity_rows(logged.decision),
+        labels=[label],
+    )  # fmt: skip
+    console.model.write(changes, LOG)
+    context, page = signed_in(browser, console)
+    for path in ("/queue", f"/cases/{row['decision_id']}", "/verdicts"):
+        page.goto(f"{console.url}{path}")
+        expect(page.locator("main")).to_contain_text("<script>window.ran=1</script>")
+        assert page.evaluate("window.ran") is None, path
+        assert page.locator("main b").count() == 0
+    console.model.write(Changes(opened={row["decision_id"]: False}), LOG)
+    context.close()
+
+
+def test_what_is_new_is_said_and_moves_nothing(browser: Browser, console: Console) -> None:
+    context, page = signed_in(browser, console)
+    seen = losses(page)
+    now_ms = time.time_ns() // 1_000_000
+    logged = a_decision(6_000, now_ms + 500, np.random.default_rng(2))
+    row = {**row_of_decision(logged, "outcome"), "expected_loss": 5e6}
+    console.model.write(Changes(decisions=[row], cases=[case_of_row(row, logged)]), LOG)
+    expect(page.locator("#live")).to_contain_text("1 new cases")
+    assert losses(page) == seen
+    page.keyboard.press(".")
+    expect(page.locator("#cases tbody tr").first).to_contain_text("5,000,000.00")
+    context.close()
+
+
+def test_a_database_that_is_gone_is_said(browser: Browser, tmp_path: Path) -> None:
+    with serving(tmp_path, DeskOptions(scorer="127.0.0.1:1"), count=40) as made:
+        context, page = signed_in(browser, made)
+        case = page.locator("#cases a").first.get_attribute("href")
+        made.model.close()
+        for each in tmp_path.glob("readmodel.sqlite*"):
+            each.unlink()
+        (tmp_path / "readmodel.sqlite").write_bytes(b"no database" * 1000)
+        for path in ("/queue", case, "/verdicts"):
+            page.goto(f"{made.url}{path}")
+            expect(page.locator(".message")).to_contain_text("Nothing was changed")
+        context.close()

@@ -291,7 +291,8 @@ class ReadModel:
     def change(self, statement: Any) -> int:
         """Do one statement as a whole, and return how many rows it changed."""
         with _refusals("change"), self._engine.begin() as connection:
-            return int(connection.execute(statement).rowcount)
+            counting = {"preserve_rowcount": True}  # which an insert otherwise loses
+            return int(connection.execute(statement, execution_options=counting).rowcount)
 
     def insert(self, table: Any) -> Any:
         """Return the database's own insert, which knows what to do about a row that is there."""
