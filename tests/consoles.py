@@ -21,7 +21,7 @@ from featurizer.eventlog_file import FileEventLog
 from fraudsvc.console.credentials import Credentials
 from fraudsvc.console.gate import new_link
 from fraudsvc.console.person import ROLES, Person
-from tests.conftest import process
+from tests.conftest import START_S, process
 
 TIMEOUT_S = 30.0
 PAGE = {"accept": "text/html"}
@@ -133,4 +133,5 @@ def console(data: Path, *more: str) -> Iterator[Place]:
     ) as running:  # fmt: skip
         running.wait_for(ready)
         yield Place(data, int(ready.read_text()))
-        running.stop()
+        running.popen.terminate()
+        running.popen.wait(START_S)  # it may compile a kernel before it looks

@@ -11,9 +11,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
+from playwright.sync_api import Browser, expect
 
 from deploy.testing.oidc_provider import CLIENT, SECRET, OidcProvider, provider_missing
 from fraudsvc.console.oidc import SKEW_S, Attempt, Oidc, OidcError, OidcSettings, roles_of
+from tests.browser import browser_fixture  # noqa: F401 - fixture
 from tests.conftest import free_port
 from tests.consoles import Client, Place, console, path_of
 from tests.servers import need
@@ -91,6 +93,23 @@ def test_a_person_signs_in_and_is_back_where_they_were(both: Both) -> None:
     output = "".join(p.read_text() for p in both.place.data.parent.glob("console-*"))
     assert SECRET not in output
     assert "sign-in/link" not in output, "no link where a provider lets people in"
+
+
+def test_a_browser_is_led_there_and_back(browser: Browser, both: Both) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"http://127.0.0.1:{both.place.port}/drift")
+    page.locator("#provider").click()
+    page.locator("input[name=login]").fill("ada")
+    page.locator("input[name=password]").fill("x")
+    page.locator("button[type=submit]").click()
+    page.locator("button[type=submit]").click()  # what the console may know
+    expect(page.locator("h1")).to_have_text("Drift")
+    expect(page.locator(".person")).to_have_text("ada")
+    assert context.cookies()[0]["httpOnly"]
+    page.locator("#sign-out").click()
+    expect(page.locator("#provider")).to_be_visible()
+    context.close()
 
 
 def test_roles_come_from_the_claim(both: Both) -> None:

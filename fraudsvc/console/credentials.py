@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import secrets
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +25,26 @@ LINKS, TOKENS = "links", "tokens"
 
 
 class Credentials:
-    """The files of ``home``, made where it is missing. Raises OSError."""
+    """The files of ``home``, made where it is missing. Raises OSError.
 
-    def __init__(self, home: Path) -> None:
-        self._home = home
+    ``now_s`` is the wall clock, seconds since 1970.
+    """
+
+    def __init__(self, home: Path, now_s: Callable[[], float] = time.time) -> None:
+        self._home, self._now_s = home, now_s
         for folder in (LINKS, TOKENS):
             (home / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
         home.chmod(0o700)
 
-    def new_link(self, person: Person, until_s: int) -> str:
-        """Return a token that lets a person in once, before ``until_s`` (seconds since 1970)."""
-        return self._new(LINKS, person, until_s)
+    def new_link(self, person: Person, seconds: int) -> str:
+        """Return a token that lets a person in once, within some time."""
+        return self._new(LINKS, person, int(self._now_s()) + seconds)
 
     def new_token(self, person: Person) -> str:
         """Return a token by which a machine asks until its file is removed."""
         return self._new(TOKENS, person, None)
 
-    def use_link(self, token: str, now_s: float) -> Person | None:
+    def use_link(self, token: str) -> Person | None:
         """Use a link up; return whom it lets in, None where it was used, is too old or is none."""
         path = self._path(LINKS, token)
         told = _read(path)
@@ -47,18 +52,18 @@ class Credentials:
             path.unlink()
         except OSError:
             return None  # another was faster
-        return _person(told) if told is not None and now_s < told["until_s"] else None
+        return _person(told) if told is not None and self._now_s() < told["until_s"] else None
 
     def of_token(self, token: str) -> Person | None:
         """Return the machine that a token is of."""
         told = _read(self._path(TOKENS, token))
         return None if told is None else _person(told)
 
-    def drop_links(self, now_s: float) -> None:
+    def drop_links(self) -> None:
         """Remove links that are too old."""
         for path in (self._home / LINKS).iterdir():
             told = _read(path)
-            if told is None or now_s >= told["until_s"]:
+            if told is None or self._now_s() >= told["until_s"]:
                 path.unlink(missing_ok=True)
 
     def _new(self, folder: str, person: Person, until_s: int | None) -> str:

@@ -6,7 +6,6 @@ Owns the wiring. Must not know a page.
 from __future__ import annotations
 
 import getpass
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -79,7 +78,7 @@ class Gate:
         """Note the address for ``console-link``; return a first link, "" with a provider."""
         url = self._options.public_url.rstrip("/") or f"http://127.0.0.1:{port}"
         (self._options.home / PORT_FILE).write_text(url)
-        self._credentials.drop_links(time.time())
+        self._credentials.drop_links()
         if self._options.oidc is not None:
             return ""
         return new_link(self._options.home, Person(user_name(), frozenset(ROLES)), self.link_s)
@@ -110,5 +109,5 @@ def new_link(home: Path, person: Person, seconds: int, there: str = "") -> str:
         raise ValueError(f"no console keeps its files in {home}: start it, or name --home") from (
             error
         )
-    token = Credentials(home).new_link(person, int(time.time()) + seconds)
+    token = Credentials(home).new_link(person, seconds)
     return f"{url}/sign-in/link?token={token}" + (f"&next={quote(there)}" if there else "")

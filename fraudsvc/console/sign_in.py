@@ -107,7 +107,7 @@ class SignIn:
         if late is not None:
             return late
         token = request.query_params.get("token", "")
-        person = self._doors.credentials.use_link(token, time.time())
+        person = self._doors.credentials.use_link(token)
         if person is None:
             return self._page(request, 403, "used")
         return self._let_in(request, person, "link", request.query_params.get("next", HOME))
