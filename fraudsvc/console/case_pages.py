@@ -88,7 +88,8 @@ class CasePages:
             taken = desk.queue.claim(decision_id, person.name, now_ms, desk.claim_ms)
             if taken and before != person.name:
                 desk.trail.audit(person, "claim case", decision_id, before, person.name)
-        told = self._told(row, person, now_ms)
+        with desk.model.reading():
+            told = self._told(row, person, now_ms)
         return desk.templates.page(request, "case.html", **told)
 
     def _told(self, row: Row, person: Person, now_ms: int) -> dict[str, Any]:

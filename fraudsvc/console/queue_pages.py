@@ -101,12 +101,13 @@ class QueuePages:
         told = asked(request.query_params, person.name, now_ms)
         try:
             after = _opened(request.query_params.get("after", ""))
-            page = desk.queue.page(told.wanted, now_ms, after)
+            with desk.model.reading():
+                page = desk.queue.page(told.wanted, now_ms, after)
+                counts = desk.queue.counts(person.name, now_ms, now_ms - now_ms % DAY_MS)
         except ValueError:
             what = "The link to this page of the queue is cut short. Begin at the top."
             begin = ("/queue", "Go to the queue")
             return desk.templates.message(request, 400, "Not a page of the queue", what, begin)
-        counts = desk.queue.counts(person.name, now_ms, now_ms - now_ms % DAY_MS)
         rows = [self._row(row, now_ms) for row in page.rows]
         following = {**told.plain, "after": _sealed(page.after)}
         desk.trail.audit(person, "list cases", "queue", new=urlencode(told.plain))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +105,7 @@ class ReadModel:
             self._engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
         except (ArgumentError, ImportError) as error:
             raise ReadModelError(f"no read model at {url!r}: {error}") from error
+        self._shared = threading.local()
         if self._engine.dialect.name == "sqlite":
             file = self._engine.url.database or ""
             if existing and not Path(file).exists():
@@ -285,8 +287,20 @@ class ReadModel:
 
     def rows(self, query: Any) -> list[Row]:
         """Return what a query finds, for the files of queries."""
-        with _refusals("read"), self._engine.connect() as connection:
+        shared: Connection | None = getattr(self._shared, "connection", None)
+        with _refusals("read"), contextlib.ExitStack() as stack:
+            connection = shared or stack.enter_context(self._engine.connect())
             return [dict(row) for row in connection.execute(query).mappings()]
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let all reads of this thread go over one connection; for pages of many small ones."""
+        with _refusals("read"), self._engine.connect() as connection:
+            self._shared.connection = connection
+            try:
+                yield
+            finally:
+                self._shared.connection = None
 
     def change(self, statement: Any) -> int:
         """Do one statement as a whole, and return how many rows it changed."""
