@@ -111,7 +111,7 @@ def test_a_verdict_is_sent_undone_sent_on_all_that_is_linked_and_learnt(
         told = [mule(client, payments, number) for number in range(ATTACKS)]
         assert {each.outcome for each in told} == {decision_pb2.OUTCOME_REVIEW}
         page.goto(f"http://127.0.0.1:{system.console.port}/queue?code=WATCHED_DEVICES")
-        until(lambda: are_shown(page), "the cases")
+        until(lambda: are_shown(page), "the cases", START_S)  # its kernels compile
         decide_and_undo(system, page)
         decide_all(system, page)
         model = until(lambda: another_model(client, payments, first), "another model", LEARN_S)
