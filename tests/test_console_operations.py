@@ -233,7 +233,7 @@ def what_if(client: Client, **form: str) -> str:
     answer = client.post("/what-if/run", "/what-if", **form)
     assert answer.status == 303, answer.text
     path = answer.headers["location"]
-    until(lambda: "data-done" in client.get(f"{path}/live").text, "the backtest", 120.0)
+    until(lambda: "data-done" in client.get(f"{path}/live").text, "the backtest", START_S)
     return path
 
 
