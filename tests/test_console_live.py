@@ -111,7 +111,7 @@ def test_a_verdict_is_sent_undone_sent_on_all_that_is_linked_and_learnt(
         told = [mule(client, payments, number) for number in range(ATTACKS)]
         assert {each.outcome for each in told} == {decision_pb2.OUTCOME_REVIEW}
         page.goto(f"http://127.0.0.1:{system.console.port}/queue?code=WATCHED_DEVICES")
-        expect(page.locator(".count")).to_contain_text(f"{ATTACKS} cases")
+        until(lambda: are_shown(page), "the cases")
         decide_and_undo(system, page)
         decide_all(system, page)
         model = until(lambda: another_model(client, payments, first), "another model", LEARN_S)
@@ -127,6 +127,11 @@ def test_a_verdict_is_sent_undone_sent_on_all_that_is_linked_and_learnt(
         override(system, page)
         declined = decision_pb2.OUTCOME_DECLINE
         until(lambda: mule(client, payments, 100).outcome == declined, "the override", 20.0)
+
+
+def are_shown(page: Page) -> bool:
+    page.reload()
+    return f"{ATTACKS} cases" in page.locator("main").inner_text()
 
 
 def another_model(client: Connected, payments: Payments, first: decision_pb2.Assessment) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -29,6 +30,7 @@ from fraudsvc.console.readmodel_queue import Filter
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 STREAMS_MAX = 128
 LOOK_S = 1.0
+_KEY = re.compile(r"[0-9.e+-]{1,32}:[0-9a-f-]{1,36}")
 LOOKS = 5  # at whether the console closes, between two looks at what is new
 _FIELDS = ("rung", "channel", "code", "merchant", "model", "from", "until", "age", "holder")
 _AGES = {
@@ -197,6 +199,6 @@ def _sealed(after: str) -> str:
 def _opened(text: str) -> str:
     """Return the key in an address. Raises ValueError."""
     after = base64.urlsafe_b64decode(text.encode()).decode()
-    if after:
-        float(after.partition(":")[0])
+    if text and not _KEY.fullmatch(after):
+        raise ValueError("no key of a page")
     return after
