@@ -31,7 +31,7 @@ from fraudsvc.console.label_figures import (
 from fraudsvc.console.sheets import Column, Sheet
 from fraudsvc.policy import DEFAULT_POLICY, PolicyError, load_policy
 from fraudsvc.policy.editing import replace_policy, with_rule, with_threshold
-from tests.conftest import Host, Payments, Trained, call_now, decisions, read_all, until
+from tests.conftest import START_S, Host, Payments, Trained, call_now, decisions, read_all, until
 from tests.consoles import Client, Place, console
 from tests.test_console_access import told
 from trainer.bundle import load_bundle, load_content, read_manifest, write_bundle
@@ -122,7 +122,7 @@ def operated_fixture(
     shutil.copy(DEFAULT_POLICY, data / "policy.toml")
     with console(data, "--policy", str(data / "policy.toml")) as place:
         client = place.signed_in()
-        until(lambda: "SCORE_SHIFTED" in client.get("/drift").text, "the log's end")
+        until(lambda: "SCORE_SHIFTED" in client.get("/drift").text, "the log", START_S)
         yield Operated(place, *models)
 
 
@@ -233,7 +233,7 @@ def what_if(client: Client, **form: str) -> str:
     answer = client.post("/what-if/run", "/what-if", **form)
     assert answer.status == 303, answer.text
     path = answer.headers["location"]
-    until(lambda: "data-done" in client.get(f"{path}/live").text, "the backtest", 120.0)
+    until(lambda: "data-done" in client.get(f"{path}/live").text, "the backtest", START_S)
     return path
 
 

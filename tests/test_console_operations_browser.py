@@ -92,7 +92,7 @@ def test_a_what_if_is_run_proposed_and_taken_live(browser: Browser, operated: Op
     page.get_by_label("Review from").fill("0.4")
     page.get_by_label("Decline from").fill("0.9")
     page.get_by_role("button", name="See what would have been").click()
-    page.wait_for_selector("[data-done]", timeout=120_000)
+    page.wait_for_selector("[data-done]", timeout=240_000)
     expect(page.locator("text=Reviews a day: over capacity")).to_be_visible()
     shot(page, "what-if")
     page.get_by_label("Reason").fill("fewer reviews")
