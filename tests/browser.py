@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from featurizer.eventlog_file import FileEventLog
 from fraudsvc.console.audit import AuditTrail
@@ -41,6 +41,8 @@ NPM_TIMEOUT_S = 120.0
 THRESHOLDS = "[thresholds]\nreview = 0.12\ndecline = 0.93\n"
 SHOTS = Path(__file__).parents[1] / "build" / "screenshots"
 WIDE, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+
+expect.set_options(timeout=30_000)  # a busy machine is no failure
 
 
 def chromium() -> str:
