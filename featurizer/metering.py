@@ -45,7 +45,7 @@ RUNGS = ("full", "partial", "rules_only")
 STEP_LABELS = ("accept", "snapshot", "view", "model", "policy")
 CONSUMERS = ("featurizer", "trainer", "console", "relay", "split", "fold")
 SOURCES = ("chargeback", "analyst", "customer", "issuer")
-VERDICTS = ("fraud", "legitimate")
+VERDICTS = ("fraud", "legitimate", "unclear", "retracted")
 CHANGES = (
     "promoted", "refused", "rolled_back", "pinned", "unpinned", "canary", "learning_stopped",
     "learning_resumed", "alarmed", "reporter_distrusted", "reporter_trusted", "measured", "loaded",

@@ -335,6 +335,9 @@ def main() -> int:
     _add_look_back(commands)
     args = parser.parse_args()
     try:
+        if "text" in args:
+            print(args.text(args))
+            return 0
         return int(args.run(args))
     except (ValueError, OSError, BundleError, LogError, PolicyError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -139,7 +139,8 @@ def _console(options: UpOptions, places: list[str]) -> list[Role]:
     argv = [
         sys.executable, "-m", "fraudsvc", "console", *places,
         "--read-model", f"sqlite:///{data}/readmodel.sqlite", "--http", options.console,
-        "--otlp", options.otlp, "--ready-file", str(ready),
+        "--otlp", options.otlp, "--ready-file", str(ready), "--data", str(data),
+        "--scorer", options.address, "--policy", options.policy,
     ]  # fmt: skip
     folder = {"FRAUD_METRICS": options.telling["FRAUD_METRICS"]}
     return [Role("console", argv, folder, ready_file=ready)]

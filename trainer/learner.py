@@ -85,6 +85,9 @@ class Learner:
             self.joins.take_labels(read.labels, now_ms),
         )
         self.heard = taken[0].joined + taken[1].joined
+        if self.lessons.unsay([pair for each in taken for pair in each.unsaid]):
+            self._missed = self._learnt = -1  # what is proposed next is learnt from what is left
+            self._is_fresh = True
         self.lessons.add(self.heard)
         self._is_fresh |= len(self.heard) > 0
         return [refusal for each in taken for refusal in each.refused]
