@@ -110,7 +110,8 @@ def mounts(service: Service) -> dict[str, str]:
 def test_a_command_is_one_of_ours(name: str, parse: Parse) -> None:
     service = services()[name]
     if "entrypoint" in service:
-        assert service["entrypoint"] == ["sh", "/opt/fraud/deploy/model.sh"]
+        start, made = ("/opt/fraud/deploy/start.sh", "/opt/fraud/deploy/model.sh")
+        assert service["entrypoint"] == ["sh", start, "sh", made]
         return
     options = parse(service["command"], service["environment"])
     given = {key: getattr(options, key) for key in ("kafka", "store", "log") if key in options}
@@ -192,6 +193,7 @@ def test_a_service_is_confined(name: str) -> None:
     assert service["user"] not in ("0", "root", "0:0")
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service.get("read_only", False) == (service["image"] == OURS or name == "redis")
     limits = service["deploy"]["resources"]["limits"]
     assert {"memory", "pids"} <= limits.keys()
     # The kernel would stop a scorer for the rest of a period, which is longer than its budget.
