@@ -1,7 +1,7 @@
 """From what one core can do to what a load needs: hosts, partitions, brokers, shards, money.
 
-Owns the arithmetic of a plan and which assumption moves it most. Must not measure anything: what was
-not measured here is a field of `Assumptions`, with where its default comes from.
+Owns the arithmetic of a plan and which assumption moves it most. Must not measure anything: what
+was not measured is a field of `Assumptions`, with where its default comes from.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ class Assumptions:
     """What a plan takes for granted. Each is above 0.
 
     Measured by `python -m loadgen capacity`: ``calls_per_core_s``, what a core of scorers answers
-    within the objective. From bench.json and docs/performance.md of a 2-core machine: the rates of
-    relay, split and fold for a core, bytes of a record and of a state. The rest is a guess of
-    common practice, and what a user is to replace first: ``entities_live`` that have a state, keys
-    a second of a Redis shard, MB/s of a broker, cores and GiB of a host, and prices.
+    within the objective. From docs/performance.md, of a 2-core machine: the rate of a fold, the
+    bytes of a decision with its transaction, the entities of a call, the bytes of a state. The
+    rest is a guess, and what a user is to replace first: the rates of relay, split and a partition,
+    ``entities_live`` that have a state, keys a second of a Redis shard, MB/s of a broker, the size
+    of a host, and prices.
     ``host_share`` is the share of a scorer's host that its scorers get, beside relay, console and
     kernel. ``cell_calls_per_s`` is how large one cell may grow.
     """
@@ -49,17 +50,17 @@ class Assumptions:
     calls_per_core_s: float
     host_cores: float = 32.0
     host_share: float = 0.8
-    relay_per_core_s: float = 40_000.0
+    relay_per_core_s: float = 20_000.0
     split_per_core_s: float = 30_000.0
-    fold_per_core_s: float = 25_000.0
+    fold_per_core_s: float = 48_000.0
     partition_per_s: float = 10_000.0
-    entities_per_call: float = 8.0
+    entities_per_call: float = 9.0
     entities_live: float = 500e6
     state_bytes: float = 1_500.0
     redis_keys_per_s: float = 400_000.0
     redis_gib: float = 32.0
     redis_copies: float = 2.0
-    record_bytes: float = 3_500.0
+    record_bytes: float = 4_500.0
     kafka_copies: float = 3.0
     broker_mb_s: float = 200.0
     broker_cores: float = 8.0

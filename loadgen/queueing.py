@@ -1,7 +1,7 @@
 """How long a call waits: a queue of c servers, M/G/c, by its usual approximation.
 
-Owns the formulas. Must not know what is served. Arrivals are Poisson; a server is one worker, whose
-interpreter does one call at a time.
+Owns the formulas. Must not know what is served. Arrivals are Poisson; a server is one worker,
+whose interpreter does one call at a time.
 
 - Chance of waiting: Erlang's C (Erlang, 1917).
 - Mean wait: that of M/M/c times a variability v (Lee and Longton, 1959; Allen, 1990). For M/G/c v is
@@ -41,7 +41,7 @@ class Queue(NamedTuple):
 
 
 def erlang_c(servers: int, load: float) -> float:
-    """Return the chance that a call waits; ``load`` is rate × service time, in servers.
+    """Return the chance that a call waits; ``load`` is rate times service time, in servers.
 
     Raises ValueError for no server or a negative load.
     """

