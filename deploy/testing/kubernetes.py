@@ -1,7 +1,6 @@
 """What checks a Helm chart without a cluster: helm, kubeconform, and the schemas of the API.
 
-Owns where those are, and the schemas' cache. Must not know what a chart holds. Helm and its checker
-are built by .ci/run; the schemas come by pip, once, in a package that is unpacked and not installed.
+X the schemas come by pip, once, in a package that is unpacked and not installed.
 """
 
 from __future__ import annotations
