@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def test_each_step_changes_one_thing() -> None:
     steps = ladder()
     assert steps[0].way == Way()
     assert not any(dataclasses.astuple(steps[-1].way))
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         pairs = zip(dataclasses.astuple(before.way), dataclasses.astuple(after.way), strict=True)
         assert sum(a != b for a, b in pairs) == 1
 

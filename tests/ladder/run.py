@@ -89,7 +89,7 @@ def prepare(where: Path, size: Size) -> tuple[list[bytes], int]:
         "--frauds-min", "5",
     )  # fmt: skip
     _fold(where)
-    found = []
+    found: list[bytes] = []
     for number, row in enumerate(read_rows(world, {}, None, Span(live_ms, None))):
         if len(found) == size.payments:
             break
@@ -227,7 +227,7 @@ def _compare(step: Step, answers: Sequence[Answer], first: Sequence[Answer]) -> 
 def rows(taken: Sequence[Taken]) -> list[dict[str, Any]]:
     """Return the rows of bench.json: one a step, its p99 against the first step's."""
     first, last = taken[0].percentile(0.99), len(taken) - 1
-    found = []
+    found: list[dict[str, Any]] = []
     for number, each in enumerate(taken):
         p99 = each.percentile(0.99)
         target, met = None, None

@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 import redis
 from aiokafka import AIOKafkaProducer
 from catboost import CatBoost
@@ -179,7 +179,7 @@ class Decider:
             self._vectors.append(vector)
             for entity, columns in COLUMNS.items():
                 pipe.set(f"blob:{number}:{entity}", vector[columns].tobytes())
-                pairs = {NAMES[i]: repr(float(vector[i])) for i in columns}
+                pairs: dict[Any, Any] = {NAMES[i]: repr(float(vector[i])) for i in columns}
                 pipe.hset(f"hash:{number}:{entity}", mapping=pairs)
         pipe.execute()
 
@@ -256,15 +256,14 @@ class Decider:
         decision.assessment.score = probability
         decision.assessment.outcome = outcome  # type: ignore[assignment]
         decision.assessment.schema_version = SCHEMA_VERSION
-        decision.feature_vector = self._space.vector.tobytes()
+        decision.features = self._space.vector.tobytes()
         return decision.SerializeToString()
 
     def _send(self, payment: Payment, event: bytes, way: Way) -> None:
         customer = int(payment.record["entities"][0][0])
         if way.awaited:
-            self._at.producer.send(
-                self._at.topic, customer.to_bytes(8, "little", signed=True), event
-            )
+            key = customer.to_bytes(8, "little", signed=True)
+            self._at.producer.send(self._at.topic, key, event)
             return
         entries = [
             Entry(Topic.TRANSACTIONS, customer, payment.record.tobytes()),
