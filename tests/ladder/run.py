@@ -101,38 +101,21 @@ def prepare(where: Path, size: Size) -> tuple[list[bytes], int]:
 
 def _fold(where: Path) -> None:
     """Let a featurizer fold the log into the store."""
-    log = open_log(f"file://{where}/log")
-    end = log.ends()[1]
-    log.close()
+    ready = where / "folded"
     command = [
         sys.executable, "-m", "featurizer", "run", "--log", f"file://{where}/log",
-        "--store", f"lmdb://{where}/store",
+        "--store", f"lmdb://{where}/store", "--ready-file", str(ready),
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + CAUGHT_UP_S
-        while time.monotonic() < deadline and process.poll() is None:
-            if _folded(where) >= end:
-                return
+        while not ready.exists():
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise RuntimeError("the featurizer did not fold the history")
             time.sleep(0.2)
-        raise RuntimeError("the featurizer did not fold the history")
     finally:
         process.terminate()
         process.wait(30)
-
-
-def _folded(where: Path) -> int:
-    if not (where / "store").exists():
-        return -1
-    try:
-        store = open_store(f"lmdb://{where}/store", schema=SCHEMA_VERSION, read_only=True)
-        snapshot = store.snapshot()
-    except Exception:  # noqa: BLE001 - it is being made
-        return -1
-    position = snapshot.position
-    snapshot.close()
-    store.close()
-    return position
 
 
 @contextlib.contextmanager
