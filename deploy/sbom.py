@@ -1,7 +1,8 @@
-"""Writes what the image holds as CycloneDX: sbom.py REQUIREMENTS VERSION > bom.json.
+"""Writes what the image is made of as CycloneDX: sbom.py REQUIREMENTS VERSION > bom.json.
 
 One component a pin of requirements.txt, with its digests, so that a scanner can be asked about the
-image without having it. Those that only developers need are in it, and not in the image. https://cyclonedx.org/docs/1.6/json/. Run where an image is built.
+image without having it. Those that only developers need are in it, and not in the image.
+https://cyclonedx.org/docs/1.6/json/
 """
 
 from __future__ import annotations
