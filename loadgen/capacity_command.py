@@ -16,9 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
+from typing import Any, Protocol
 
 from loadgen.capacity import Measured, Rung, Service, Settings, measure, shed_cost
 from loadgen.capacity_plan import Assumptions, Target, plan, sensitivity, with_settings
@@ -33,6 +31,14 @@ PREPARED = 20_000
 _SWITCH_INTERVAL_S = 2e-4
 
 Step = Callable[[str], None]
+
+
+class Screen(Protocol):
+    """Where tables and lines go; a rich Console is one."""
+
+    def print(self, *objects: Any) -> None:
+        """Show them."""
+        ...
 
 
 def add_capacity(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +62,7 @@ def add_capacity(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_capacity)
 
 
-def run_capacity(args: argparse.Namespace, console: Console) -> int:
+def run_capacity(args: argparse.Namespace, console: Screen) -> int:
     """Measure, show, and plan; return the exit status."""
     settings = Settings(args.seconds, args.p99_ms, search=not args.quick)
     target = Target(args.target, args.p99_ms, args.zones)
