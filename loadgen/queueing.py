@@ -5,7 +5,7 @@ whose interpreter does one call at a time.
 
 - Chance of waiting: Erlang's C (Erlang, 1917).
 - Mean wait: that of M/M/c times a variability v (Lee and Longton, 1959; Allen, 1990). For M/G/c v
-  is (1 + s²) / 2 with s the service time's coefficient of variation, so 1 for M/M/c and 1/2 for M/D/c.
+  is (1 + s²) / 2 with s the service time's coefficient of variation: 1 for M/M/c, 1/2 for M/D/c.
 - Given that a call waits, its wait is exponential (Kingman, 1962: exact for M/M/c, and in heavy
   traffic for all).
 """

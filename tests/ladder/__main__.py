@@ -73,6 +73,7 @@ def main() -> None:
     load = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     when = time.strftime("%Y-%m-%d", time.gmtime())
     head = f"{when}, {load}, {found[0]['calls']} calls a step.\n\n"
+    text += "\n![p50, p99, p99.9 and CPU of each step](ladder.svg)\n"
     page = args.into / "docs" / "ladder.md"
     before, _, rest = page.read_text().partition(MARKS[0])
     page.write_text(f"{before}{MARKS[0]}{head}{text}{MARKS[1]}{rest.partition(MARKS[1])[2]}")

@@ -243,6 +243,7 @@ class Decider:
         row = self._space.vector.reshape(1, -1)
         if way.frame:
             row = pd.DataFrame([features], columns=NAMES).astype(np.float32)
+            row.columns = self._at.model.feature_names_
         return float(self._at.model.predict(row, prediction_type="RawFormulaVal")[0])
 
     def _event(
