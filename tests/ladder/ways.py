@@ -240,7 +240,7 @@ class Decider:
         return vector
 
     def _logit(self, features: Any, way: Way) -> float:
-        row = self._space.vector.reshape(1, -1)
+        row: Any = self._space.vector.reshape(1, -1)
         if way.frame:
             row = pd.DataFrame([features], columns=NAMES).astype(np.float32)
             row.columns = self._at.model.feature_names_
