@@ -9,7 +9,7 @@ SETUP_STAMP := .venv/.setup
 PIP := $(PY) -m pip --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check lint audit test demo bench adaptation drills torture stubs requirements
+.PHONY: help setup check lint audit test demo bench ladder adaptation drills torture stubs requirements
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
@@ -54,6 +54,9 @@ demo: setup ## make a world, train, start every role, score; KEEP=1 leaves it ru
 
 bench: setup ## measure every stated speed, into bench.json; ONLY="model kernel" picks some
 	@$(PY) -m tests.bench $(ONLY)
+
+ladder: setup ## one decision from the naive way to ours, step by step, into docs/ladder.md
+	@$(PY) -m tests.ladder $(ARGS)
 
 adaptation: setup ## how fast a new attack is caught, beside other systems; ARGS="--seeds 2"
 	@$(PY) -m tests.adaptation $(ARGS)
