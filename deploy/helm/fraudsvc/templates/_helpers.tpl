@@ -100,6 +100,19 @@ kafka://{{ include "fraudsvc.bootstrap" . }}/{{ .Values.kafka.prefix }}?event_pa
   value: lmdb:///data/index
 - name: FRAUD_ADDRESS
   value: 0.0.0.0:50051
+{{- if .Values.tls.secret }}
+- name: FRAUD_TLS_CERT
+  value: /secrets/tls/tls.crt
+- name: FRAUD_TLS_KEY
+  value: /secrets/tls/tls.key
+{{- if .Values.tls.mutual }}
+- name: FRAUD_CLIENT_CA
+  value: /secrets/tls/ca.crt
+{{- end }}
+{{- else }}
+- name: FRAUD_PLAINTEXT
+  value: "1"
+{{- end }}
 - name: FRAUD_BUNDLE
   value: /model/bundle
 - name: FRAUD_PUBLIC_KEY
@@ -108,6 +121,14 @@ kafka://{{ include "fraudsvc.bootstrap" . }}/{{ .Values.kafka.prefix }}?event_pa
   value: /metrics
 - name: FRAUD_READ_MODEL
   value: sqlite:////data/readmodel.sqlite
+{{- end -}}
+
+{{- define "fraudsvc.asks" -}}
+{{- if .Values.tls.secret -}}
+exec: {command: [python, /opt/fraud/deploy/health.py, "localhost:50051", /secrets/tls/ca.crt{{ if .Values.tls.mutual }}, /secrets/tls/tls.crt, /secrets/tls/tls.key{{ end }}]}
+{{- else -}}
+grpc: {port: 50051, service: fraud.v1.FraudService}
+{{- end -}}
 {{- end -}}
 
 {{- define "fraudsvc.podSecurity" -}}
@@ -136,6 +157,9 @@ capabilities: {drop: [ALL]}
 {{- if .Values.policy.configMap }}
 - {name: policy, mountPath: /policy, readOnly: true}
 {{- end }}
+{{- if .Values.tls.secret }}
+- {name: tls, mountPath: /secrets/tls, readOnly: true}
+{{- end }}
 {{- end -}}
 
 {{- define "fraudsvc.volumes" -}}
@@ -162,6 +186,10 @@ capabilities: {drop: [ALL]}
 - name: id-secret
   secret: {secretName: {{ .name }}, defaultMode: 0440, items: [{key: {{ .key }}, path: secret}]}
 {{- end }}
+{{- end }}
+{{- with .Values.tls.secret }}
+- name: tls
+  secret: {secretName: {{ . }}, defaultMode: 0440}
 {{- end }}
 {{- if .Values.policy.configMap }}
 - name: policy
