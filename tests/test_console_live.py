@@ -24,6 +24,7 @@ from tests.conftest import (
     Payments,
     Trained,
     connected,
+    free_port,
     process,
     read_all,
     score_patiently,
@@ -61,8 +62,9 @@ def system(tmp_path: Path, trained: Trained) -> Iterator[System]:
     shutil.copy(trained.key_path, data / "key")
     shutil.copy(public_path(trained.key_path), data / "key.pub")
     (data / "policy.toml").write_text(DEFAULT_POLICY.read_text() + WATCHED)
+    address = f"127.0.0.1:{free_port()}"  # which the console is told
     with process(
-        tmp_path / "output", "fraudsvc", "up", "--data", str(data), "--address", "127.0.0.1:0",
+        tmp_path / "output", "fraudsvc", "up", "--data", str(data), "--address", address,
         "--console", "127.0.0.1:0", "--max-age-days", "0", "--budget-ms", "60000",
         "--policy", str(data / "policy.toml"),
     ) as up:  # fmt: skip
@@ -160,7 +162,7 @@ def decide_and_undo(system: System, page: Page) -> None:
 def decide_all(system: System, page: Page) -> None:
     page.keyboard.press("f")
     page.keyboard.press("b")
-    boxes = page.locator("#linked-list input[type=checkbox]")
+    boxes = page.locator("#linked-list tr").filter(has_text="mule-").locator("input")
     expect(boxes).to_have_count(ATTACKS - 1)
     for number in range(ATTACKS - 1):
         boxes.nth(number).check()
