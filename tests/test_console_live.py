@@ -96,7 +96,7 @@ def labels(system: System) -> list[label_pb2.Label]:
 
 @pytest.fixture
 def page(browser: Browser, system: System) -> Iterator[Page]:
-    context = browser.new_context(viewport=WIDE)
+    context = browser.new_context(viewport={"width": WIDE["width"], "height": WIDE["height"]})
     context.set_default_timeout(30_000)
     made = context.new_page()
     made.goto(system.console.link("ada", "operator"))
