@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ from fraudsvc.policy import DEFAULT_POLICY
 from tests.browser import WIDE, browser_fixture  # noqa: F401 - as browser
 from tests.conftest import (
     START_S,
-    WAIT_S,
     Connected,
     Payments,
     Trained,
@@ -35,11 +33,9 @@ from tests.conftest import (
 from tests.consoles import Place
 from trainer.signing import public_path
 
-TRAFFIC, ATTACKS, BATCH = 4_000, 12, 250  # of less traffic, the attack is more than may be alerted
-CUSTOMERS = 1_000  # so that a canary, which decides for a tenth of them, is asked
+ATTACKS = 12
 RING = "dev-ring"
 BEFORE_MS = 60 * 86_400_000  # payments are of then on: of older ones no verdict is learnt
-LEARN_S = 240.0  # what was reviewed is learnt by the residual: each minute, and by a canary first
 WATCHED = f"""
 [[overrides]]
 code = "WATCHED_DEVICES"
@@ -108,25 +104,17 @@ def page(browser: Browser, system: System) -> Iterator[Page]:
     context.close()
 
 
-def test_a_verdict_is_sent_undone_sent_on_all_that_is_linked_and_learnt(
+def test_a_verdict_is_sent_undone_and_sent_on_all_that_is_linked(
     system: System, page: Page, browser: Browser
 ) -> None:
     payments = Payments(start_ms=time.time_ns() // 1_000_000 - BEFORE_MS)
     with connected(system.port) as client:
-        [first] = {each for _ in range(TRAFFIC // BATCH) for each in versions(client, payments)}
         told = [mule(client, payments, number) for number in range(ATTACKS)]
         assert {each.outcome for each in told} == {decision_pb2.OUTCOME_REVIEW}
         page.goto(f"http://127.0.0.1:{system.console.port}/queue?code=WATCHED_DEVICES")
         until(lambda: are_shown(page), "the cases", START_S)  # its kernels compile
         decide_and_undo(system, page)
         decide_all(system, page)
-        model = until(
-            lambda: another_model(client, payments, first, page), "another model", LEARN_S
-        )
-        page.reload()
-        expect(page.locator(".learnt").first).to_contain_text(re.compile(r"Learnt by T\d"))
-        expect(page.locator(".said").last).to_contain_text(model)
-        assert mule(client, payments, 99).model_version == model
         page.keyboard.press("p")
         expect(page.locator("#replayed")).to_have_text(
             "reproduced, 0 bytes differ", timeout=120_000
@@ -139,23 +127,6 @@ def test_a_verdict_is_sent_undone_sent_on_all_that_is_linked_and_learnt(
 def are_shown(page: Page) -> bool:
     page.reload()
     return f"{ATTACKS} cases" in page.locator("main").inner_text()
-
-
-def versions(client: Connected, payments: Payments) -> set[str]:
-    """Score a batch; return the models that decided."""
-    made = [
-        payments.one(customer_id=f"customer-{payments.rng.integers(CUSTOMERS)}")
-        for _ in range(BATCH)
-    ]
-    answer = client.stub.ScoreBatch(pb.ScoreBatchRequest(transactions=made), timeout=WAIT_S)
-    return {each.assessment.model_version for each in answer.results}
-
-
-def another_model(client: Connected, payments: Payments, first: str, page: Page) -> str:
-    """Return the model that decides for everybody, once it is not the first."""
-    page.wait_for_timeout(1_000)  # payments that nobody paces would take the machine
-    found = versions(client, payments) - {first}
-    return found.pop() if len(found) == 1 and versions(client, payments) == found else ""
 
 
 def has_status(page: Page, status: str) -> None:
@@ -204,7 +175,7 @@ def override(system: System, page: Page) -> None:
     page.locator("#override-dialog select[name=action]").select_option("list deny")
     page.locator("#override-dialog input[name=why]").fill("ring of mules")
     page.locator("#override-dialog [type=submit]").click()
-    expect(page.locator(".toast")).to_contain_text("In the policy as")
+    expect(page.locator(".toast").filter(has_text="In the policy as")).to_be_visible()
     text = (system.data / "policy.toml").read_text()
     assert 'text = "ada: ring of mules"' in text
     assert text.startswith(DEFAULT_POLICY.read_text()), "comments stay"
