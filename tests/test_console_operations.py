@@ -287,14 +287,12 @@ def test_what_cannot_be_is_refused_with_its_cause(operated: Operated) -> None:
     policy.write_text(before + "# another hand\n")
     identity = {"id": path.rsplit("/", 1)[1], "reason": "r"}
     assert client.post("/what-if/propose", path, **identity).status == 303
-    late = place.signed_in("bo", "lead").post("/what-if/proposals/live", path, **identity)
+    bo = place.signed_in("bo", "lead")
+    late = bo.post("/what-if/proposals/live", path, **identity)
     assert (late.status, "has changed since" in late.text) == (409, True)
     assert policy.read_text() == before + "# another hand\n"
     policy.write_text(before)
-    assert (
-        place.signed_in("bo", "lead").post("/what-if/proposals/live", path, **identity).status
-        == 303
-    )
+    assert bo.post("/what-if/proposals/live", path, **identity).status == 303
     policy.write_text(before)
 
 

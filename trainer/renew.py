@@ -30,6 +30,7 @@ from trainer.thresholds import Budget, thresholds_within
 
 SHIFT_MAX = 3.0  # log-odds
 SHIFT_DOUBT = 10.0  # frauds
+JUDGED_DOUBT = 10.0  # payments that were judged
 _SHIFT_STEPS = 60
 LAYER_ROWS_MAX = 64
 
@@ -135,7 +136,8 @@ def _counts(expert: Expert | None, recent: Recent) -> NDArray[np.float64]:
 
 
 def _good_share(is_fraud: NDArray[np.bool_]) -> float:
-    return (np.count_nonzero(~is_fraud) + 1.0) / (len(is_fraud) + 2.0)
+    """Return how many of the judged are good; all where few were judged."""
+    return (np.count_nonzero(~is_fraud) + JUDGED_DOUBT) / (len(is_fraud) + JUDGED_DOUBT)
 
 
 def fit_shift(
