@@ -22,6 +22,7 @@ from fraudsvc.journal_tail import REQUEST_WORD
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
 from fraudsvc.replay.differences import (
+    OF_SEVERAL_HOSTS,
     OTHER_STATES,
     STATE_CAUSES,
     Difference,
@@ -69,11 +70,20 @@ class Verdict(NamedTuple):
 class Replayer:
     """Makes decisions again and compares.
 
-    ``key`` uint64[2] is the id hasher's, ``log_begins`` the oldest position that the log has.
+    ``key`` uint64[2] is the id hasher's, ``log_begins`` the oldest position that the log has. With
+    ``is_shared`` the states' positions are those of updates that hosts share.
     """
 
-    def __init__(self, judges: Judges, key: NDArray[np.uint64], log_begins: int = 0) -> None:
+    def __init__(
+        self,
+        judges: Judges,
+        key: NDArray[np.uint64],
+        log_begins: int = 0,
+        *,
+        is_shared: bool = False,
+    ) -> None:
         self._log_begins = log_begins
+        self._is_shared = is_shared
         self._judges = judges
         self._writer = Writer(key, 0)
         self._sheet = Sheet(0)
@@ -108,7 +118,8 @@ class Replayer:
 
     def unmatched(self, case: Case, versions: NDArray[np.int64]) -> Verdict:
         """Return the verdict on a case whose states the log does not give."""
-        return self._verdict(case, *cause_of_versions(case, versions))
+        found = cause_of_versions(case, versions, is_shared=self._is_shared)
+        return self._verdict(case, *found)
 
     def _verdict(
         self, case: Case, cause: str, found: tuple[Difference, ...], again: bytes = b""
@@ -196,7 +207,7 @@ def _steps(case: Case) -> list[int]:
 
 
 def cause_of_versions(
-    case: Case, versions: NDArray[np.int64]
+    case: Case, versions: NDArray[np.int64], *, is_shared: bool
 ) -> tuple[str, tuple[Difference, ...]]:
     """Return why states are not those that the decision had, and which."""
     found = tuple(
@@ -204,6 +215,6 @@ def cause_of_versions(
         for entity, (logged, made) in enumerate(zip(case.versions, versions.tolist(), strict=True))
         if logged != made
     )
-    if any(logged > case.position for logged in case.versions):
-        return "its states were shared by several hosts: their positions are not this log's", found
+    if not is_shared and any(logged > case.position for logged in case.versions):
+        return OF_SEVERAL_HOSTS, found
     return OTHER_STATES, found
