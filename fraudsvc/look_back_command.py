@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from fraud.v1 import decision_pb2
-
 from featurizer.adapters import open_log
 from featurizer.eventlog import EventLog, Topic
 from featurizer.hashing import IdHasher
@@ -36,6 +34,7 @@ from fraudsvc.replay.shared_range import (
 )
 from fraudsvc.replay.states import Case, Rebuilt
 from fraudsvc.replay.step import Folded, steps
+from fraudsvc.replay.told import told_of
 from fraudsvc.shares import Tell
 from trainer.thresholds import Costs
 
@@ -111,7 +110,7 @@ def replay_one(decision_id: str, options: ReplayOptions) -> tuple[Verdict, Rebui
     finally:
         log.close()
     replayer = Replayer(Finder(options.places).judges, IdHasher(options.secret).key, oldest)
-    if case.decision.assessment.rung == RULES_ONLY:
+    if case.rung == RULES_ONLY:
         return next(replayer.judge_by_rules([case])), rebuilt
     return next(judged(replayer, rebuilt.views())), rebuilt
 
@@ -149,8 +148,8 @@ def _case(log: EventLog, place: Place) -> Case | None:
     for i in (batch.topics == Topic.DECISIONS).nonzero()[0].tolist():
         if int(batch.positions[i]) == place.position + 1:
             value = batch.value(i)
-            decision = decision_pb2.Decision.FromString(value)
-            return Case(0, value, decision, batch.value(i - 1), place.frame, place.position)
+            told, record = told_of([value])[0], batch.value(i - 1)
+            return Case(0, value, told, record, place.frame, place.position)
     return None
 
 

@@ -216,7 +216,6 @@ def lived(
     with stopping(cluster):
         cluster.start("split-0", "fold-0", "relay-0", "relay-1", "stream-0")
         sites = [Site(cluster, number, states) for number in "01"]
-        until(lambda: all(site.index.poll() or site.is_shipped() for site in sites), "an index")
         decided = live(cluster, sites, bundles)
         stream(cluster)
         until(lambda: all(site.is_shipped() for site in sites), "the relays", SETTLE_S)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from fraud.v1 import decision_pb2
 
 from featurizer.cluster import schema_number
 from featurizer.hashing import IdHasher, hashes_of
@@ -29,6 +28,7 @@ from fraudsvc.replay.range import Summary, judged
 from fraudsvc.replay.shared_states import CASES_AT_ONCE, SharedWalk
 from fraudsvc.replay.spool import Journal, Spool, count, fill
 from fraudsvc.replay.states import Case
+from fraudsvc.replay.told import read_told
 from fraudsvc.shares import Share, Tell, share_out
 
 STRETCH = 4_096  # decisions in a row that one process looks at
@@ -96,17 +96,16 @@ def find_shared(job: SharedJob, decision_id: str) -> tuple[Journal, Case] | None
         journal = job.spool.journal(host)
         records = journal.records
         met = (records["request"] == request) & (records["kind"] == Kind.TRANSACTION)
-        numbers = np.searchsorted(journal.decided["position"], journal.positions[met] + 1)
-        for number in numbers.tolist():
-            case = _case(journal, number, 0) if number < len(journal.decided) else None
-            if case and case.decision.assessment.decision_id == decision_id:
+        decided = np.isin(journal.decided["position"], journal.positions[met] + 1)
+        for case in cases_of(journal, np.flatnonzero(decided).tolist()):
+            if case.decision.assessment.decision_id == decision_id:
                 return journal, case
     return None
 
 
 def judge_shared(replayer: Replayer, spool: Spool, journal: Journal, case: Case) -> Verdict:
     """Make one decision again."""
-    if case.decision.assessment.rung == RULES_ONLY:
+    if case.rung == RULES_ONLY:
         return next(replayer.judge_by_rules([case]))
     views, _ = SharedWalk(spool).look(journal, [case])
     return next(judged(replayer, views))
@@ -116,7 +115,6 @@ class _Run:
     def __init__(self, job: SharedJob, share: Share, tell: Tell) -> None:
         self._job, self._share, self._tell = job, share, tell
         self._replayer = replayer_of(job)
-        self._numbers = 0
         self.summary = Summary()
 
     def journal(self, journal: Journal) -> None:
@@ -133,21 +131,16 @@ class _Run:
 
     def _look(self, walk: SharedWalk, journal: Journal, numbers: Sequence[int]) -> list[int]:
         """Make decisions again; return the numbers of those that are too late for this pass."""
-        places = {}
-        for number in numbers:
-            case = _case(journal, number, self._numbers)
-            if case is not None and self._job.span.has_time(case.decision):
-                self._numbers += 1
-                places[case.number] = number, case
-        cases = [case for _, case in places.values()]
-        by_rules = [case for case in cases if case.decision.assessment.rung == RULES_ONLY]
+        cases = cases_of(journal, numbers)
+        cases = [case for case in cases if self._job.span.has_time(case.told)]
+        by_rules = [case for case in cases if case.rung == RULES_ONLY]
         self._note(self._replayer.judge_by_rules(by_rules))
-        whole = [case for case in cases if case.decision.assessment.rung != RULES_ONLY]
+        whole = [case for case in cases if case.rung != RULES_ONLY]
         if not whole:
             return []
         views, late = walk.look(journal, whole)
         self._note(judged(self._replayer, views))
-        return [places[case.number][0] for case in late]
+        return [case.number for case in late]
 
     def _wanted(self, journal: Journal) -> list[int]:
         """Return the numbers of the decisions of this share; second ones count as repeats."""
@@ -163,14 +156,16 @@ class _Run:
             self.summary.note(verdict)
 
 
-def _case(journal: Journal, number: int, case_number: int) -> Case | None:
-    """Return a decision of a journal; None where its record has not come to Kafka."""
-    row = journal.decided[number]
-    position = int(row["position"]) - 1
-    place = int(np.searchsorted(journal.positions, position))
-    if place == len(journal.positions) or journal.positions[place] != position:
-        return None
-    value = journal.value(number)
-    decision = decision_pb2.Decision.FromString(value)
-    record = journal.records[place].tobytes()
-    return Case(case_number, value, decision, record, int(row["frame"]), position)
+def cases_of(journal: Journal, numbers: Sequence[int]) -> list[Case]:
+    """Return decisions of a journal, whose records are there, by their numbers in it."""
+    rows = journal.decided[numbers]
+    told = read_told(journal.values, rows["start"].copy(), rows["length"].copy())
+    places = np.searchsorted(journal.positions, rows["position"] - 1).tolist()
+    frames = rows["frame"].tolist()
+    return [
+        Case(
+            number, journal.value(number), told[i], journal.records[places[i]].tobytes(), frames[i],
+            int(journal.positions[places[i]]),
+        )
+        for i, number in enumerate(numbers)
+    ]  # fmt: skip

@@ -21,7 +21,8 @@ from featurizer.slots import LINES, SLOTS
 from featurizer.state import HEADER, ROW_WORDS
 from fraudsvc.replay.shared_kernel import look_shared, serve
 from fraudsvc.replay.spool import Journal, Spool
-from fraudsvc.replay.states import Case, Views, shown
+from fraudsvc.replay.states import Case, Views, shown, told_of_all
+from fraudsvc.replay.told import Told
 
 CASES_AT_ONCE = 256  # whose states are in memory: 72 KiB each
 _ENTITIES = len(Entity)
@@ -49,11 +50,12 @@ class SharedWalk:
         records = shown(cases)
         vectors = np.zeros((len(cases), len(FEATURES)), np.float32)
         versions = np.zeros((len(cases), _ENTITIES), np.int64)
-        logged = np.array([case.versions for case in cases], np.uint64).view(np.int64)
+        told = told_of_all(cases)
+        logged = np.ascontiguousarray(told[:, Told.FIRST_VERSION :])
         self._serve(records["entities"], logged)
         own = np.searchsorted(journal.positions, [case.position for case in cases])
-        seen = np.array([case.decision.log_position for case in cases], np.int64)
-        caught_up = np.array([not is_stale(case) for case in cases], bool)
+        seen = np.ascontiguousarray(told[:, Told.LOG_POSITION])
+        caught_up = told[:, Told.CAUSE] != _STALE  # else they were met as they were stored
         more = (
             journal.records, journal.positions, journal.frames, journal.updated, journal.before,
             journal.newest,
@@ -84,8 +86,3 @@ class SharedWalk:
                 serve, updates[at:stop], positions[at:stop], needs, wanted, cursor, self._rows
             )
             self._at[partition] = stop
-
-
-def is_stale(case: Case) -> bool:
-    """Return whether a case met states as they were stored, with nothing folded on top."""
-    return bool(case.decision.assessment.rung_cause == _STALE)

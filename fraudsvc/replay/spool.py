@@ -80,9 +80,9 @@ class Spool:
         """Open a journal."""
         arrays = {name: _opened(self.folder / f"{host}.{name}.npy") for name in _ARRAYS}
         path = self.folder / f"{host}.values"
-        values = np.fromfile(path, np.uint8, 0)
+        values = np.frombuffer(b"", np.uint8)
         if path.exists() and path.stat().st_size:
-            values = np.asarray(np.memmap(path, np.uint8, mode="c"))
+            values = np.asarray(np.memmap(path, np.uint8, mode="r"))
         return Journal(**arrays, values=values)
 
     def updates(self, partition: int) -> tuple[NDArray[np.void], NDArray[np.int64]]:
