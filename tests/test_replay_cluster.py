@@ -148,9 +148,9 @@ def live(cluster: Cluster, sites: Sequence[Site], bundles: Sequence[Bundle]) -> 
             scorers = [each.scorer(pending_max=60) for each in sites]
             number_of = signal.SIGSTOP if step == BEHIND.start else signal.SIGCONT
             cluster.signal("fold-0", number_of)
-        chosen = {3: site.scorer(full_ms=1e9), 4: site.scorer(NoStates())}.get(
-            step % 20, scorers[number]
-        )
+        chosen = scorers[number]
+        if step % 20 in (3, 4):
+            chosen = site.scorer(full_ms=1e9) if step % 20 == 3 else site.scorer(NoStates())
         batch = [payments.one() for _ in range(int(rng.integers(1, 40)))]
         for result in chosen.score_batch(batch, call_now()):
             assert result.HasField("assessment")

@@ -296,7 +296,8 @@ def _updated(
     found = np.full((len(records), _ENTITIES), NEVER, np.int64)
     for partition in range(spool.partitions):
         rows, at = spool.updates(partition)
-        own = np.flatnonzero(rows["host"] == host)
+        # An update may be newer than what was read of the events.
+        own = np.flatnonzero((rows["host"] == host) & np.isin(rows["position"], positions))
         places = np.searchsorted(positions, rows["position"][own])
         _note(found, places, rows["mask"][own], at[own])
     lacking = (found == NEVER) & (records["entities"] != 0)
