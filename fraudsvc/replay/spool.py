@@ -7,10 +7,10 @@ what is made of them. Never writes to Kafka.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,8 +61,7 @@ class Journal:
         return self.values[row["start"] : row["start"] + row["length"]].tobytes()
 
 
-@dataclass(frozen=True, slots=True)
-class Spool:
+class Spool(NamedTuple):
     """A folder that was filled. ``partitions`` are those of the entities.
 
     ``log_begins`` is the oldest offset of the updates that Kafka still has, 0 while it is all.
@@ -127,89 +126,79 @@ class _Parts:
         return found
 
 
-@dataclass(slots=True)
-class _Filling:
-    """A folder that is being filled."""
+class Filling:
+    """A folder that is being filled. ``schema`` is the number that updates must have."""
 
-    kafka: KafkaSettings
-    folder: Path
-    schema: int
-    tell: TellRead
-    parts: _Parts = field(init=False)
-    hosts: set[int] = field(default_factory=set)
-    read: int = 0
+    def __init__(self, kafka: KafkaSettings, folder: Path, schema: int) -> None:
+        self._kafka = kafka
+        self._folder = folder
+        self._schema = schema
+        self._parts = _Parts(folder)
+        self._hosts: set[int] = set()
 
-    def __post_init__(self) -> None:
-        self.parts = _Parts(self.folder)
+    def take(self, name: str, partition: int, received: Sequence[Received]) -> None:
+        """Take in records of one of TOPICS, in order. Raises LogError for updates that are none."""
+        if name == UPDATES:
+            self._updates(partition, received)
+        elif name == "decisions":
+            self._decisions(received)
+        else:
+            self._records(received)
 
-    async def topic(self, reader: Consumer, name: str, partition: int) -> None:
-        """Read a partition of a topic up to its end now."""
-        take = {"decisions": self._decisions, UPDATES: self._updates}.get(name, self._records)
-        some: list[Received] = []
-        async for record in read_all(reader, (self.kafka.topic(name), partition), 0):
-            some.append(record)
-            if len(some) == RECORDS_AT_ONCE:
-                self._took(take, partition, some)
-                some = []
-        if some:
-            self._took(take, partition, some)
-
-    def _took(
-        self, take: Callable[[int, Sequence[Received]], None], partition: int, some: list[Received]
-    ) -> None:
-        take(partition, some)
-        self.read += len(some)
-        self.tell(self.read)
-
-    def _decisions(self, _: int, received: Sequence[Received]) -> None:
+    def _decisions(self, received: Sequence[Received]) -> None:
         origins = origins_of(received)
         for host in np.unique(origins["host"]).tolist():
             if not host:
                 continue  # from no journal that anybody follows
-            self.hosts.add(host)
+            self._hosts.add(host)
             own = np.flatnonzero(origins["host"] == host)
             values = [received[i].value or b"" for i in own.tolist()]
             rows = np.zeros(len(own), DECIDED)
             rows["position"] = origins["position"][own]
             rows["frame"] = rows["position"] - 1 - origins["place"][own]
             rows["length"] = [len(value) for value in values]
-            start = self.parts.add(_host(host, "values"), b"".join(values))
+            start = self._parts.add(_host(host, "values"), b"".join(values))
             rows["start"] = start + np.cumsum(rows["length"]) - rows["length"]
-            self.parts.add(_host(host, "decided"), rows.tobytes())
+            self._parts.add(_host(host, "decided"), rows.tobytes())
 
-    def _records(self, _: int, received: Sequence[Received]) -> None:
+    def _records(self, received: Sequence[Received]) -> None:
         records, origins, _fit = well_formed(received)
         for host in np.unique(origins["host"]).tolist():
             if not host:
                 continue
-            self.hosts.add(host)
+            self._hosts.add(host)
             own = origins["host"] == host
             positions = origins["position"][own].astype(np.int64)
             frames = positions - 1 - origins["place"][own]
             for name, rows in (
                 ("records", records[own]), ("positions", positions), ("frames", frames),
             ):  # fmt: skip
-                self.parts.add(_host(host, name), rows.tobytes())
+                self._parts.add(_host(host, name), rows.tobytes())
 
     def _updates(self, partition: int, received: Sequence[Received]) -> None:
         for each in received:
-            _, rows = unpack(each.value or b"", self.schema)
+            _, rows = unpack(each.value or b"", self._schema)
             at = (each.offset << PLACE_BITS) + np.arange(1, len(rows) + 1)
-            self.parts.add(f"updates-{partition}.rows", rows.tobytes())
-            self.parts.add(f"updates-{partition}.at", at.astype(np.int64).tobytes())
+            self._parts.add(f"updates-{partition}.rows", rows.tobytes())
+            self._parts.add(f"updates-{partition}.at", at.astype(np.int64).tobytes())
 
-    def finish(self) -> None:
+    def finish(self, log_begins: int = 0) -> Spool:
         """Make of the parts what a Spool opens."""
-        self.parts.close()
-        for partition in range(self.kafka.entity_partitions):
+        self._parts.close()
+        spool = Spool(self._folder, self._kafka.entity_partitions, log_begins)
+        for partition in range(spool.partitions):
             for name, dtype in (("rows", UPDATE), ("at", np.dtype("<i8"))):
                 file = f"updates-{partition}.{name}"
-                np.save(self.folder / f"{file}.npy", self.parts.take(file, dtype))
-        spool = Spool(self.folder, self.kafka.entity_partitions)
-        for host in self.hosts:
-            arrays = _journal(self.parts, host, spool)
+                np.save(self._folder / f"{file}.npy", self._parts.take(file, dtype))
+        for host in self._hosts:
+            arrays = _journal(self._parts, host, spool)
             for name, array in zip(_ARRAYS, arrays, strict=True):
-                np.save(self.folder / (_host(host, name) + ".npy"), array)
+                np.save(self._folder / (_host(host, name) + ".npy"), array)
+        return spool
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._parts.close()
 
 
 def _host(host: int, name: str) -> str:
@@ -221,20 +210,31 @@ async def fill(kafka: KafkaSettings, folder: Path, schema: int, tell: TellRead) 
 
     Raises LogError, and OSError where the folder's disk is full.
     """
-    filling = _Filling(kafka, folder, schema, tell)
-    reader = Consumer(kafka)
+    filling, reader, read = Filling(kafka, folder, schema), Consumer(kafka), 0
     await reader.start()
     try:
-        places = _places(kafka)
-        for name, partition in places:
-            await filling.topic(reader, name, partition)
-        updates = [(kafka.topic(name), n) for name, n in places if name == UPDATES]
-        ends = await reader.ends(updates)
+        for name, partition in _places(kafka):
+            async for some in _pieces(reader, (kafka.topic(name), partition)):
+                filling.take(name, partition, some)
+                read += len(some)
+                tell(read)
+        ends = await reader.ends([(kafka.topic(n), p) for n, p in _places(kafka) if n == UPDATES])
     finally:
         await reader.stop()
-        filling.parts.close()
-    filling.finish()
-    return Spool(folder, kafka.entity_partitions, max(oldest for oldest, _ in ends.values()))
+        filling.close()
+    return filling.finish(max(oldest for oldest, _ in ends.values()))
+
+
+async def _pieces(reader: Consumer, at: Partition) -> AsyncIterator[list[Received]]:
+    """Yield what a partition has now, some records at a time."""
+    some: list[Received] = []
+    async for record in read_all(reader, at, 0):
+        some.append(record)
+        if len(some) == RECORDS_AT_ONCE:
+            yield some
+            some = []
+    if some:
+        yield some
 
 
 async def count(kafka: KafkaSettings) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from fraud.v1 import fraud_service_pb2 as pb
 from fraud.v1 import label_pb2, transaction_pb2
 
 from featurizer.adapters import open_log, open_store
+from featurizer.eventlog import EventLog
 from featurizer.features import INDEX, SCHEMA_VERSION
 from featurizer.hashing import SECRET_BYTES, IdHasher
 from featurizer.store import StoreError
@@ -87,6 +88,7 @@ class _Life:
         for policy, text in zip(self._policies, texts, strict=True):
             archive.keep_policy(policy.version, text)
         self._bundle, self._policy = self._bundles[0], self._policies[0]
+        self._logs: list[EventLog] = []
         self._scorer = self._started(range(0))
 
     def decide(self, number: int, batch: Sequence[bytes]) -> None:
@@ -107,7 +109,8 @@ class _Life:
 
     def close(self) -> None:
         """End it."""
-        self._log.close()
+        for log in (self._log, *self._logs):
+            log.close()
         self._store.close()
 
     def _started(self, during: range) -> Scorer:
@@ -117,7 +120,7 @@ class _Life:
             pending_max=PENDING_MAX if during == BEHIND else ScorerSettings().pending_max,
         )  # fmt: skip
         store = _NoStates() if during == WITHOUT_STATES else self._store
-        log = open_log(self._log_url)
+        self._logs.append(log := open_log(self._log_url))
         return Scorer(
             log, local_tail(log, store, settings), IdHasher(), lambda: self._bundle,
             lambda: self._policy, ContractSettings(max_age_days=None), settings,
