@@ -20,7 +20,7 @@ from featurizer.folder import UPDATES
 from featurizer.kafka_settings import KafkaSettings
 from featurizer.records import RECORD, Entity, Kind
 from featurizer.splitter import INPUTS, read_all, well_formed
-from featurizer.updates import PLACE_BITS, UPDATE, unpack
+from featurizer.updates import PLACE_BITS, UPDATE, source_of, unpack
 from fraudsvc.replay.shared_kernel import NEVER, link
 
 # Decisions first: what each was made of is on the log when it is there.
@@ -191,7 +191,7 @@ class Filling:
                 file = f"updates-{partition}.{name}"
                 np.save(self._folder / f"{file}.npy", self._parts.take(file, dtype))
         for host in self._hosts:
-            arrays = _journal(self._parts, host, spool)
+            arrays = _journal(self._parts, host, spool, self._kafka.event_partitions)
             for name, array in zip(_ARRAYS, arrays, strict=True):
                 np.save(self._folder / (_host(host, name) + ".npy"), array)
         return spool
@@ -257,7 +257,7 @@ def _places(kafka: KafkaSettings) -> list[Partition]:
     return [(name, n) for name in TOPICS for n in range(counts[name])]
 
 
-def _journal(parts: _Parts, host: int, spool: Spool) -> tuple[NDArray[Any], ...]:
+def _journal(parts: _Parts, host: int, spool: Spool, inputs: int) -> tuple[NDArray[Any], ...]:
     """Return a journal's arrays, in the order of ``_ARRAYS``."""
     positions = parts.take(_host(host, "positions"), np.int64)
     positions, first = np.unique(positions, return_index=True)  # a relay may send twice
@@ -266,7 +266,7 @@ def _journal(parts: _Parts, host: int, spool: Spool) -> tuple[NDArray[Any], ...]
     decided = parts.take(_host(host, "decided"), DECIDED)
     decided = decided[np.unique(decided["position"], return_index=True)[1]]
     counts = _first_of(records)
-    updated = _updated(records, positions, host, spool)
+    updated = _updated(records, positions, host, spool, inputs)
     before, newest = np.empty_like(updated), np.empty_like(updated)
     for entity in range(_ENTITIES):
         keys = np.where(counts, records["entities"][:, entity], 0)
@@ -287,38 +287,45 @@ def _first_of(records: NDArray[np.void]) -> NDArray[np.bool_]:
 
 
 def _updated(
-    records: NDArray[np.void], positions: NDArray[np.int64], host: int, spool: Spool
+    records: NDArray[np.void], positions: NDArray[np.int64], host: int, spool: Spool, inputs: int
 ) -> NDArray[np.int64]:
     """Return int64[n, entities]: where in the updates of its partition each record came.
 
-    Where another host's record of the same request counted, that is where.
+    A record that is no event, as another host's of the same request came first, is in no update.
+    A scorer takes it to be in the states once a later one of its source is, and so it is here.
     """
     found = np.full((len(records), _ENTITIES), NEVER, np.int64)
+    keys = np.ascontiguousarray(records["entities"])
+    events = (keys[:, Entity.CUSTOMER].view(np.uint64) % np.uint64(inputs)).astype(np.int64)
+    sources = source_of(events, records["kind"].astype(np.int64))
+    homes = keys.view(np.uint64) % np.uint64(spool.partitions)
     for partition in range(spool.partitions):
         rows, at = spool.updates(partition)
         # An update may be newer than what was read of the events.
         own = np.flatnonzero((rows["host"] == host) & np.isin(rows["position"], positions))
-        places = np.searchsorted(positions, rows["position"][own])
-        _note(found, places, rows["mask"][own], at[own])
-    lacking = (found == NEVER) & (records["entities"] != 0)
-    repeats = np.flatnonzero(lacking.any(axis=1) & (records["kind"] == Kind.TRANSACTION))
-    repeats = repeats[np.argsort(records["request"][repeats], kind="stable")]
-    requests = records["request"][repeats]
-    for partition in range(spool.partitions if len(repeats) else 0):
-        rows, at = spool.updates(partition)
-        others = np.flatnonzero(np.isin(rows["record"]["request"], requests[requests != 0]))
-        places = repeats[np.searchsorted(requests, rows["record"]["request"][others])]
-        _note(found, places, rows["mask"][others], at[others])
+        places, masks, own_at = (
+            np.searchsorted(positions, rows["position"][own]), rows["mask"][own], at[own],
+        )  # fmt: skip
+        for entity in range(_ENTITIES):
+            here = masks >> entity & 1 == 1
+            found[places[here], entity] = own_at[here]
+        lacking = (found == NEVER) & (keys != 0) & (homes == partition)
+        for source in np.unique(sources[lacking.any(axis=1)]).tolist():
+            later = sources[places] == source
+            some = lacking & (sources == source)[:, None]
+            _note_later(found, some, places[later], own_at[later])
     return found
 
 
-def _note(
+def _note_later(
     found: NDArray[np.int64],
+    lacking: NDArray[np.bool_],
     places: NDArray[np.int64],
-    masks: NDArray[np.int64],
     at: NDArray[np.int64],
 ) -> None:
-    """Take into ``found`` where the entities of ``masks`` came."""
-    for entity in range(_ENTITIES):
-        here = masks >> entity & 1 == 1
-        found[places[here], entity] = np.minimum(found[places[here], entity], at[here])
+    """Let records that are ``lacking`` bool[n, entities] come with the next of ``places``."""
+    order = np.argsort(places, kind="stable")
+    rows, entities = np.nonzero(lacking)
+    after = np.searchsorted(places[order], rows)
+    there = after < len(places)
+    found[rows[there], entities[there]] = at[order][after[there]]
