@@ -26,7 +26,7 @@ NO_OLD_FRAUDS = np.zeros((0, len(FEATURES)), np.float32)
 APPROVE = decision_pb2.OUTCOME_APPROVE
 FRAUD, GOOD = label_pb2.VERDICT_FRAUD, label_pb2.VERDICT_LEGITIMATE
 STEP_MS = 10_000
-LENIENT = GateSettings(cost_us_max=1e6, alert_share_max=0.06)
+LENIENT = GateSettings(cost_us_max=1e6, alert_share_max=0.1)
 SETTINGS = LiveSettings(
     learner=LearnerSettings(budget=Budget(0.05, 0.0)),
     gates=LENIENT,

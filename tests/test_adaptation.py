@@ -65,7 +65,7 @@ def test_the_report_is_made_of_what_was_run(found: dict[str, Any], tmp_path: Pat
 
 
 def point(minute: float, recall: float, **more: float) -> Point:
-    fields = {"old": 0.9, "old_static": 0.9, "false": 0.0} | more
+    fields = {"old": 0.9, "old_static": 0.9, "false": 0.0, "false_static": 0.0} | more
     return Point(minute, int(minute), recall, recall, **fields)
 
 

@@ -47,7 +47,14 @@ def make_recent(rows: int = 5_000, labelled: int = 300) -> Recent:
     random = np.random.default_rng(SEED)
     features = make_features(rows, WIDTH, SEED)
     return Recent(
-        features, features[:labelled].copy(), random.random(labelled) < 0.05, np.ones(labelled)
+        features,
+        np.ones(rows, np.bool_),
+        features[:0],
+        features[:0],
+        np.ones(0, np.bool_),
+        features[:labelled].copy(),
+        random.random(labelled) < 0.05,
+        np.ones(labelled),
     )
 
 
@@ -248,3 +255,21 @@ def test_a_moved_calibration_still_ranks_what_is_lifted(older: Content) -> None:
 def test_without_traffic_there_are_no_thresholds(older: Content) -> None:
     with pytest.raises(ValueError, match="no recent traffic"):
         renew(older, None, None, unlabelled(np.empty((0, WIDTH), np.float32)), BUDGET, {})
+
+
+def test_payments_that_are_likely_fraud_take_less_of_the_budget() -> None:
+    probabilities = np.repeat([0.9, 0.5, 0.1], [10, 10, 980])
+    budget = Budget(0.012, 0.0)
+    assert thresholds_within(probabilities, 1.0, budget).review == 0.9
+    hidden = np.repeat([0.1, 1.0, 1.0], [10, 10, 980])
+    assert thresholds_within(probabilities, 1.0, budget, counts=hidden).review == 0.5
+
+
+def test_the_newest_decisions_are_within_a_multiple_of_the_budget() -> None:
+    probabilities = np.repeat([0.9, 0.1], [5, 995])
+    newest = np.repeat([0.95, 0.9, 0.1], [20, 200, 780])
+    budget = Budget(0.01, 0.0, surge=3.0)
+    assert thresholds_within(probabilities, 1.0, budget).review == 0.9
+    found = thresholds_within(probabilities, 1.0, budget, newest).review
+    assert found == 0.95
+    assert (newest >= found).mean() <= 0.03

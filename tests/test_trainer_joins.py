@@ -237,20 +237,32 @@ def test_what_nobody_called_fraud_is_presumed_legitimate() -> None:
     assert set(found.rows["source"].tolist()) == {PRESUMED}
 
 
-def test_traffic_is_all_that_nobody_called_fraud_once_it_could_be_judged() -> None:
+def test_traffic_is_learnt_from_once_it_could_be_judged_and_held_beside() -> None:
     joins = Joins(3, SETTINGS)
     random = np.random.default_rng(3)
-    assert joins.not_fraud(9, 1_000, random).shape == (0, 3)
-    rows = decisions(1, 2, 3, 4, 5, 6)
+    assert joins.traffic(9, 9, 9, 1_000, random).learnt.shape == (0, 3)
+    rows = decisions(*range(1, 9))
     rows["event_time_ms"] = START_MS
-    joins.take_decisions(rows[:4], vectors_of(rows[:4]), START_MS)
+    joins.take_decisions(rows[:6], vectors_of(rows[:6]), START_MS)
     joins.take_labels(np.r_[label(1), label(2, LEGITIMATE)], START_MS)
+
     # Nothing is a second older than the newest: the older half is all that there is to go by.
-    assert joins.not_fraud(9, 1_000, random)[:, 0].tolist() == [2.0]
-    rows["event_time_ms"][4:] += 1_000
-    joins.take_decisions(rows[4:], vectors_of(rows[4:]), START_MS + 5)
-    assert joins.not_fraud(9, 1_000, random)[:, 0].tolist() == [2.0, 3.0, 4.0]
-    assert len(joins.not_fraud(2, 0, random)) == 2
+    found = joins.traffic(9, 9, 2, 1_000, random)
+    [learnt] = found.learnt[:, 0].tolist()
+    assert learnt in (2.0, 3.0)
+    held = found.held[:, 0].tolist()
+    assert held == [n for n in (2.0, 3.0, 4.0, 5.0, 6.0) if n != learnt]
+    assert found.held_is_good.tolist() == [n == 2.0 for n in held]
+    assert found.newest[:, 0].tolist() == [5.0, 6.0]
+
+    rows["event_time_ms"][6:] += 1_000
+    joins.take_decisions(rows[6:], vectors_of(rows[6:]), START_MS + 5)
+    found = joins.traffic(9, 3, 9, 1_000, random)
+    assert set(found.learnt[:, 0].tolist()) < {2.0, 3.0, 4.0, 5.0, 6.0}
+    assert len(found.learnt) == 2
+    assert not set(found.learnt[:, 0].tolist()) & set(found.held[:, 0].tolist())
+    assert found.held[-2:, 0].tolist() == [7.0, 8.0]
+    assert len(joins.traffic(1, 0, 0, 0, random).learnt) == 1
 
 
 def test_what_a_reporter_said_can_be_forgotten() -> None:

@@ -14,7 +14,7 @@ from trainer.challengers import (
 from trainer.decision_ring import DECISION
 from trainer.eprocess import Trial
 from trainer.joins import Joins, JoinSettings
-from trainer.labelled import ANALYST, CUSTOMER, FRAUD, LABEL, LEGITIMATE, Joined, stacked
+from trainer.labelled import ANALYST, CUSTOMER, FRAUD, JOINED, LABEL, LEGITIMATE, Joined, stacked
 from trainer.lessons import Lessons
 from trainer.linear import Inputs
 from trainer.reporters import ReporterWatch
@@ -85,6 +85,28 @@ def test_found_and_forgotten_they_are_as_if_never_learnt(kind: str) -> None:
     found = challenger.predict(world.vectors, world.decisions["logit"])
     assert found.tobytes() == other.predict(world.vectors, world.decisions["logit"]).tobytes()
     assert found[world.fraud].mean() > poisoned[world.fraud].mean()
+
+
+def test_who_turns_is_found_as_soon_as_who_never_was_honest() -> None:
+    """Years of honest labels are no credit."""
+    print(f"seed {SEED}")
+    random = np.random.default_rng(SEED)
+    lies_told = []
+    for honest in (40, 4_000):
+        watch, suspects, rounds = ReporterWatch(), set[int](), 0
+        while not suspects:
+            rows = np.zeros(5, JOINED)
+            rows["source"], rows["outcome"], rows["reporter"] = ANALYST, 1, np.arange(1, 6)
+            is_fraud = random.random(5) < 0.02
+            is_fraud[POISONER - 1] |= rounds >= honest
+            rows["verdict"] = np.where(is_fraud, FRAUD, LEGITIMATE)
+            joined = Joined(rows, np.zeros((5, N), np.float32))
+            suspects |= {int(alarm.subject) for alarm in watch.see(joined, [], 0)}
+            rounds += 1
+        assert suspects == {POISONER}
+        lies_told.append(rounds - honest)
+    print(f"found after {lies_told} lies")
+    assert max(lies_told) <= 12
 
 
 def test_what_a_poisoner_overruled_is_learnt_again() -> None:

@@ -32,7 +32,7 @@ class GateSettings:
     """Limits: µs a row, share of recent traffic alerted, and points of old frauds' recall lost."""
 
     cost_us_max: float = 12.0
-    alert_share_max: float = 0.012
+    alert_share_max: float = 0.02
     recall_loss_max: float = 0.05
 
 

@@ -37,6 +37,7 @@ from trainer.labelled import (
     chosen,
     stacked,
 )
+from trainer.traffic import Sample
 
 # Upper ends of the bins of the delay between payment and label; the last bin has none.
 DELAY_EDGES_MS = (
@@ -172,28 +173,36 @@ class Joins:
             self._emit(slot, PRESUMED, presumed, NOBODY)
         return self._taken().joined
 
-    def not_fraud(
-        self, count: int, age_ms: int, random: np.random.Generator
-    ) -> NDArray[np.float32]:
-        """Return the vectors float32[m, n] of up to ``count`` random decisions, oldest first.
+    def traffic(
+        self, learnt: int, held: int, newest: int, age_ms: int, random: np.random.Generator
+    ) -> Sample:
+        """Return up to so many decisions for each of a sample's parts; none is learnt and held.
 
-        All count that are older than the newest by ``age_ms``, or else the older half, but those
-        that somebody called fraud. The rest is too young for anybody to have said which of them
-        are fraud: a new attack would be taken as usual. Payments judged good count: most were
-        judged because they were alerted, and without them alerts would seem fewer. The age is by
-        the time of the events, so a restart that reads the same log finds the same.
+        Learnt from are random ones older than the newest by ``age_ms``, or else of the older half:
+        the rest is too young for anybody to have said which of them are fraud, and a new attack
+        would be taken as usual. Thresholds are for what comes next, so held are the newest.
+        Payments judged good count in both: most were judged because they were alerted, and without
+        them alerts would seem fewer. The age is by the time of the events, so a restart that reads
+        the same log finds the same.
         """
-        slots = self.ring.kept()
-        if not len(slots):
-            return np.zeros((0, self.ring.vectors.shape[1]), np.float32)
-        times = self.ring.rows["event_time_ms"][slots]
-        old = slots[times.max() - times >= age_ms]
-        half = slots[: (len(slots) + 1) // 2]
-        slots = old if len(old) > len(half) else half
-        slots = slots[~(self.ring.said["verdict"][slots] == FRAUD).any(axis=1)]
-        some = np.sort(random.permutation(len(slots))[:count])
-        vectors: NDArray[np.float32] = self.ring.vectors[slots[some]]
-        return vectors
+        slots, vectors = self.ring.kept(), self.ring.vectors
+        said, times = self.ring.said["verdict"][slots], self.ring.rows["event_time_ms"][slots]
+        is_fraud, is_judged = (said == FRAUD).any(axis=1), (said != 0).any(axis=1)
+        places = np.arange(len(slots))
+        old = times.max(initial=0) - times >= age_ms
+        if 2 * old.sum() <= len(slots):
+            old = places < (len(slots) + 1) // 2
+        few = random.permutation(places[old & ~is_fraud])
+        few = np.sort(few[: min(learnt, len(few) // 2)])
+        is_held = ~is_fraud
+        is_held[few] = False
+        late = places[is_held][max(0, int(is_held.sum()) - held) :]
+        return Sample(
+            vectors[slots[few]],
+            vectors[slots[late]],
+            is_judged[late],
+            vectors[slots[max(0, len(slots) - newest) :]],
+        )
 
     def forget(
         self,

@@ -20,14 +20,14 @@ from trainer.decision_ring import APPROVED
 from trainer.expert import Expert, ExpertError
 from trainer.few_shot import ExpertSettings, fit_expert
 from trainer.joins import Joins, JoinSettings
-from trainer.labelled import FAST, Joined, Refusal, stacked
+from trainer.labelled import ANALYST, FAST, Joined, Refusal, stacked
 from trainer.lessons import Lessons
 from trainer.model import Model, Trees
 from trainer.reading import Read
 from trainer.renew import Recent, renew
 from trainer.residual import ResidualRows, ResidualSettings, fit_residual
 from trainer.thresholds import Budget
-from trainer.traffic import ROWS_MIN, prepare_traffic
+from trainer.traffic import ROWS_MIN, Sample, prepare_traffic
 from trainer.train import TrainingError
 
 
@@ -35,7 +35,9 @@ from trainer.train import TrainingError
 class LearnerSettings:
     """How much is remembered, how often the residual is learnt, and the budget of alerts."""
 
-    traffic_rows: int = 5_000
+    learnt_rows: int = 5_000
+    held_rows: int = 15_000  # for thresholds: of fewer, the share alerted is left to chance
+    newest_rows: int = 3_000
     judged_within_ms: int = 900_000  # most alerts are
     lessons_max: int = 20_000
     residual_every_ms: int = 120_000
@@ -104,18 +106,21 @@ class Learner:
         due = with_residual and self._residual_is_due(self._frauds, now_ms)
         return self._is_fresh or due
 
-    def traffic(self) -> NDArray[np.float32]:
-        """Return recent traffic without what was called fraud, float32[m, n].
+    def traffic(self) -> Sample:
+        """Return recent traffic.
 
         The choice depends on what is remembered alone: who reads the same log makes the same.
         """
         newest = self.joins.ring.newest() & 0xFFFF_FFFF_FFFF_FFFF  # as a seed: not negative
         random = np.random.default_rng([self._settings.seed, newest])
         settings = self._settings
-        return self.joins.not_fraud(settings.traffic_rows, settings.judged_within_ms, random)
+        return self.joins.traffic(
+            settings.learnt_rows, settings.held_rows, settings.newest_rows,
+            settings.judged_within_ms, random,
+        )  # fmt: skip
 
     def propose(
-        self, traffic: NDArray[np.float32], now_ms: int, *, with_residual: bool = True
+        self, traffic: Sample, now_ms: int, *, with_residual: bool = True
     ) -> Content | None:
         """Return a content with what was learnt since the last call, None where it is nothing.
 
@@ -123,7 +128,7 @@ class Learner:
         Without ``with_residual`` only the expert is looked at: it is due at once.
         """
         lessons = self.lessons.all()
-        if len(traffic) < ROWS_MIN or not len(lessons):
+        if len(traffic.learnt) < ROWS_MIN or not len(lessons):
             return None
         self._is_fresh, self._frauds = False, int(lessons.is_fraud.sum())
         missed = lessons.of(FAST)
@@ -131,20 +136,18 @@ class Learner:
         expert, residual = self.champion.expert, self.champion.residual
         causes = []
         if len(missed) != self._missed:
-            expert = self._expert(missed, lessons, traffic)
+            expert = self._expert(missed, lessons, traffic.learnt)
             causes.append("expert")
         if with_residual and self._residual_is_due(self._frauds, now_ms):
             self._residual_ms, self._learnt = now_ms, self._frauds
-            residual = self._residual(lessons, traffic)
+            residual = self._residual(lessons, traffic.learnt)
             causes.append("residual")
         if not causes:
             return None
         self._missed = len(missed)
         return self._renewed(lessons, residual, expert, traffic, causes, now_ms)
 
-    def compose(
-        self, residual: Trees | None, cause: str, traffic: NDArray[np.float32], now_ms: int
-    ) -> Content:
+    def compose(self, residual: Trees | None, cause: str, traffic: Sample, now_ms: int) -> Content:
         """Return a content with the champion's expert and another residual, fitted to now."""
         lessons = self.lessons.all()
         return self._renewed(lessons, residual, self.champion.expert, traffic, [cause], now_ms)
@@ -154,7 +157,7 @@ class Learner:
         lessons: Joined,
         residual: Trees | None,
         expert: Expert | None,
-        traffic: NDArray[np.float32],
+        traffic: Sample,
         causes: list[str],
         now_ms: int,
     ) -> Content:
@@ -167,13 +170,18 @@ class Learner:
         budget = self._settings.budget
         return renew(self.champion, residual, expert, recent, budget, {"learnt": learnt})
 
-    def _recent(self, lessons: Joined, traffic: NDArray[np.float32]) -> Recent:
+    def _recent(self, lessons: Joined, traffic: Sample) -> Recent:
         """Return all frauds that were told, and traffic that stands for all decisions kept."""
-        frauds = lessons[lessons.is_fraud].vectors
-        labelled = np.concatenate([frauds, traffic])
+        frauds, held = lessons[lessons.is_fraud].vectors, traffic.held
+        labelled = np.concatenate([frauds, held])
         weights = np.ones(len(labelled))
-        weights[len(frauds) :] = max(len(self.joins.ring) - len(frauds), 1) / len(traffic)
-        return Recent(traffic, labelled, np.arange(len(labelled)) < len(frauds), weights)
+        weights[len(frauds) :] = max(len(self.joins.ring) - len(frauds), 1) / len(held)
+        is_fraud = np.arange(len(labelled)) < len(frauds)
+        asked = lessons.of((ANALYST,))
+        return Recent(
+            held, traffic.held_is_good, traffic.newest, asked.vectors, asked.is_fraud, labelled,
+            is_fraud, weights,
+        )  # fmt: skip
 
     def _expert(
         self, missed: Joined, lessons: Joined, traffic: NDArray[np.float32]

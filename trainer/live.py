@@ -51,7 +51,7 @@ from trainer.telling import (
     TRUSTED,
     Teller,
 )
-from trainer.traffic import ROWS_MIN
+from trainer.traffic import ROWS_MIN, Sample
 from trainer.watch import WatchSettings
 
 READ_BYTES = 4 << 20
@@ -289,14 +289,14 @@ class LiveTrainer:
         if not learner.is_due(at.clock_ms, with_residual=is_free) and not self._look_is_due(at):
             return
         traffic = learner.traffic()
-        if len(traffic) < ROWS_MIN:
+        if len(traffic.learnt) < ROWS_MIN:
             return
         self._try_expert(traffic, at)
         if is_free:
             self._try_residual(traffic, at)
         self._look(traffic, at)
 
-    def _try_expert(self, traffic: NDArray[np.float32], at: Moment) -> None:
+    def _try_expert(self, traffic: Sample, at: Moment) -> None:
         """Serve a new expert at once: its effect is bounded, whatever it learnt."""
         content = self._learner.propose(traffic, at.clock_ms, with_residual=False)
         if content is None or (found := self._draft(content, traffic, (), at)) is None:
@@ -305,7 +305,7 @@ class LiveTrainer:
         self._serving.promote(standing, gates, _cause(content), at, self._figures())
         self._learner.champion = standing.content
 
-    def _try_residual(self, traffic: NDArray[np.float32], at: Moment) -> None:
+    def _try_residual(self, traffic: Sample, at: Moment) -> None:
         content = self._learner.propose(traffic, at.clock_ms)
         if content is not None and (found := self._draft(content, traffic, (), at)) is not None:
             self._serving.try_out(*found, _cause(content), at)
@@ -313,11 +313,11 @@ class LiveTrainer:
     def _look_is_due(self, at: Moment) -> bool:
         return self._observers.look_is_due(at.passed_ms)
 
-    def _look(self, traffic: NDArray[np.float32], at: Moment) -> None:
+    def _look(self, traffic: Sample, at: Moment) -> None:
         """Show traffic to the challengers, and try the linear one where it won."""
         observers, budget = self._observers, self._settings.learner.budget
         if self._look_is_due(at):
-            observers.look(traffic, self._learner.lessons.all(), budget, at.passed_ms)
+            observers.look(traffic.held, self._learner.lessons.all(), budget, at.passed_ms)
         rivals = observers.rivals
         if rivals is None or self._serving.canary is not None:
             return
@@ -326,7 +326,7 @@ class LiveTrainer:
             return
         gate = rivals.gate()
         rivals.start_trials()
-        residual = scorecard_of(winner, traffic)
+        residual = scorecard_of(winner, traffic.learnt)
         content = self._learner.compose(residual, LINEAR, traffic, at.clock_ms)
         if (found := self._draft(content, traffic, (gate,), at)) is not None:
             self._serving.try_out(*found, _cause(content), at)
@@ -349,7 +349,7 @@ class LiveTrainer:
         self._go_on()
 
     def _draft(
-        self, content: Content, traffic: NDArray[np.float32], more: tuple[Gate, ...], at: Moment
+        self, content: Content, traffic: Sample, more: tuple[Gate, ...], at: Moment
     ) -> tuple[Standing, list[Gate]] | None:
         """Write and judge a content that says from where on the log it was learnt."""
         before = learnt_until(self._serving.champion.content.facts)
@@ -360,7 +360,7 @@ class LiveTrainer:
         learnt = {**content.facts["learnt"], **place}
         content = replace(content, facts={**content.facts, "learnt": learnt})
         old_frauds = self._learner.old_frauds
-        return self._serving.draft(content, traffic, old_frauds, more, at)
+        return self._serving.draft(content, traffic.held, old_frauds, more, at)
 
     def _figures(self) -> Mapping[str, float]:
         return self._observers.figures(self._learner.joins)

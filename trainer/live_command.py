@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import time
 from collections.abc import Mapping
@@ -82,7 +83,7 @@ def _run(parsed: argparse.Namespace, environment: Mapping[str, str]) -> int:
         if trainer is None:
             trainer = _begin(log, parsed, shelf, old, settings, meters)
             if parsed.ready_file is not None:
-                parsed.ready_file.touch()
+                parsed.ready_file.write_text(str(os.getpid()))
         try:
             idle_s = WAIT_S if trainer is None else 0.0 if trainer.step() else IDLE_S
         except (BundleError, LogError) as error:  # what was learnt is in the bundle that is served

@@ -8,8 +8,9 @@ The layers change what a logit means, so calibration and thresholds are fitted a
   frauds as expected (calibration in the large: Steyerberg, Clinical Prediction Models, 2009),
   drawn towards 0 by as many frauds of doubt as SHIFT_DOUBT. The map goes on to its bounds by
   far enough that no two logits of recent traffic above its last block become one probability.
-- Thresholds: such that recent traffic stays within the budget of alerts. This moves with every
-  swap, whatever the calibration makes of it.
+- Thresholds: such that recent traffic stays within the budget of alerts, and the newest decisions
+  within a multiple of it: what labels make of a feature may be new for everybody. This moves with
+  every swap, whatever the calibration makes of it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from trainer.bundle import CHECK_ROWS_MAX, Content
 from trainer.calibration import Calibration
-from trainer.expert import Expert
+from trainer.expert import Expert, evaluate_expert
 from trainer.model import Model, Trees
 from trainer.thresholds import Budget, thresholds_within
 
@@ -37,21 +38,30 @@ LAYER_ROWS_MAX = 64
 class Recent:
     """Recent traffic to fit a bundle to.
 
-    ``features`` float32[m, n] is all traffic, or rows drawn from it evenly. ``labelled``
-    float32[k, n] with ``is_fraud`` bool[k] and ``weights`` float64[k] are payments with known
-    outcomes, weighted so that together they stand for traffic; none where k is 0.
+    ``features`` float32[m, n] is all traffic but what was called fraud, or rows drawn from it
+    evenly; ``is_good`` bool[m] says which of them were judged good. ``newest`` float32[j, n] are
+    the newest decisions, maybe none. ``asked`` float32[q, n] with ``asked_is_fraud`` bool[q] are
+    payments that somebody was asked to judge, maybe none. ``labelled`` float32[k, n] with
+    ``is_fraud`` bool[k] and ``weights`` float64[k] are payments with known outcomes, weighted so
+    that together they stand for traffic; none where k is 0.
     """
 
     features: NDArray[np.float32]
+    is_good: NDArray[np.bool_]
+    newest: NDArray[np.float32]
+    asked: NDArray[np.float32]
+    asked_is_fraud: NDArray[np.bool_]
     labelled: NDArray[np.float32]
     is_fraud: NDArray[np.bool_]
     weights: NDArray[np.float64]
 
 
 def unlabelled(features: NDArray[np.float32]) -> Recent:
-    """Return recent traffic float32[m, n] of which no outcome is known."""
+    """Return recent traffic float32[m, n] that is taken as good, without other outcomes."""
     none = np.empty((0, features.shape[1]), np.float32)
-    return Recent(features, none, np.empty(0, np.bool_), np.empty(0))
+    no = np.empty(0, np.bool_)
+    all_good = np.ones(len(features), np.bool_)
+    return Recent(features, all_good, none, none, no, none, no, np.empty(0))
 
 
 def renew(
@@ -79,8 +89,10 @@ def renew(
     shift = fit_shift(calibration, model.logits(recent.labelled), recent.is_fraud, recent.weights)
     moved = move_calibration(calibration, shift, float(logits.max()))
     probabilities = moved.probabilities(logits)
+    newest = moved.probabilities(model.logits(recent.newest))
     decline_from = before.get("decline_from", older.thresholds.decline)
-    thresholds = thresholds_within(probabilities, decline_from, budget)
+    counts = _counts(expert, recent)
+    thresholds = thresholds_within(probabilities, decline_from, budget, newest, counts)
     base_rows = before.get("base_check_rows", len(older.check_vectors))
     rows, row_logits = _check_rows(older, base_rows, model, recent)
     fitted = {
@@ -91,6 +103,8 @@ def renew(
         "decline_from": decline_from,
         "alert_budget": budget.alert_share,
         "alert_share": float((probabilities >= thresholds.review).mean()),
+        "newest_rows": len(newest),
+        "newest_alerts": int((newest >= thresholds.review).sum()),
         "decline_share": float((probabilities >= thresholds.decline).mean()),
         "base_check_rows": base_rows,
     }
@@ -99,6 +113,21 @@ def renew(
         check_vectors=rows, check_logits=row_logits,
         facts={**older.facts, **facts, "fitted": fitted},
     )  # fmt: skip
+
+
+def _counts(expert: Expert | None, recent: Recent) -> NDArray[np.float64]:
+    """Return how likely each of ``recent.features`` is no fraud, float64[m].
+
+    Of what the expert boosts and nobody judged, some is fraud that nobody has found yet, and it
+    must not take the budget of the rest: as often good as among those that were judged.
+    """
+    counts = np.ones(len(recent.features))
+    if expert is not None:
+        asked = recent.asked_is_fraud[evaluate_expert(expert, recent.asked)[1] > 0.0]
+        is_boosted = evaluate_expert(expert, recent.features)[1] > 0.0
+        counts[is_boosted] = (np.count_nonzero(~asked) + 1.0) / (len(asked) + 2.0)
+    counts[recent.is_good] = 1.0
+    return counts
 
 
 def fit_shift(

@@ -3,9 +3,11 @@
 Payments are told apart by who judged them and what the champion did with them: of those that were
 declined, say, an analyst calls about as many fraud as other analysts do. For each reporter money
 is bet, label by label, that their share differs from the others' by more than a margin; and that
-more of their labels are disputed by stronger sources. Under the null no bet gains on average, so
-wealth of 1 / alpha is an alarm that comes falsely with probability alpha a reporter at most, if
-the others' share is known; of the error in it the margin takes care.
+more of their labels are disputed by stronger sources. A new bet begins with each label, so that
+who was honest for long and turns is found as soon as who never was (an e-detector: Shin et al.,
+2024). Under the null no bet gains on average, so an alarm at ``run_length`` comes falsely once in
+that many labels of a reporter at the most often, if the others' share is known; of the error in it
+the margin takes care.
 
 A reporter without peers cannot be compared, nor can most be found wrong by the rest: against that
 stands the guard on labels from one reporter. Must not know learners.
@@ -29,6 +31,8 @@ OUTCOMES = 4  # the contract's Outcome
 DISPUTED = SOURCES * OUTCOMES
 STRATA = DISPUTED + 1
 BETS = 8
+# From so many peers with so many labels each on, their median is heard beside their sum.
+PEERS_MIN, PEER_LABELS_MIN = 3, 10
 _STAKES = (np.arange(BETS) + 0.5) / BETS
 
 
@@ -41,15 +45,15 @@ class ReporterSettings:
     longest is forgotten.
     """
 
-    alpha: float = 0.001
+    run_length: float = 10_000.0
     margin: float = 0.15
     peers_min: int = 20
     reporters_max: int = 1_024
 
     def __post_init__(self) -> None:
         """Refuse figures that bet on nothing."""
-        if not (0.0 < self.alpha < 1.0 and 0.0 < self.margin < 0.5):
-            raise ValueError("alpha must be above 0 and below 1, margin below 0.5")
+        if not (self.run_length > 1.0 and 0.0 < self.margin < 0.5):
+            raise ValueError("run_length must be above 1, margin above 0 and below 0.5")
         if self.peers_min < 1 or self.reporters_max < 1:
             raise ValueError("peers_min and reporters_max must be positive")
 
@@ -62,7 +66,7 @@ class _Reporter:
         self.counts = np.zeros((STRATA, 2), np.int64)
         # That the share of frauds is above the peers', below it, and that of disputes above it:
         # each at BETS stakes, and none pays for the others' losses.
-        self.log_wealth = np.zeros((3, BETS))
+        self.log_wealth = np.full((3, BETS), -np.inf)
         self.alarmed = False
 
 
@@ -141,19 +145,30 @@ class ReporterWatch:
             self.forget(next(iter(self._reporters)))
         all_peers, ones_peers = (self._totals[stratum] - known.counts[stratum]).tolist()
         if all_peers >= self._settings.peers_min:
-            share = (ones_peers + 0.5) / (all_peers + 1.0)
-            gains = _gains(one, share, self._settings.margin)
+            pooled = (ones_peers + 0.5) / (all_peers + 1.0)
+            typical = self._typical(reporter, stratum, pooled)
+            low, high = min(pooled, typical), max(pooled, typical)
+            gains = _gains(one, low, high, self._settings.margin)
             if stratum == DISPUTED:
-                known.log_wealth[2] += gains[0]
+                known.log_wealth[2] = np.logaddexp(known.log_wealth[2], 0.0) + gains[0]
             else:
-                known.log_wealth[:2] += gains
+                known.log_wealth[:2] = np.logaddexp(known.log_wealth[:2], 0.0) + gains
         for counts in (known.counts, self._totals):
             counts[stratum] += 1, one
         return self._alarm(reporter, known, stratum, now_ms)
 
+    def _typical(self, reporter: int, stratum: int, pooled: float) -> float:
+        """Return the median of the peers' shares: one liar among them moves it little."""
+        shares = [
+            each.counts[stratum, 1] / each.counts[stratum, 0]
+            for number, each in self._reporters.items()
+            if number != reporter and each.counts[stratum, 0] >= PEER_LABELS_MIN
+        ]
+        return float(np.median(shares)) if len(shares) >= PEERS_MIN else pooled
+
     def _alarm(self, reporter: int, known: _Reporter, stratum: int, now_ms: int) -> list[Alarm]:
         e_value = float(np.exp(np.minimum(known.log_wealth, 700.0)).mean())
-        if known.alarmed or e_value < 1.0 / self._settings.alpha:
+        if known.alarmed or e_value < self._settings.run_length:
             return []
         known.alarmed = True
         everyone, ones = (self._totals[stratum] - known.counts[stratum]).tolist()
@@ -162,25 +177,25 @@ class ReporterWatch:
             Alarm(
                 code="LABELS_DISPUTED" if stratum == DISPUTED else "LABELS_POISONED",
                 subject=str(reporter),
-                method="e-process",
+                method="e-detector",
                 since_ms=known.first_ms,
                 now_ms=now_ms,
                 before=ones / max(everyone, 1),
                 after=own_ones / max(own, 1),
                 rows=own,
                 statistic=e_value,
-                limit=1.0 / self._settings.alpha,
+                limit=self._settings.run_length,
             )
         ]
 
 
-def _gains(one: bool, share: float, margin: float) -> NDArray[np.float64]:
+def _gains(one: bool, low: float, high: float, margin: float) -> NDArray[np.float64]:
     """Return float64[2, BETS]: the log of what each stake gains or loses by one label.
 
-    Bets that the chance of a one is above ``share + margin``, and below ``share - margin``; each
+    Bets that the chance of a one is above ``high + margin``, and below ``low - margin``; each
     such chance kept inside 0 and 1, where the bet on it cannot be lost whole.
     """
-    above, below = min(share + margin, 0.99), max(share - margin, 0.01)
+    above, below = min(high + margin, 0.99), max(low - margin, 0.01)
     # A fair price of one unit on an event of chance q pays 1 / q.
     up = (1.0 / above if one else 0.0) - 1.0
     down = (0.0 if one else 1.0 / (1.0 - below)) - 1.0

@@ -43,16 +43,20 @@ class Costs:
 class Budget:
     """How much of traffic may be alerted: declined or reviewed; and how much declined.
 
-    Raises ValueError where a share is out of its range.
+    Of the newest decisions, among which is fraud that nobody has told yet, ``surge`` times as much
+    may be. Raises ValueError where a figure is out of its range.
     """
 
     alert_share: float = 0.01
     decline_share: float = 0.005
+    surge: float = 3.0
 
     def __post_init__(self) -> None:
         """Refuse shares that no choice could follow."""
         if not 0.0 <= self.decline_share <= self.alert_share <= 1.0:
             raise ValueError("0 <= decline_share <= alert_share <= 1 must hold")
+        if not self.surge >= 1.0:
+            raise ValueError(f"surge must be 1 or more, not {self.surge}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,22 +103,34 @@ def choose_thresholds(
 
 
 def thresholds_within(
-    probabilities: NDArray[np.float64], decline_from: float, budget: Budget
+    probabilities: NDArray[np.float64],
+    decline_from: float,
+    budget: Budget,
+    newest: NDArray[np.float64] | None = None,
+    counts: NDArray[np.float64] | None = None,
 ) -> Thresholds:
     """Return the lowest thresholds that keep traffic of ``probabilities`` float64[m] in budget.
 
-    Declined is from ``decline_from`` on, which is what costs decided, or later where the budget
-    asks for it. Of equal probabilities all are taken or none.
+    Each row takes ``counts`` float64[m] of it, 0 to 1 and 1 where nothing is said: how likely it
+    is no fraud. Those of the ``newest`` decisions, float64[k], are to be within ``surge`` times
+    the budget, too. Declined is from ``decline_from`` on, which is what costs decided, or later
+    where the budget asks for it. Of equal probabilities all are taken or none.
     """
-    review = _lowest_within(probabilities, budget.alert_share)
-    decline = _lowest_within(probabilities, budget.decline_share)
+    review = _lowest_within(probabilities, budget.alert_share, counts)
+    decline = _lowest_within(probabilities, budget.decline_share, counts)
+    if newest is not None and len(newest):
+        review = max(review, _lowest_within(newest, min(1.0, budget.surge * budget.alert_share)))
     decline = max(decline, decline_from, review)
     return Thresholds(review=review, decline=decline)
 
 
-def _lowest_within(probabilities: NDArray[np.float64], share: float) -> float:
-    ranked = np.sort(probabilities)[::-1]
-    most = int(share * len(ranked))
+def _lowest_within(
+    probabilities: NDArray[np.float64], share: float, counts: NDArray[np.float64] | None = None
+) -> float:
+    order = np.argsort(-probabilities, kind="stable")
+    ranked = probabilities[order]
+    taken = np.cumsum(np.ones(len(ranked)) if counts is None else counts[order])
+    most = int(np.searchsorted(taken, share * len(ranked) + 1e-9, side="right"))
     if not most:
         return NEVER
     if most < len(ranked) and ranked[most] == ranked[most - 1]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -20,6 +21,21 @@ from trainer.expert import CELLS, KNOTS, UNKNOWN, ExpertError
 ROWS_MIN = 200
 _MOVED_MAX = 0.25  # standard deviations
 _KNOT_SCORE_MAX = 3.0  # the outermost knots, in standard deviations
+
+
+class Sample(NamedTuple):
+    """Recent decisions, float32[m, n] each and oldest first, by what they are for.
+
+    ``learnt`` is what layers are told fraud from, and ``held`` other rows, which thresholds and
+    gates are fitted to: a layer finds its own rows less suspicious than it will find the next.
+    Nobody called any of these fraud; ``held_is_good`` bool[m] says which were called good.
+    ``newest`` are the newest, whatever they are.
+    """
+
+    learnt: NDArray[np.float32]
+    held: NDArray[np.float32]
+    held_is_good: NDArray[np.bool_]
+    newest: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

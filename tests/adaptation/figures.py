@@ -15,7 +15,7 @@ LEVELS = (0.5, 0.8)
 HELD_MINUTES = 5.0
 BIN_MINUTES = 5
 HARM_RECALL = 0.05
-HARM_FALSE = 0.01  # of good payments: twice what is aimed at
+HARM_FALSE = 0.005  # of good payments: as much again as is aimed at
 
 
 def figures(stream: Stream, outcome: Outcome, static: Outcome | None) -> dict[str, Any]:
@@ -36,6 +36,7 @@ def figures(stream: Stream, outcome: Outcome, static: Outcome | None) -> dict[st
         "alert_share": _alert_share(alerted, outcome.scored, after, stream),
         "old_recall": _share(alerted[after & old]),
         "old_recall_static": _share(before.alerted[after & old]),
+        "old_recall_static_within": _within(before.scores, after & good, after & old),
         "attack_recall": _share(alerted[after & stream.is_attack]),
         "labels": outcome.labels,
         "attack_labels": outcome.points[-1].labels if outcome.points else 0,
@@ -64,12 +65,15 @@ def harmful_seconds(points: list[Point]) -> list[float]:
     """Return how long each spell lasted in which what served did harm, in seconds.
 
     Harm: of the old frauds that come next it misses more than HARM_RECALL beyond what the base
-    does, or of the good payments it alerts more than HARM_FALSE.
+    does, or of the good payments that come next it alerts more than HARM_FALSE beyond that.
     """
     spells: list[float] = []
     since: float | None = None
     for point in points:
-        harms = point.old < point.old_static - HARM_RECALL or point.false > HARM_FALSE
+        harms = (
+            point.old < point.old_static - HARM_RECALL
+            or point.false > point.false_static + HARM_FALSE
+        )
         if harms and since is None:
             since = point.minute
         if not harms and since is not None:
@@ -106,6 +110,11 @@ def _bins(
 
 def _share(flags: NDArray[np.bool_]) -> float:
     return round(float(flags.mean()), 5) if len(flags) else 0.0
+
+
+def _within(scores: NDArray[np.float64], good: NDArray[np.bool_], old: NDArray[np.bool_]) -> float:
+    """Return the recall of old fraud where FALSE_SHARE of good ones are alerted, in hindsight."""
+    return _share(scores[old] > np.quantile(scores[good], 1.0 - FALSE_SHARE))
 
 
 def _number(value: float) -> float | None:

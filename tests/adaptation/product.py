@@ -22,6 +22,7 @@ from trainer.label_watch import LabelWatch
 from trainer.labelled import ANALYST, CUSTOMER, FRAUD, LABEL, LEGITIMATE, Joined
 from trainer.learner import Learner, LearnerSettings
 from trainer.reading import Read
+from trainer.traffic import Sample
 
 REVIEW = int(decision_pb2.OUTCOME_REVIEW)
 NEVER_MS = 1 << 50
@@ -138,9 +139,9 @@ class Product:
             self.events.append(Event(now_ms, what, []))
         return bool(self._watch.stopped)
 
-    def _try(self, content: Any, traffic: NDArray[np.float32], now_ms: int) -> bool:
+    def _try(self, content: Any, traffic: Sample, now_ms: int) -> bool:
         candidate = bundle_of(content, self._base.packed, f"{self.name}-{self._swaps}")
-        gates = judge(candidate, self._champion, traffic, self._learner.old_frauds, GATES)
+        gates = judge(candidate, self._champion, traffic.held, self._learner.old_frauds, GATES)
         passed = all(gate.passed for gate in gates)
         layers = " and ".join(content.facts["learnt"]["layers"])
         what = f"promoted: {layers}" if passed else f"refused: {gates[-1].name}"

@@ -108,6 +108,8 @@ def _rows(many: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             row[what] = _spread([e[what] for e in each], len(each))
         losses = [e["old_recall_static"] - e["old_recall"] for e in each]
         row["old_recall_lost"] = _spread(losses, len(each))
+        losses = [e["old_recall_static_within"] - e["old_recall"] for e in each]
+        row["old_recall_lost_within"] = _spread(losses, len(each))
         row["swaps"] = _spread([len(e["swaps"]) for e in each], len(each))
         row["labels"] = _spread([e["labels"] for e in each], len(each))
         row["cpu_s"] = _spread([e["cpu_s"] for e in each], len(each))
@@ -149,6 +151,7 @@ def columns(attack: str) -> list[tuple[str, str, int, float]]:
         ("false alerts, % of good", "false_share", 2, 100.0),
         ("old-fraud recall, %", "old_recall", 1, 100.0),
         ("points lost", "old_recall_lost", 1, 100.0),
+        ("points lost against the base at 0.5 %", "old_recall_lost_within", 1, 100.0),
     ]
     if attack in (*CAUGHT, "F"):
         return [

@@ -33,16 +33,18 @@ class Point:
     old: float  # recall of the old frauds that come next, at the threshold that serves
     old_static: float  # the same of the base
     false: float  # share of the good payments that come next which would be alerted
+    false_static: float  # the same of the base
 
 
 @dataclass(slots=True)
 class Outcome:
-    """A finished run: points, swaps in minutes, and what was alerted, bool[m]."""
+    """A finished run: points, swaps in minutes; what was alerted, bool[m], and each score."""
 
     points: list[Point] = field(default_factory=list)
     swaps: list[float] = field(default_factory=list)
     alerted: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     scored: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     labels: int = 0
     cpu_s: float = 0.0
 
@@ -70,6 +72,7 @@ class Run:
         stream, system = self._stream, self._system
         out = Outcome(alerted=np.zeros(len(stream.rows), np.bool_))
         out.scored = np.ones(len(stream.rows), np.bool_)
+        out.scores = np.zeros(len(stream.rows))
         times = stream.rows["time_ms"]
         ticks = np.arange(stream.scale.stream_ms + TICK_MS, stream.scale.end_ms + 1, TICK_MS)
         stops = np.searchsorted(times, ticks)
@@ -77,7 +80,7 @@ class Run:
         for tick, (now_ms, stop) in enumerate(zip(ticks.tolist(), stops.tolist(), strict=True)):
             scores = system.score(np.arange(first, stop))
             out.alerted[first:stop] = scores >= system.threshold
-            out.scored[first:stop] = ~np.isnan(scores)
+            out.scored[first:stop], out.scores[first:stop] = ~np.isnan(scores), scores
             system.serve(first, stop, scores)
             self._schedule(first, stop, out.alerted[first:stop])
             changed = system.learn(self._told(tick), now_ms)
@@ -141,6 +144,7 @@ class Run:
                 _share(scores > threshold_at), _share(system.score(old) >= system.threshold),
                 _share(static.score(old) >= static.threshold),
                 _share(good_scores >= system.threshold),
+                _share(static.score(good) >= static.threshold),
             )
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SERVER_CPU, CLIENT_CPU = "0", "1"
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0  # kernels may be compiled first
 WORLD_DAYS = 20
 WORLD_CUSTOMERS = 2_000
 TICKS = os.sysconf("SC_CLK_TCK")
