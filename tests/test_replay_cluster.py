@@ -146,8 +146,8 @@ def live(cluster: Cluster, sites: Sequence[Site], bundles: Sequence[Bundle]) -> 
             scorers[number] = site.scorer(pending_max=60 if step in BEHIND else 4_096)
         if step in (BEHIND.start, BEHIND.stop):
             scorers = [each.scorer(pending_max=60) for each in sites]
-            number_of = signal.SIGSTOP if step == BEHIND.start else signal.SIGCONT
-            cluster.signal("fold-0", number_of)
+            is_first = step == BEHIND.start
+            cluster.signal("fold-0", signal.SIGSTOP if is_first else signal.SIGCONT)
         chosen = scorers[number]
         if step % 20 in (3, 4):
             chosen = site.scorer(full_ms=1e9) if step % 20 == 3 else site.scorer(NoStates())

@@ -144,6 +144,8 @@ class _Run:
 
     def _wanted(self, journal: Journal) -> list[int]:
         """Return the numbers of the decisions of this share; second ones count as repeats."""
+        if not len(journal.positions):
+            return []
         owners = np.searchsorted(journal.positions, journal.decided["position"] - 1)
         owners[owners == len(journal.positions)] = 0
         there = journal.positions[owners] == journal.decided["position"] - 1
