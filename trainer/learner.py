@@ -27,7 +27,7 @@ from trainer.reading import Read
 from trainer.renew import Recent, renew
 from trainer.residual import ResidualRows, ResidualSettings, fit_residual
 from trainer.thresholds import Budget
-from trainer.traffic import ROWS_MIN, Sample, prepare_traffic
+from trainer.traffic import ROWS_MIN, Past, Sample, prepare_traffic
 from trainer.train import TrainingError
 
 
@@ -50,14 +50,12 @@ class LearnerSettings:
 
 
 class Learner:
-    """Learns on top of ``champion``; ``old_frauds`` float32[k, n] are replayed to each residual."""
+    """Learns on top of ``champion``; the ``past`` is replayed to each residual."""
 
-    def __init__(
-        self, champion: Content, old_frauds: NDArray[np.float32], settings: LearnerSettings
-    ) -> None:
+    def __init__(self, champion: Content, past: Past, settings: LearnerSettings) -> None:
         width = len(champion.feature_names)
         self.champion = champion
-        self.old_frauds = old_frauds
+        self.past = past
         self.joins = Joins(width, settings.joins)
         self.lessons = Lessons(settings.lessons_max, width)
         self._settings = settings
@@ -203,11 +201,11 @@ class Learner:
         return waited and frauds != self._learnt and frauds >= self._settings.residual.frauds_min
 
     def _residual(self, lessons: Joined, traffic: NDArray[np.float32]) -> Trees | None:
-        """Learn from confirmed frauds, old ones, confirmed good payments and presumed good ones."""
-        frauds = np.concatenate([lessons[lessons.is_fraud].vectors, self.old_frauds])
+        """Learn from confirmed frauds and good payments, presumed good ones, and the past."""
+        frauds = np.concatenate([lessons[lessons.is_fraud].vectors, self.past.frauds])
         known_good = lessons[~lessons.is_fraud].vectors
         drawn = traffic[: self._settings.good_per_fraud * len(frauds)]
-        features = np.concatenate([frauds, known_good, drawn])
+        features = np.concatenate([frauds, known_good, drawn, self.past.good])
         is_fraud = np.arange(len(features)) < len(frauds)
         share = max(len(drawn) / max(len(self.joins.ring), 1), 1e-3)
         rows = ResidualRows(

@@ -38,6 +38,22 @@ class Sample(NamedTuple):
     newest: NDArray[np.float32]
 
 
+class Past(NamedTuple):
+    """Payments of before that are not to be forgotten, float32[m, n] each: frauds, and good ones.
+
+    Of the same time: told from good payments of now alone, old frauds would teach what has changed
+    since, and not what fraud is.
+    """
+
+    frauds: NDArray[np.float32]
+    good: NDArray[np.float32]
+
+
+def no_past(width: int) -> Past:
+    """Return a past that holds nothing, of ``width`` features."""
+    return Past(np.zeros((0, width), np.float32), np.zeros((0, width), np.float32))
+
+
 @dataclass(frozen=True, slots=True)
 class Traffic:
     """Recent traffic, made ready once for many experts.

@@ -23,7 +23,7 @@ from featurizer.features import SCHEMA_VERSION
 from fraudsvc.models_command import ModelsOptions, run_models
 from tests.bench.claims import claim
 from tests.bench.serving import CLIENT_CPU, SERVER_CPU, make_bundle, started
-from tests.conftest import Connected, Payments, connected
+from tests.conftest import Connected, Payments, connected, score_patiently
 from tests.live_loop import APPROVE, attack
 from trainer.bundle import load_content, write_bundle
 from trainer.shelf import Shelf
@@ -55,7 +55,7 @@ class Seen:
     def score(self, number: int | None = None) -> tuple[str, int]:
         """Score a payment, or one of the attack; return its id and the outcome."""
         made = self.payments.one() if number is None else attack(self.payments, number)
-        told = self.client.stub.Score(pb.ScoreRequest(transaction=made), timeout=CALL_S).assessment
+        told = score_patiently(self.client, pb.ScoreRequest(transaction=made))
         self.first.setdefault(told.model_version, time.monotonic())
         self.last = told.model_version
         return made.transaction_id, told.outcome
