@@ -9,7 +9,7 @@ SETUP_STAMP := .venv/.setup
 PIP := $(PY) -m pip --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check lint test demo bench adaptation drills torture stubs requirements
+.PHONY: help setup check lint audit test demo bench ladder adaptation drills torture stubs requirements
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
@@ -31,7 +31,7 @@ $(SETUP_STAMP): requirements.txt pyproject.toml
 	    { echo "$$said" >&2; exit 1; }
 	@touch $@
 
-check: setup lint ## lint, format, strict types, the contract's stubs, the layout
+check: setup lint audit ## lint, types, stubs, layout, and what is known of security
 	@$(PY) -m pytest tests/test_stubs.py tests/test_layout.py
 
 lint: setup
@@ -41,6 +41,11 @@ lint: setup
 	@if command -v buf >/dev/null; then buf lint protos && echo "buf: no finding"; \
 	    else echo "buf is not installed: its lint was skipped"; fi
 
+audit: setup ## look for insecure code, and for dependencies with known weaknesses
+	@$(PY) -m bandit --quiet --configfile pyproject.toml --recursive \
+	    featurizer trainer fraudsvc loadgen deploy
+	@$(PY) -m tests.audit
+
 test: setup ## run every test
 	@$(PY) -m pytest
 
@@ -49,6 +54,9 @@ demo: setup ## make a world, train, start every role, score; KEEP=1 leaves it ru
 
 bench: setup ## measure every stated speed, into bench.json; ONLY="model kernel" picks some
 	@$(PY) -m tests.bench $(ONLY)
+
+ladder: setup ## one decision from the naive way to ours, step by step, into docs/ladder.md
+	@$(PY) -m tests.ladder $(ARGS)
 
 adaptation: setup ## how fast a new attack is caught, beside other systems; ARGS="--seeds 2"
 	@$(PY) -m tests.adaptation $(ARGS)

@@ -23,6 +23,7 @@ class Topic(IntEnum):
     FEEDBACK = 4
     MODELS = 5
     DEAD_LETTERS = 6
+    AUDIT = 7
 
 
 class Entry(NamedTuple):

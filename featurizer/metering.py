@@ -37,14 +37,15 @@ METHODS = ("Score", "ScoreBatch", "ReportLabels", "GetDecision")
 # The codes of gRPC that a call can end with here.
 CODES = (
     "OK", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION",
-    "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "INTERNAL", "OTHER",
+    "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "INTERNAL", "UNAUTHENTICATED",
+    "PERMISSION_DENIED", "OTHER",
 )  # fmt: skip
 OUTCOMES = ("approve", "review", "decline")
 RUNGS = ("full", "partial", "rules_only")
 STEP_LABELS = ("accept", "snapshot", "view", "model", "policy")
 CONSUMERS = ("featurizer", "trainer", "console", "relay", "split", "fold")
 SOURCES = ("chargeback", "analyst", "customer", "issuer")
-VERDICTS = ("fraud", "legitimate")
+VERDICTS = ("fraud", "legitimate", "unclear", "retracted")
 CHANGES = (
     "promoted", "refused", "rolled_back", "pinned", "unpinned", "canary", "learning_stopped",
     "learning_resumed", "alarmed", "reporter_distrusted", "reporter_trusted", "measured", "loaded",
@@ -88,6 +89,8 @@ METRICS = (
     Metric("fraud_spans_total", "counter", "1", "spans, by what became of them",
            {"what": ("built", "received", "sent", "dropped")}),
     Metric("fraud_readmodel_rows", "gauge", "1", "decisions in the read model"),
+    Metric("fraud_certificate_expiry_seconds", "gauge", "s",
+           "when the certificate of the gRPC port ends, since 1970; 0 without TLS"),
 )  # fmt: skip
 BY_NAME = {row.name: row for row in METRICS}
 

@@ -1,13 +1,14 @@
 """Where states are: what a store's URL says.
 
-Owns the URL of states that are spread over partitions. Must not open anything.
+Owns the URL of states that are spread over partitions. Opens nothing but the file of a password.
 """
 
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from featurizer.features import SCHEMA_VERSION
 from featurizer.redis_nodes import RedisSettings
@@ -37,7 +38,9 @@ def store_place(url: str) -> StorePlace:
 
     Those are ``lmdb://DIR?partitions=P&inputs=I``, a replica of this host, or
     ``redis://[USER:PASSWORD@]HOST:PORT[,HOST:PORT...]/PREFIX?partitions=P&inputs=I``, to which
-    the fields of RedisSettings may be added. Raises ValueError, naming what is wrong.
+    the fields of RedisSettings may be added, ``ca_file`` (PEM; for ``rediss://``), and
+    ``password_file``, which holds the password of the URL's USER alone. Raises ValueError, naming
+    what is wrong, and OSError where that file cannot be read.
     """
     base, _, query = url.partition("?")
     given = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
@@ -59,7 +62,15 @@ def _redis_settings(base: str, given: dict[str, str]) -> RedisSettings:
     scheme, _, rest = base.partition("://")
     place, _, prefix = rest.partition("/")
     user, at, hosts = place.rpartition("@")
-    urls = tuple(f"{scheme}://{user}{at}{host}" for host in hosts.split(","))
+    if path := given.pop("password_file", ""):
+        if not user or ":" in user:
+            raise ValueError("password_file wants USER@ before the host, and no password there")
+        user += ":" + quote(Path(path).read_text(encoding="utf-8").rstrip("\n"), safe="")
+    trusted = given.pop("ca_file", "")
+    if trusted and scheme != "rediss":
+        raise ValueError("ca_file wants rediss://")
+    ending = f"?ssl_ca_certs={quote(trusted)}" if trusted else ""
+    urls = tuple(f"{scheme}://{user}{at}{host}{ending}" for host in hosts.split(","))
     numbers: dict[str, Any] = {each.name: each.type for each in fields(RedisSettings)}
     settings: dict[str, Any] = {"prefix": unquote(prefix)} if prefix else {}
     for name, text in given.items():

@@ -71,7 +71,7 @@ def messages_of(
     names = {topic: settings.topic(name) for topic, name in TOPIC_OF.items()}
     found: dict[Partition, list[Message]] = {}
     for i, (topic, key) in enumerate(zip(batch.topics.tolist(), batch.keys.tolist(), strict=True)):
-        alone = topic in (Topic.MODELS, Topic.DEAD_LETTERS)
+        alone = topic in (Topic.MODELS, Topic.DEAD_LETTERS, Topic.AUDIT)
         at = (names[Topic(topic)], 0 if alone else partition_of(key, settings.event_partitions))
         header = headers[i * width : (i + 1) * width]
         traced = kept.get(i + 1 if topic == Topic.TRANSACTIONS else i) if kept else None

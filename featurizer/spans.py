@@ -80,7 +80,7 @@ ATTRIBUTES = (
     Attribute("fraud.model.version", "Score, train, gate, swap", "the bundle"),
     Attribute("fraud.policy.version", "Score", "digest of the policy"),
     Attribute("fraud.append.measured", "append", "false where its end is not known any more"),
-    Attribute("fraud.label.verdict", "ReportLabels", "fraud or legitimate"),
+    Attribute("fraud.label.verdict", "ReportLabels", "fraud, legitimate, unclear, retracted"),
     Attribute("fraud.label.source", "ReportLabels", "who said so"),
     Attribute("fraud.labels", "train", "labels that were new in the run, linked or not"),
     Attribute("fraud.layers", "train", "what was learnt"),

@@ -53,6 +53,7 @@ TOPICS = (
     TopicRow("stream-progress", "partition", "events", FOREVER_MS, True, "stream"),
     TopicRow("models", "-", "one", FOREVER_MS, False, "scorer, console"),
     TopicRow("dead-letters", "-", "one", 90 * DAY_MS, False, "console, dead-letters"),
+    TopicRow("audit", "-", "one", FOREVER_MS, False, "console"),
 )
 
 # Where an entry of the journal goes.
@@ -63,4 +64,5 @@ TOPIC_OF = {
     Topic.FEEDBACK: "feedback",
     Topic.MODELS: "models",
     Topic.DEAD_LETTERS: "dead-letters",
+    Topic.AUDIT: "audit",
 }

@@ -20,7 +20,9 @@ from featurizer.hashing import SECRET_BYTES
 from featurizer.kafka_settings import kafka_settings
 from featurizer.places import store_place
 from featurizer.telemetry import telemetry
+from fraudsvc.callers_command import add_caller_options, caller_arguments, caller_options
 from fraudsvc.calls import ScorerSettings
+from fraudsvc.client.command import add_client
 from fraudsvc.console.command import add_console
 from fraudsvc.contract import ContractSettings
 from fraudsvc.look_back import Defaults, add_commands
@@ -92,10 +94,12 @@ def _options(args: argparse.Namespace) -> ServeOptions:
             threads=args.threads, calls_max=args.calls_max, wait_ms_max=args.wait_ms_max,
             reflection=args.reflection,
         ),
+        callers=caller_options(args),
     )  # fmt: skip
 
 
 def _serve(args: argparse.Namespace) -> int:
+    caller_options(args)  # before workers are started, over and over
     if args.workers > 1:
         if args.address.endswith(":0"):
             raise ValueError("several workers share one port: --address needs its number")
@@ -110,7 +114,9 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _up(args: argparse.Namespace) -> int:
+    caller_options(args)
     extra = ["--max-age-days", str(args.max_age_days), "--budget-ms", str(args.budget_ms)]
+    extra += caller_arguments(args)
     return up(
         UpOptions(
             data=args.data, address=args.address, workers=args.workers, pin=args.pin,
@@ -126,6 +132,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         parser.add_argument(
             flag, default=os.environ.get(variable, default), help=f"{meaning} ({variable})"
         )
+    add_caller_options(parser, os.environ)
     parser.add_argument("--workers", type=int, default=1, help="processes that share the port")
     parser.add_argument("--pin", action="store_true", help="give each worker a core of its own")
     parser.add_argument("--cpus", default="", help="cores for this worker, such as 0,1")
@@ -154,6 +161,7 @@ def _add_up(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--console", default=os.environ.get("FRAUD_CONSOLE", "127.0.0.1:8080"),
         help='where the console serves HTTP; "" for none (FRAUD_CONSOLE)',
     )  # fmt: skip
+    add_caller_options(parser, os.environ)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--pin", action="store_true")
     parser.add_argument("--max-age-days", type=int, default=90)
@@ -323,9 +331,13 @@ def main() -> int:
     _add_dead_letters(commands)
     _add_models(commands)
     add_console(commands, os.environ)
+    add_client(commands, os.environ)
     _add_look_back(commands)
     args = parser.parse_args()
     try:
+        if "text" in args:
+            print(args.text(args))
+            return 0
         return int(args.run(args))
     except (ValueError, OSError, BundleError, LogError, PolicyError) as error:
         print(f"error: {error}", file=sys.stderr)

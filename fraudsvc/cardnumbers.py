@@ -85,6 +85,11 @@ def looks_like_card_number(text: str) -> bool:
     return any(_groups_hold(run.group()) for run in _RUNS.finditer(text))
 
 
+def holds_card_number(data: bytes) -> bool:
+    """Return whether a file's bytes contain what looks like a card number."""
+    return may_hold(data) and looks_like_card_number(data.decode(errors="replace"))
+
+
 def _groups_hold(run: str) -> bool:
     """Look at every stretch of whole groups: "12-4111 1111 1111 1111" holds one after the 12."""
     groups = run.replace("-", " ").split(" ")

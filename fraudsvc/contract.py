@@ -78,7 +78,7 @@ _ENUMS = {
     "transaction.cvv_result": 3,
     "transaction.authorization_result": 2,
 }
-_LABEL_ENUMS = {"label.verdict": 2, "label.source": 4}
+_LABEL_ENUMS = {"label.verdict": 4, "label.source": 4}
 
 _TEXT_PATHS = tuple(_TEXTS)
 _EVENT_TIME = "transaction.event_time"

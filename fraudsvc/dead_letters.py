@@ -58,6 +58,12 @@ def letter_of(number: int, letters: Sequence[Letter]) -> Letter:
     raise LogError(f"there is no dead letter {number}")
 
 
+def refuse_secret(letter: Letter) -> None:
+    """Raise LogError for a letter whose record must not be sent again as it is."""
+    if letter.content.reason in SECRET_REASONS:
+        raise LogError("it holds what looks like a card number: whoever sent it must mend it")
+
+
 def resent_note(letter: Letter, author: str, offset: int) -> bytes:
     """Return what is noted of a letter that was sent again, as ``offset``."""
     note = dead_letter_pb2.DeadLetter()
@@ -96,8 +102,7 @@ class DeadLetters:
 
     async def resend(self, letter: Letter, author: str) -> int:
         """Send a letter's record again, to where it was; return its new offset."""
-        if letter.content.reason in SECRET_REASONS:
-            raise LogError("it holds what looks like a card number: whoever sent it must mend it")
+        refuse_secret(letter)
         record = await self.record(letter)
         at, _ = letter.place
         producer = Producer(self.kafka)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from featurizer.eventlog import Entry, EventLog, LogError, Topic
-from fraudsvc.dead_letters import Letter, joined_letters, letter_of, resent_note
+from fraudsvc.dead_letters import Letter, joined_letters, letter_of, refuse_secret, resent_note
 
 READ_BYTES = 4 << 20
 
@@ -38,6 +38,7 @@ class LocalDeadLetters:
 
     def resend(self, letter: Letter, author: str) -> int:
         """Append a letter's label again; return its new position."""
+        refuse_secret(letter)
         [frame, _] = self._log.append([[self.record(letter)]])
         note = resent_note(letter, author, frame + 1)
         self._log.append([[Entry(Topic.DEAD_LETTERS, 0, note)]])

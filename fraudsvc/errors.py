@@ -81,6 +81,21 @@ REASONS: dict[str, ReasonSpec] = {
         "there is no such decision on this host",
         "the id is well formed, and the log does not hold it or no longer does",
     ),
+    "UNAUTHENTICATED": ReasonSpec(
+        code_pb2.UNAUTHENTICATED,
+        "nobody is named by a certificate or a token that is good",
+        "callers are told apart, and the call has neither a certificate nor a good token",
+    ),
+    "NOT_ALLOWED": ReasonSpec(
+        code_pb2.PERMISSION_DENIED,
+        "the caller may not call this method",
+        "the caller is unknown to the file of callers, or lacks the method's role",
+    ),
+    "RATE_LIMITED": ReasonSpec(
+        code_pb2.RESOURCE_EXHAUSTED,
+        "more calls than this caller may make; wait and send again",
+        "the caller's rate in the file of callers is used up",
+    ),
     "OVERLOADED": ReasonSpec(
         code_pb2.RESOURCE_EXHAUSTED,
         "too many calls at once; wait and send again",

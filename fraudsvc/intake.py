@@ -67,6 +67,7 @@ class Intake:
             message = transaction_pb2.Transaction.FromString(data)
         except DecodeError:
             raise ServiceError("MALFORMED_MESSAGE") from None
+        message.DiscardUnknownFields()  # nobody looked at them, so they are not kept
         violations = self._checker.check(message, now_ms, record)
         if violations:
             raise refusal("INVALID_TRANSACTION", violations)

@@ -16,6 +16,9 @@ from fraudsvc.errors import item_error, refusal
 from fraudsvc.journal_tail import JournalTail
 from fraudsvc.ledger import Ledger
 
+# What features count. What is taken back stays counted until another verdict takes its place.
+_COUNTED = (label_pb2.VERDICT_FRAUD, label_pb2.VERDICT_LEGITIMATE)
+
 
 class Labels:
     """Turns labels into frames of the log."""
@@ -36,6 +39,7 @@ class Labels:
         frames: list[list[Entry]],
     ) -> fraud_service_pb2.LabelResult:
         """Check one label, join it to its transaction and add its frame to ``frames``."""
+        label.DiscardUnknownFields()  # nobody looked at them, so they are not kept
         violations = self._checker.check_label(label, now_ms)
         if violations:
             return fraud_service_pb2.LabelResult(
@@ -49,6 +53,8 @@ class Labels:
         feedback = None if frame is None else self._ledger.transaction(frame, identity)
         if feedback is None:
             return fraud_service_pb2.LabelResult(status=fraud_service_pb2.LABEL_STATUS_UNMATCHED)
+        if label.verdict not in _COUNTED:
+            return fraud_service_pb2.LabelResult(status=fraud_service_pb2.LABEL_STATUS_APPLIED)
         feedback["kind"] = Kind.FEEDBACK
         feedback["verdict"] = label.verdict
         feedback["label_source"] = label.source

@@ -7,13 +7,15 @@ it with a reason.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fraud.v1 import model_event_pb2
 
 from featurizer.eventlog import Entry, EventLog, Topic
+from fraudsvc.cardnumbers import looks_like_card_number
 from fraudsvc.models_report import (
     Row,
     print_change,
@@ -57,16 +59,23 @@ def run_models(
         before, after = (
             read_manifest(shelf.path(each), options.public_key) for each in _names(names, 2)
         )
-        print_difference(before, after)
+        print_difference(before, after, differences(before, after))
     else:
-        _change(action, names, options, shelf, log)
+        print_change(action, *change(action, names, options, log))
 
 
-def _change(
-    action: str, names: Sequence[str], options: ModelsOptions, shelf: Shelf, log: EventLog | None
-) -> None:
+def change(
+    action: str, names: Sequence[str], options: ModelsOptions, log: EventLog | None
+) -> tuple[str, str]:
+    """Promote, roll back, pin, unpin or trust; return what is served now, and what was before.
+
+    Raises BundleError, LogError, and ValueError where there is no reason or no such action.
+    """
+    shelf = Shelf(options.models, options.bundle)
     if not options.reason or log is None:
         raise ValueError(f"models {action} wants a --reason and a log to put it on")
+    if looks_like_card_number(options.reason):
+        raise ValueError("--reason looks like a card number, and would stand on the log")
     before = shelf.served() or ""
     if action in ("promote", "rollback"):
         target = _names(names, 1)[0] if names or action == "promote" else _previous(log, before)
@@ -91,7 +100,14 @@ def _change(
         event.alarms.add(subject=_names(names, 1)[0])
     event.event_time.FromMilliseconds(time.time_ns() // 1_000_000)
     log.append([[Entry(Topic.MODELS, 0, event.SerializeToString())]])
-    print_change(action, target, before)
+    return target, before
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return what differs between two manifests, digests left out: name, before, after."""
+    names = sorted(before.keys() | after.keys())
+    pairs = [(name, before.get(name), after.get(name)) for name in names]
+    return [row for row in pairs if row[1] != row[2] and row[0] not in ("bundle_id", "files")]
 
 
 def _names(names: Sequence[str], count: int) -> Sequence[str]:

@@ -48,11 +48,11 @@ def print_manifest(manifest: Mapping[str, Any]) -> None:
     Console().print_json(json.dumps(manifest), sort_keys=True)
 
 
-def print_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Print what differs between two manifests, digests left out."""
+def print_difference(
+    before: Mapping[str, Any], after: Mapping[str, Any], rows: Sequence[tuple[str, Any, Any]]
+) -> None:
+    """Print what differs between two manifests."""
     table = Table("", str(before["bundle_id"]), str(after["bundle_id"]))
-    for name in sorted(before.keys() | after.keys()):
-        old, new = before.get(name), after.get(name)
-        if old != new and name not in ("bundle_id", "files"):
-            table.add_row(name, json.dumps(old, indent=1), json.dumps(new, indent=1))
+    for name, old, new in rows:
+        table.add_row(name, json.dumps(old, indent=1), json.dumps(new, indent=1))
     Console().print(table)

@@ -323,10 +323,10 @@ class Scorer:
 
     def _trace(self, call: Call) -> tuple[bytes, bytes]:
         """Return the trace id, b"" for a new one, and a Decision's last fields."""
-        if not call.traceparent:
+        trace_id = trace_id_of(call.traceparent) if call.traceparent else b""
+        if not trace_id:  # what is no traceparent is not kept either, whatever it says
             return b"", self._origin
-        origin = origin_of(call.traceparent, self._settings.name)
-        return trace_id_of(call.traceparent), origin
+        return trace_id, origin_of(call.traceparent, self._settings.name)
 
     def _append_all(self, kept: Sequence[Kept]) -> None:
         """Append what was decided in one frame, and let each have its last word.

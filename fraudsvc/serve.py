@@ -33,7 +33,11 @@ from featurizer.metering import CallMeter, Meters
 from featurizer.places import StorePlace
 from featurizer.store import StoreError
 from fraudsvc.archive import Archive
+from fraudsvc.callers.certificates import Certificates
+from fraudsvc.callers.gate import Gate
+from fraudsvc.callers_command import CallerOptions
 from fraudsvc.calls import ScorerSettings
+from fraudsvc.cardnumbers import holds_card_number
 from fraudsvc.contract import ContractSettings
 from fraudsvc.journal_tail import JournalTail
 from fraudsvc.models import BundleFile, read_key
@@ -41,7 +45,7 @@ from fraudsvc.noted_log import NotedLog
 from fraudsvc.policy import PolicyFile
 from fraudsvc.practice import practise
 from fraudsvc.scorer import Scorer
-from fraudsvc.server import Server, ServerSettings
+from fraudsvc.server import Guard, Server, ServerSettings
 from fraudsvc.shared_tail import SharedTail, compile_kernels
 from fraudsvc.supervisor import Change, Role, Supervisor
 from fraudsvc.tail import local_tail
@@ -75,6 +79,7 @@ class ServeOptions:
     contract: ContractSettings = field(default_factory=ContractSettings)
     scorer: ScorerSettings = field(default_factory=ScorerSettings)
     server: ServerSettings = field(default_factory=ServerSettings)
+    callers: CallerOptions = field(default_factory=CallerOptions)
 
 
 def _wait_for_store(store: FollowedStore, stopping: threading.Event) -> None:
@@ -128,10 +133,35 @@ def _follow(log: EventLog, options: ServeOptions) -> _Followed:
     return _Followed(tail, index, states)
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Who may come in, and what has to be looked at now and then for it."""
+
+    guard: Guard
+    certificates: Certificates | None = None
+
+    @classmethod
+    def open(cls, options: CallerOptions) -> _Entry:
+        if options.tls is None:
+            return cls(Guard())
+        certificates = Certificates(options.tls, _log.warning)
+        gate = None
+        if options.callers is not None:
+            gate = Gate(options.callers, lambda e: _log.error("callers refused: %s", e))
+        return cls(Guard(certificates.credentials(), gate), certificates)
+
+    def poll(self, meters: Meters) -> None:
+        if self.guard.gate is not None:
+            self.guard.gate.poll()
+        if self.certificates is not None:
+            meters.put("fraud_certificate_expiry_seconds", value=self.certificates.until_s)
+
+
 def serve(options: ServeOptions, meters: Meters) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status. Calls are counted in ``meters``."""
     if options.cpus:
         os.sched_setaffinity(0, options.cpus)
+    entry = _Entry.open(options.callers)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
@@ -143,6 +173,8 @@ def serve(options: ServeOptions, meters: Meters) -> int:
     policy = PolicyFile(
         options.policy, INDEX, lambda e: _log.error("policy refused: %s", e),
         on_load=archive.keep_policy,
+        # Where own ids look like card numbers, lists of them may too.
+        holds_secret=lambda data: not options.contract.exempt_fields and holds_card_number(data),
     )  # fmt: skip
     bundle = BundleFile(
         options.bundle, read_key(options.public_key), lambda e: _log.error("bundle refused: %s", e),
@@ -155,7 +187,7 @@ def serve(options: ServeOptions, meters: Meters) -> int:
     )  # fmt: skip
     practise(policy.current)
     _wait_for_store(followed.index, stopping)
-    server = Server(scorer, options.address, options.server, CallMeter(meters).note)
+    server = Server(scorer, options.address, options.server, CallMeter(meters).note, entry.guard)
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
@@ -169,6 +201,7 @@ def serve(options: ServeOptions, meters: Meters) -> int:
         bundle.poll()
         told = _tell_loaded(log, bundle, options.scorer.name, told)
         followed.poll()
+        entry.poll(meters)
     server.stop()
     log.close()
     followed.close()

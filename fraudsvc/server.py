@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent import futures
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 from fraud.v1 import fraud_service_pb2 as pb
@@ -20,6 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from fraudsvc.answers import field
+from fraudsvc.callers.gate import Gate
 from fraudsvc.calls import Call
 from fraudsvc.errors import ServiceError, abort, code_of, from_exception
 from fraudsvc.requests import read_batch, read_score
@@ -50,9 +51,18 @@ class ServerSettings:
     message_bytes_max: int = 4 << 20
     score_bytes_max: int = 16 << 10
     metadata_bytes_max: int = 8 << 10
+    connections_max: int = 4_096
+    handshake_s_max: float = 10.0
     linger_s: float = 0.25
     drain_s: float = 5.0
     reflection: bool = False
+
+
+class Guard(NamedTuple):
+    """What stands before the methods: TLS, and who may call. None is anyone, in clear."""
+
+    credentials: grpc.ServerCredentials | None = None
+    gate: Gate | None = None
 
 
 class _Arrivals(futures.ThreadPoolExecutor):
@@ -179,14 +189,54 @@ def _answering(
     return run
 
 
-def _handlers(servicer: Servicer, note: Note = lambda *_: None) -> grpc.GenericRpcHandler:
+def _admitting(name: str, method: Callable[[Any, Any], Any], gate: Gate | None) -> Any:
+    """Return the method for those who may call it; without a gate the method itself."""
+    if gate is None:
+        return method
+
+    def run(request: Any, context: Any) -> Any:
+        gate.admit(name, context)
+        return method(request, context)
+
+    return run
+
+
+class _OperatorsOnly(grpc.ServerInterceptor):
+    """Keeps what is beside the service and its health, reflection, to those who may operate."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def intercept_service(
+        self, continuation: Callable[[Any], Any], handler_call_details: Any
+    ) -> Any:
+        handler = continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith((f"/{SERVICE}/", f"/{health.SERVICE_NAME}/")):
+            return handler
+
+        def run(requests: Any, context: Any) -> Any:
+            try:
+                self._gate.admit(method, context)
+            except ServiceError as error:
+                abort(context, error)
+            yield from handler.stream_stream(requests, context)
+
+        return grpc.stream_stream_rpc_method_handler(
+            run, handler.request_deserializer, handler.response_serializer
+        )
+
+
+def _handlers(
+    servicer: Servicer, note: Note = lambda *_: None, gate: Gate | None = None
+) -> grpc.GenericRpcHandler:
     messages: dict[str, tuple[Callable[..., Any], type[Message]]] = {
         "ReportLabels": (servicer.report_labels, pb.ReportLabelsRequest),
         "GetDecision": (servicer.get_decision, pb.GetDecisionRequest),
     }
     handlers: dict[str, Any] = {
         name: grpc.unary_unary_rpc_method_handler(
-            _answering(name, method, servicer, note),
+            _answering(name, _admitting(name, method, gate), servicer, note),
             request_deserializer=_reader(message),
             response_serializer=lambda response: response.SerializeToString(),
         )
@@ -195,7 +245,7 @@ def _handlers(servicer: Servicer, note: Note = lambda *_: None) -> grpc.GenericR
     # Without a deserialiser and a serialiser bytes come in and bytes go out.
     for name, by_bytes in (("Score", servicer.score), ("ScoreBatch", servicer.score_batch)):
         handlers[name] = grpc.unary_unary_rpc_method_handler(
-            _answering(name, by_bytes, servicer, note)
+            _answering(name, _admitting(name, by_bytes, gate), servicer, note)
         )
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
@@ -212,27 +262,41 @@ class Server:
         address: str,
         settings: ServerSettings,
         note: Note = lambda *_: None,
+        guard: Guard | None = None,
     ) -> None:
         self._settings = settings
+        guard = guard or Guard()
         arrivals = _Arrivals(settings.threads)
         options = [
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.message_bytes_max),
             ("grpc.max_metadata_size", settings.metadata_bytes_max),
+            # Between the two grpc refuses by chance.
+            ("grpc.absolute_max_metadata_size", settings.metadata_bytes_max),
             ("grpc.max_concurrent_streams", settings.streams_max),
+            ("grpc.max_allowed_incoming_connections", settings.connections_max),
+            ("grpc.server_handshake_timeout_ms", int(settings.handshake_s_max * 1000)),
         ]
+        interceptors: list[Any] = []
+        if guard.gate is not None and settings.reflection:
+            interceptors.append(_OperatorsOnly(guard.gate))
         self._server = grpc.server(
-            arrivals, options=options, maximum_concurrent_rpcs=settings.calls_max
-        )
+            arrivals, options=options, maximum_concurrent_rpcs=settings.calls_max,
+            interceptors=interceptors,
+        )  # fmt: skip
         servicer = self._servicer = Servicer(scorer, arrivals, settings)
-        self._server.add_generic_rpc_handlers((_handlers(servicer, note),))
+        self._server.add_generic_rpc_handlers((_handlers(servicer, note, guard.gate),))
         self._health = health.HealthServicer(experimental_non_blocking=True)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         if settings.reflection:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
-        self.port: int = self._server.add_insecure_port(address)
+        self.port: int = (
+            self._server.add_insecure_port(address)
+            if guard.credentials is None
+            else self._server.add_secure_port(address, guard.credentials)
+        )
 
     def start(self) -> None:
         """Open the port and say so in health."""

@@ -18,7 +18,7 @@ from rich.console import Console
 from fraudsvc.supervisor import Change, Role, State, Supervisor
 from fraudsvc.topology import cpu_flags
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 - in memory, so that counting never waits for a disk
+_MEMORY = Path("/dev/shm")  # noqa: S108 - in memory, counting waits for no disk  # nosec B108
 _STYLES = {State.READY: "green", State.WAITING: "red", State.STOPPED: "dim"}
 
 
@@ -139,7 +139,8 @@ def _console(options: UpOptions, places: list[str]) -> list[Role]:
     argv = [
         sys.executable, "-m", "fraudsvc", "console", *places,
         "--read-model", f"sqlite:///{data}/readmodel.sqlite", "--http", options.console,
-        "--otlp", options.otlp, "--ready-file", str(ready),
+        "--otlp", options.otlp, "--ready-file", str(ready), "--data", str(data),
+        "--scorer", options.address, "--policy", options.policy,
     ]  # fmt: skip
     folder = {"FRAUD_METRICS": options.telling["FRAUD_METRICS"]}
     return [Role("console", argv, folder, ready_file=ready)]

@@ -1,4 +1,4 @@
-"""The command line: `python -m loadgen world | drive | replay | drill`.
+"""The command line: `python -m loadgen world | drive | replay | drill | capacity`.
 
 Owns the arguments and what is printed. Must not know how anything is made or measured.
 """
@@ -24,6 +24,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from loadgen.campaigns import PLANS, Mix
+from loadgen.capacity import CapacityError
+from loadgen.capacity_command import add_capacity
 from loadgen.client import TargetUnreachableError, connect
 from loadgen.columns import SCHEMA
 from loadgen.drill_command import DrillOptions, Session, chosen
@@ -354,6 +356,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_world(commands.add_parser("world", help="write a history with ground truth"))
     _add_drive(commands.add_parser("drive", help="load on a scorer, and its latency"))
     _add_drill(commands.add_parser("drill", help="load, a fault, and a verdict per objective"))
+    add_capacity(commands.add_parser("capacity", help="what this machine can do, and a plan"))
     _add_replay(commands.add_parser("replay", help="send a history in its own order"))
     return parser
 
@@ -364,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         code: int = args.run(args, console)
-    except (ValueError, OSError, TargetUnreachableError, RoleError) as error:
+    except (ValueError, OSError, TargetUnreachableError, RoleError, CapacityError) as error:
         print(f"loadgen: {error}", file=sys.stderr)
         return BAD_ARGUMENT
     return code

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fraud.v1 import dead_letter_pb2, decision_pb2, label_pb2, model_event_pb2, transaction_pb2
 
@@ -19,9 +20,9 @@ from trainer.learner import LearnerSettings
 from trainer.live import LivePlaces, LiveSettings, LiveTrainer
 from trainer.shelf import Shelf
 from trainer.thresholds import Budget
-from trainer.traffic import no_past
 from trainer.watch import WatchSettings
 
+NO_OLD_FRAUDS = np.zeros((0, len(FEATURES)), np.float32)
 APPROVE = decision_pb2.OUTCOME_APPROVE
 FRAUD, GOOD = label_pb2.VERDICT_FRAUD, label_pb2.VERDICT_LEGITIMATE
 STEP_MS = 10_000
@@ -59,7 +60,7 @@ class Loop:
     def start(self) -> None:
         """Start a trainer that knows nothing but log and shelf."""
         self.trainer = LiveTrainer(
-            self.host.log, self.places, no_past(len(FEATURES)), self.settings, lambda: self.now_ms
+            self.host.log, self.places, NO_OLD_FRAUDS, self.settings, lambda: self.now_ms
         )
 
     def run(self, after_ms: int = 0) -> None:

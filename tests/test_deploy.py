@@ -18,10 +18,12 @@ from typing import Any, NamedTuple
 import grpc
 import pytest
 import yaml
+from cyclonedx.model.bom import Bom
 from fraud.v1 import fraud_service_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from deploy import health as check
+from deploy import sbom
 from featurizer.adapters import directory_of
 from featurizer.kafka_settings import KafkaSettings, kafka_settings
 from featurizer.places import StorePlace, store_place
@@ -110,7 +112,8 @@ def mounts(service: Service) -> dict[str, str]:
 def test_a_command_is_one_of_ours(name: str, parse: Parse) -> None:
     service = services()[name]
     if "entrypoint" in service:
-        assert service["entrypoint"] == ["sh", "/opt/fraud/deploy/model.sh"]
+        start, made = ("/opt/fraud/deploy/start.sh", "/opt/fraud/deploy/model.sh")
+        assert service["entrypoint"] == ["sh", start, "sh", made]
         return
     options = parse(service["command"], service["environment"])
     given = {key: getattr(options, key) for key in ("kafka", "store", "log") if key in options}
@@ -192,6 +195,7 @@ def test_a_service_is_confined(name: str) -> None:
     assert service["user"] not in ("0", "root", "0:0")
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service.get("read_only", False) == (service["image"] == OURS or name == "redis")
     limits = service["deploy"]["resources"]["limits"]
     assert {"memory", "pids"} <= limits.keys()
     # The kernel would stop a scorer for the rest of a period, which is longer than its budget.
@@ -308,6 +312,25 @@ def test_the_image_is_pinned_and_runs_as_nobody_in_particular(parse: Parse) -> N
     [command] = re.findall(r"^CMD (\[.+\])$", DOCKERFILE, re.MULTILINE)
     parse(yaml.safe_load(command), {})
     assert f"--tag {OURS} " in DOCKERFILE
+
+
+def test_the_bill_of_materials_lists_every_pin() -> None:
+    text = (ROOT / "requirements.txt").read_text()
+    pins = dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", text, re.MULTILINE))
+    version = PROJECT["project"]["version"]
+    made = sbom.bom(text, "fraudsvc", version)
+    read = Bom.from_json(made)  # type: ignore[attr-defined]  # a reader of somebody else's
+    assert {each.name: each.version for each in read.components} == {
+        name.replace("_", "-").replace(".", "-"): pin for name, pin in pins.items()
+    }
+    assert all(each["evidence"]["occurrences"] for each in made["components"])
+    assert made == sbom.bom(text, "fraudsvc", version)
+    assert f"sbom.py requirements.txt {version} > /opt/fraud/sbom.json" in DOCKERFILE
+
+
+def test_a_pin_without_a_digest_is_no_component() -> None:
+    with pytest.raises(ValueError, match="numpy has no digest"):
+        sbom.components("numpy==2.4.6\n")
 
 
 @pytest.fixture

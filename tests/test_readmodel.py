@@ -129,7 +129,7 @@ def test_pages_follow_one_another_without_a_gap(model: ReadModel) -> None:
             if not after:
                 break
         assert seen == [row["decision_id"] for row in expected]
-    model.write(Changes(closed=[rows[24]["decision_id"]]), LOG)
+    model.write(Changes(opened={rows[24]["decision_id"]: False}), LOG)
     first, _ = model.decisions(queue=True, limit=1)
     assert first[0]["decision_id"] == rows[22]["decision_id"]
 

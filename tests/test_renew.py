@@ -46,16 +46,11 @@ def make_recent(rows: int = 5_000, labelled: int = 300) -> Recent:
     print(f"seed {SEED}")
     random = np.random.default_rng(SEED)
     features = make_features(rows, WIDTH, SEED)
+    none, no = features[:0], np.zeros(0, np.bool_)
     return Recent(
-        features,
-        np.ones(rows, np.bool_),
-        features[:0],
-        features[:0],
-        np.ones(0, np.bool_),
-        features[:labelled].copy(),
-        random.random(labelled) < 0.05,
-        np.ones(labelled),
-    )
+        features, np.ones(rows, np.bool_), np.zeros(rows, np.bool_), none, none, no, no,
+        features[:labelled].copy(), random.random(labelled) < 0.05, np.ones(labelled),
+    )  # fmt: skip
 
 
 def make_renewed(older: Content, recent: Recent | None = None, **facts: Any) -> Content:

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +37,7 @@ from tests.conftest import (
     score_patiently,
     until,
 )
+from tests.consoles import Place
 from trainer.signing import public_path
 
 TIMEOUT_S = 10.0
@@ -108,16 +108,10 @@ def from_collector(out: Path) -> dict[Context, Told]:
     return found
 
 
-def get(port: int, path: str) -> Any:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=TIMEOUT_S) as answer:
-        body = answer.read()
-    return json.loads(body) if "json" in answer.headers["content-type"] else body.decode()
-
-
-def from_console(port: int, trace_id: str) -> dict[Context, Told]:
+def from_console(place: Place, trace_id: str) -> dict[Context, Told]:
     """Return a trace, with what it led to, from the console's API; nothing where it has none."""
     try:
-        spans = get(port, f"/api/traces/{trace_id}")["spans"]
+        spans = place.get_json(f"/api/traces/{trace_id}")["spans"]
     except urllib.error.HTTPError as error:
         if error.code != 404:
             raise
@@ -204,7 +198,7 @@ class System(NamedTuple):
 
     data: Path
     port: int
-    console: int
+    console: Place
 
 
 @pytest.fixture
@@ -228,7 +222,7 @@ def running(folder: Path, trained: Trained) -> Iterator[System]:
             up.wait_for(data / f"{name}.ready")
         until((data / "trainer.ready").exists, "the trainer", START_S)
         ports = [int((data / f"{name}.ready").read_text()) for name in ("serve-0", "console")]
-        yield System(data, *ports)
+        yield System(data, ports[0], Place(data, ports[1]))
         up.stop()
 
 
@@ -293,7 +287,7 @@ def assert_chain(
     system: System, decision_id: str, model: str, spans: dict[Context, Told] | None
 ) -> None:
     """From the call over label, training, gate and swap to the next decision, by links."""
-    row = get(system.console, f"/api/decisions/{decision_id}")
+    row = system.console.get_json(f"/api/decisions/{decision_id}")
     if spans is None:
         spans = from_console(system.console, row["trace_id"])
     [call] = [s for s in spans.values() if s.attributes.get("fraud.decision.id") == decision_id
@@ -321,20 +315,20 @@ def assert_looked_at(system: System, decision_id: str, kept: list[decision_pb2.D
     seen: list[str] = []
     after = ""
     while True:
-        page = get(system.console, f"/api/decisions?limit=7&after={after}")
+        page = system.console.get_json(f"/api/decisions?limit=7&after={after}")
         seen += [each["decision_id"] for each in page["decisions"]]
         if not (after := page["after"]):
             break
     assert len(seen) == len(set(seen)), "no row twice"
     assert {d.assessment.decision_id for d in kept} <= set(seen)
-    queue = get(system.console, "/api/decisions?order=expected_loss")["decisions"]
+    queue = system.console.get_json("/api/decisions?order=expected_loss")["decisions"]
     losses = [each["expected_loss"] for each in queue]
     assert losses == sorted(losses, reverse=True)
-    row = get(system.console, f"/api/decisions/{decision_id}")
+    row = system.console.get_json(f"/api/decisions/{decision_id}")
     assert [each["decision_id"] for each in row["labels"]] == [decision_id]
     for path, status in (("/api/decisions/none", 404), ("/api/decisions?limit=x", 400)):
         with pytest.raises(urllib.error.HTTPError) as caught:
-            get(system.console, path)
+            system.console.get_json(path)
         assert caught.value.code == status
     drawn = trace_command(system, decision_id)
     for name in (*STEPS, POLICY, APPEND, REPORT, "train", "gate", "swap"):
@@ -359,8 +353,8 @@ def trace_command(system: System, decision_id: str) -> str:
 
 def assert_metrics(system: System, out: Path) -> None:
     """Prometheus' text and OTLP say what was done; nobody is far behind."""
-    assert get(system.console, "/healthz")["status"] == "ok"
-    text = get(system.console, "/metrics")
+    assert system.console.get_json("/healthz")["status"] == "ok"
+    text = system.console.get_json("/metrics")
     log = FileEventLog(system.data / "log", read_only=True)
     made = len(decisions(log))
     log.close()
@@ -385,9 +379,9 @@ def test_a_console_made_anew_from_the_log_has_the_same_decisions(
         payments = Payments()
         for _ in range(60):
             score(client, payments.one())
-        until(lambda: get(system.console, "/healthz")["behind_bytes"] == 0)
-        until(lambda: get(system.console, "/api/decisions?limit=500")["decisions"], "decisions")
-        before = get(system.console, "/api/decisions?limit=500")["decisions"]
+        until(lambda: system.console.get_json("/healthz")["behind_bytes"] == 0)
+        until(lambda: system.console.get_json("/api/decisions?limit=500")["decisions"], "decisions")
+        before = system.console.get_json("/api/decisions?limit=500")["decisions"]
     data = system.data
     with process(
         tmp_path / "again", "fraudsvc", "console", "--log", f"file://{data}/log",
@@ -395,8 +389,9 @@ def test_a_console_made_anew_from_the_log_has_the_same_decisions(
         "--http", "127.0.0.1:0", "--otlp", "", "--ready-file", str(data / "again"), "--rebuild",
     ) as console:  # fmt: skip
         console.wait_for(data / "again")
-        port = int((data / "again").read_text())
-        until(lambda: get(port, "/api/decisions?limit=500")["decisions"] == before, "the same")
+        again = Place(data, int((data / "again").read_text()))
+        path = "/api/decisions?limit=500"
+        until(lambda: again.get_json(path)["decisions"] == before, "the same")
 
 
 def test_what_is_unknown_is_said_in_a_line(tmp_path: Path) -> None:

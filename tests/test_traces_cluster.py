@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import urllib.request
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -28,6 +26,7 @@ from tests.conftest import (
     score_patiently,
     until,
 )
+from tests.consoles import Place
 from tests.servers import kafka_fixture, prefix_fixture  # noqa: F401 - fixtures
 
 PAYMENTS = 30
@@ -42,7 +41,7 @@ STAGES = (
 @pytest.fixture
 def traced(
     tmp_path: Path, kafka: KafkaCluster, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Cluster, int]]:
+) -> Iterator[tuple[Cluster, Place]]:
     """One host over Kafka with a console of its own, to which every stage tells its spans."""
     monkeypatch.setenv("FRAUD_TRACE_SHARE", "1.0")
     made = Cluster(tmp_path, kafka.bootstrap, "traced", f"lmdb://{tmp_path}/states", trained)
@@ -61,35 +60,33 @@ def traced(
             running.wait_for(tmp_path / "port")
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{otlp}")
             made.start("relay-0", "split-0", "fold-0")
-            yield made, int((tmp_path / "port").read_text())
+            yield made, Place(tmp_path / "0", int((tmp_path / "port").read_text()))
 
 
-def spans_of(port: int, trace_id: str) -> list[dict[str, Any]]:
-    url = f"http://127.0.0.1:{port}/api/traces/{trace_id}"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        found: list[dict[str, Any]] = json.load(answer)["spans"]
-        return found
+def spans_of(place: Place, trace_id: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = place.get_json(f"/api/traces/{trace_id}")["spans"]
+    return found
 
 
 def links_of(span: dict[str, Any]) -> set[Context]:
     return {Context(each["trace_id"], each["span_id"]) for each in span["links"]}
 
 
-def linked(port: int, call: Context) -> dict[str, list[dict[str, Any]]]:
+def linked(place: Place, call: Context) -> dict[str, list[dict[str, Any]]]:
     """Return the spans that link to a call, by who did what."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for span in spans_of(port, call.trace_id):
+    for span in spans_of(place, call.trace_id):
         if call in links_of(span):
             found.setdefault(f"{span['service']} {span['name']}", []).append(span)
     return found
 
 
-def is_whole(port: int, call: Context) -> bool:
-    return set(STAGES) <= set(linked(port, call))
+def is_whole(place: Place, call: Context) -> bool:
+    return set(STAGES) <= set(linked(place, call))
 
 
-def test_every_stage_links_to_the_calls_it_worked_on(traced: tuple[Cluster, int]) -> None:
-    cluster, port = traced
+def test_every_stage_links_to_the_calls_it_worked_on(traced: tuple[Cluster, Place]) -> None:
+    cluster, place = traced
     payments = Payments()
     with cluster.client("serve-0") as client:
         for _ in range(PAYMENTS):
@@ -100,8 +97,8 @@ def test_every_stage_links_to_the_calls_it_worked_on(traced: tuple[Cluster, int]
     assert len(made) == PAYMENTS
     for told in made:
         call = score_context(told.trace_id, told.decision_id)
-        until(partial(is_whole, port, call), "every stage", SETTLE_S)
-        found = linked(port, call)
+        until(partial(is_whole, place, call), "every stage", SETTLE_S)
+        found = linked(place, call)
         [relayed], [split] = found[STAGES[0]], found[STAGES[1]]
         assert relayed["kind"] == "PRODUCER"
         for fold in found[STAGES[2]]:

@@ -27,6 +27,7 @@ from trainer.labelled import (
     STRENGTH,
     Cause,
 )
+from trainer.lessons import Lessons
 
 START_MS = 1_700_000_000_000
 SETTINGS = JoinSettings(decisions_max=8, passed_max=4, waiting_max=4, waiting_ms=1_000)
@@ -223,6 +224,36 @@ def test_a_label_of_no_kind() -> None:
     joins = joins_with(1)
     wrong = np.r_[label(1, verdict=0), label(1, source=0), label(1, source=9)]
     assert causes(joins.take_labels(wrong, START_MS)) == [Cause.INVALID] * 3
+
+
+UNCLEAR, RETRACTED = 3, 4
+
+
+@pytest.mark.parametrize("verdict", [UNCLEAR, RETRACTED])
+def test_what_is_unclear_or_retracted_unsays_what_the_same_reporter_said(verdict: int) -> None:
+    joins, lessons = joins_with(1, 2), Lessons(8, 3)
+    lessons.add(joins.take_labels(np.r_[label(1, reporter=5), label(2, reporter=6)], 0).joined)
+    taken = joins.take_labels(label(1, verdict, reporter=5, after_ms=90_000), START_MS)
+    assert (len(taken.joined), taken.refused, taken.unsaid) == (0, [], [(1, 5)])
+    assert (lessons.unsay(taken.unsaid), joins.counts.labelled) == (1, 1)
+    assert lessons.all().rows["transaction"].tolist() == [2]
+    # Then anybody may speak again, and another's word is not touched.
+    assert len(joins.take_labels(label(1, LEGITIMATE, reporter=7), START_MS).joined) == 1
+    taken = joins.take_labels(label(2, verdict, reporter=5), START_MS)
+    assert (lessons.unsay(taken.unsaid), joins.counts.labelled) == (0, 2)
+
+
+def test_a_verdict_and_its_undoing_in_one_batch_leave_nothing() -> None:
+    joins = joins_with(1)
+    both = np.r_[label(1), label(1, RETRACTED, after_ms=61_000)]
+    assert len(joins.take_labels(both, START_MS).joined) == 0
+    again = np.r_[label(1), label(1, RETRACTED), label(1, LEGITIMATE)]
+    assert joins.take_labels(again, START_MS).joined.rows["verdict"].tolist() == [LEGITIMATE]
+    joins.take_labels(np.r_[label(9), label(9, RETRACTED)], START_MS)
+    assert joins.waiting == 0
+    stronger = joins.take_labels(label(1, source=CHARGEBACK, reporter=8), START_MS)
+    assert len(stronger.joined) == 1
+    assert len(joins.take_labels(label(1, RETRACTED, CHARGEBACK, reporter=8), 0).joined) == 1
 
 
 def test_what_nobody_called_fraud_is_presumed_legitimate() -> None:

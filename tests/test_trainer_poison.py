@@ -67,7 +67,7 @@ def test_found_and_forgotten_they_are_as_if_never_learnt(kind: str) -> None:
     challenger = world.challenger(kind)
     suspects = set()
     for start in range(0, ROWS, 50):
-        joined, refused = joins.take_labels(world.labels[start : start + 50], start)
+        joined, refused, _ = joins.take_labels(world.labels[start : start + 50], start)
         lessons.add(joined)
         challenger.learn(joined)
         suspects |= {int(alarm.subject) for alarm in watch.see(joined, refused, start)}

@@ -6,7 +6,8 @@ stronger one stands (STRENGTH), whichever came first:
 - the other verdict of the same source counts where the same reporter gives it with a later time
   (a correction), else it is CONTRADICTORY;
 - a verdict against that of a stronger source is CONTRADICTORY;
-- a verdict against that of weaker sources counts, and the row says that it overrules them.
+- a verdict against that of weaker sources counts, and the row says that it overrules them;
+- what is unclear or retracted unsays what the same reporter said, and is no lesson itself.
 
 A label without a decision waits for a while, since the two come by different topics. How long is
 counted in time that passed between calls, each step bounded, so that no jump of the clock refuses
@@ -18,19 +19,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.decision_ring import PASSED, SAID, SOURCES, DecisionRing
+from trainer.decision_ring import APPROVED, PASSED, SAID, SOURCES, DecisionRing
 from trainer.elapsed import Elapsed
 from trainer.labelled import (
     DAY_MS,
     FRAUD,
+    JOINED,
     LEGITIMATE,
     PRESUMED,
     STRENGTH,
+    UNSAYING,
     Cause,
     Joined,
     Refusal,
@@ -51,10 +55,11 @@ NOBODY = (False, 0)
 
 
 class Taken(NamedTuple):
-    """What a call made of its events."""
+    """What a call made of its events; ``unsaid`` are (transaction, reporter), before ``joined``."""
 
     joined: Joined
     refused: list[Refusal]
+    unsaid: list[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +135,7 @@ class Joins:
         self._rows: list[tuple[Any, ...]] = []
         self._vectors: list[NDArray[np.float32]] = []
         self._refused: list[Refusal] = []
+        self._unsaid: list[tuple[int, int]] = []
 
     @property
     def waiting(self) -> int:
@@ -201,6 +207,7 @@ class Joins:
             vectors[slots[few]],
             vectors[slots[late]],
             is_judged[late],
+            self.ring.rows["outcome"][slots[late]] != APPROVED,
             vectors[slots[max(0, len(slots) - newest) :]],
         )
 
@@ -265,7 +272,32 @@ class Joins:
             self._join(slot, label)
         return slot
 
+    def _unsay(self, label: np.void) -> None:
+        """Drop what the same reporter said of a payment, wherever it is by now."""
+        transaction, reporter = int(label["transaction"]), int(label["reporter"])
+        self._unsaid.append((transaction, reporter))
+        names = JOINED.names or ()
+        at, by = names.index("transaction"), names.index("reporter")
+        kept = [not (row[at] == transaction and row[by] == reporter) for row in self._rows]
+        self._rows = [*compress(self._rows, kept)]
+        self._vectors = [*compress(self._vectors, kept)]
+        waited = [e for e in self._let_go(transaction) if e["reporter"] != reporter]
+        for each in waited:
+            self._wait(transaction, each)
+        slot = self.ring.find(transaction)
+        if slot < 0 or not (said := self.ring.said[slot])["verdict"].any():
+            return
+        said[(said["verdict"] != 0) & (said["reporter"] == reporter)] = np.zeros((), SAID)
+        left = np.flatnonzero(said["verdict"]).tolist()
+        self.counts.labelled -= not left
+        if left:
+            source = max(left, key=STRENGTH.__getitem__)
+            self._emit(slot, source, said[source], NOBODY)
+
     def _place(self, label: np.void) -> None:
+        if label["verdict"] in UNSAYING and 0 < label["source"] < SOURCES:
+            self._unsay(label)
+            return
         if label["verdict"] not in (FRAUD, LEGITIMATE) or not 0 < label["source"] < SOURCES:
             self._refuse(Cause.INVALID, label)
             return
@@ -356,6 +388,6 @@ class Joins:
 
     def _taken(self) -> Taken:
         joined = stacked(self._rows, self._vectors, self.ring.vectors.shape[1])
-        refused = self._refused
-        self._rows, self._vectors, self._refused = [], [], []
-        return Taken(joined, refused)
+        refused, unsaid = self._refused, self._unsaid
+        self._rows, self._vectors, self._refused, self._unsaid = [], [], [], []
+        return Taken(joined, refused, unsaid)

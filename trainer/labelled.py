@@ -25,6 +25,8 @@ CUSTOMER = int(label_pb2.LABEL_SOURCE_CUSTOMER)
 ISSUER = int(label_pb2.LABEL_SOURCE_ISSUER)
 FRAUD = int(label_pb2.VERDICT_FRAUD)
 LEGITIMATE = int(label_pb2.VERDICT_LEGITIMATE)
+# Nothing to learn from: they unsay what the same reporter said.
+UNSAYING = (int(label_pb2.VERDICT_UNCLEAR), int(label_pb2.VERDICT_RETRACTED))
 # Not the contract's: nobody said anything for long enough.
 PRESUMED = 0
 

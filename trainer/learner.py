@@ -27,7 +27,7 @@ from trainer.reading import Read
 from trainer.renew import Recent, renew
 from trainer.residual import ResidualRows, ResidualSettings, fit_residual
 from trainer.thresholds import Budget
-from trainer.traffic import ROWS_MIN, Past, Sample, prepare_traffic
+from trainer.traffic import ROWS_MIN, Sample, prepare_traffic
 from trainer.train import TrainingError
 
 
@@ -50,12 +50,14 @@ class LearnerSettings:
 
 
 class Learner:
-    """Learns on top of ``champion``; the ``past`` is replayed to each residual."""
+    """Learns on top of ``champion``; ``old_frauds`` float32[k, n] are replayed to each residual."""
 
-    def __init__(self, champion: Content, past: Past, settings: LearnerSettings) -> None:
+    def __init__(
+        self, champion: Content, old_frauds: NDArray[np.float32], settings: LearnerSettings
+    ) -> None:
         width = len(champion.feature_names)
         self.champion = champion
-        self.past = past
+        self.old_frauds = old_frauds
         self.joins = Joins(width, settings.joins)
         self.lessons = Lessons(settings.lessons_max, width)
         self._settings = settings
@@ -83,6 +85,9 @@ class Learner:
             self.joins.take_labels(read.labels, now_ms),
         )
         self.heard = taken[0].joined + taken[1].joined
+        if self.lessons.unsay([pair for each in taken for pair in each.unsaid]):
+            self._missed = self._learnt = -1  # what is proposed next is learnt from what is left
+            self._is_fresh = True
         self.lessons.add(self.heard)
         self._is_fresh |= len(self.heard) > 0
         return [refusal for each in taken for refusal in each.refused]
@@ -177,7 +182,8 @@ class Learner:
         is_fraud = np.arange(len(labelled)) < len(frauds)
         asked = lessons.of((ANALYST,))
         return Recent(
-            held, traffic.held_is_good, traffic.newest, asked.vectors, asked.is_fraud, labelled,
+            held, traffic.held_is_good, traffic.held_is_alerted, traffic.newest, asked.vectors,
+            asked.is_fraud, asked.rows["outcome"] != APPROVED, labelled,
             is_fraud, weights,
         )  # fmt: skip
 
@@ -201,17 +207,20 @@ class Learner:
         return waited and frauds != self._learnt and frauds >= self._settings.residual.frauds_min
 
     def _residual(self, lessons: Joined, traffic: NDArray[np.float32]) -> Trees | None:
-        """Learn from confirmed frauds and good payments, presumed good ones, and the past."""
-        frauds = np.concatenate([lessons[lessons.is_fraud].vectors, self.past.frauds])
+        """Learn from confirmed frauds, old ones, confirmed good payments and presumed good ones."""
+        frauds = np.concatenate([lessons[lessons.is_fraud].vectors, self.old_frauds])
         known_good = lessons[~lessons.is_fraud].vectors
         drawn = traffic[: self._settings.good_per_fraud * len(frauds)]
-        features = np.concatenate([frauds, known_good, drawn, self.past.good])
+        features = np.concatenate([frauds, known_good, drawn])
         is_fraud = np.arange(len(features)) < len(frauds)
-        share = max(len(drawn) / max(len(self.joins.ring), 1), 1e-3)
+        share = min(1.0, max(len(drawn) / max(len(self.joins.ring), 1), 1e-3))
+        # All that were judged good are there, and of the others only a share. Most were judged
+        # because they were alerted: with full weight they would teach that alerts are good.
+        weights = np.ones(len(features))
+        weights[len(frauds) : len(frauds) + len(known_good)] = share
         rows = ResidualRows(
-            features, is_fraud, Model(self.champion.trees).logits(features),
-            np.ones(len(features)), min(1.0, share),
-        )  # fmt: skip
+            features, is_fraud, Model(self.champion.trees).logits(features), weights, share
+        )
         try:
             return fit_residual(rows, self._settings.residual)
         except TrainingError:

@@ -6,7 +6,7 @@ never seen what was forgotten. Must not know who learns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,17 @@ class Lessons:
         """
         everything = self.all()
         gone = chosen(everything.rows, reporter, from_ms, until_ms)
+        self._fill(everything[~gone])
+        return int(gone.sum())
+
+    def unsay(self, pairs: Sequence[tuple[int, int]]) -> int:
+        """Drop the rows of (transaction, reporter); return how many there were."""
+        told = set(pairs)
+        if not any(transaction in self._slots for transaction, _ in told):
+            return 0
+        everything = self.all()
+        rows = everything.rows[["transaction", "reporter"]].tolist()
+        gone = np.array([pair in told for pair in rows], np.bool_)
         self._fill(everything[~gone])
         return int(gone.sum())
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from fraud.v1 import model_event_pb2
+from numpy.typing import NDArray
 
 from featurizer.eventlog import EventLog
 from trainer.alarms import Alarm
@@ -50,7 +51,7 @@ from trainer.telling import (
     TRUSTED,
     Teller,
 )
-from trainer.traffic import ROWS_MIN, Past, Sample
+from trainer.traffic import ROWS_MIN, Sample
 from trainer.watch import WatchSettings
 
 READ_BYTES = 4 << 20
@@ -90,7 +91,7 @@ class LiveTrainer:
         self,
         log: EventLog,
         places: LivePlaces,
-        past: Past,
+        old_frauds: NDArray[np.float32],
         settings: LiveSettings,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         moved: Callable[[int], object] = lambda _: None,
@@ -104,7 +105,7 @@ class LiveTrainer:
         serving = ServingSettings(settings.gates, settings.canary, settings.watch, settings.hold_ms)
         self._serving = Serving(places, serving, self._teller, self._now())
         champion = self._serving.champion.content
-        self._learner = Learner(champion, past, settings.learner)
+        self._learner = Learner(champion, old_frauds, settings.learner)
         self._observers = Observers(champion, settings.observers)
         # Of each reporter that was heard of the name, and where their first label stands.
         self._reporters: dict[int, tuple[str, int]] = {}
@@ -358,7 +359,7 @@ class LiveTrainer:
         }  # fmt: skip
         learnt = {**content.facts["learnt"], **place}
         content = replace(content, facts={**content.facts, "learnt": learnt})
-        old_frauds = self._learner.past.frauds
+        old_frauds = self._learner.old_frauds
         return self._serving.draft(content, traffic.held, old_frauds, more, at)
 
     def _figures(self) -> Mapping[str, float]:

@@ -23,13 +23,11 @@ from trainer.learner import LearnerSettings
 from trainer.live import LivePlaces, LiveSettings, LiveTrainer
 from trainer.shelf import Shelf
 from trainer.signing import read_key
-from trainer.traffic import Past, no_past
 from trainer.vectors import read_vectors
 
 IDLE_S = 0.2
 WAIT_S = 2.0
 OLD_FRAUDS_MAX = 1_000
-OLD_GOOD_MAX = 5_000
 
 
 def add_run(
@@ -46,7 +44,7 @@ def add_run(
         "--public-key", type=Path, default=Path(env("FRAUD_PUBLIC_KEY", "data/key.pub"))
     )
     live.add_argument(
-        "--old-frauds", type=Path, help="vectors of before, which are not to be forgotten"
+        "--old-frauds", type=Path, help="vectors whose frauds are not to be forgotten"
     )
     live.add_argument("--residual-s", type=float, default=60.0, help="between two residuals")
     live.add_argument(
@@ -77,7 +75,7 @@ def _run(parsed: argparse.Namespace, environment: Mapping[str, str]) -> int:
         canary=CanarySettings(share=parsed.canary_share),
         horizon_bytes=parsed.horizon_mib << 20,
     )
-    old = _past(parsed.old_frauds)
+    old = _old_frauds(parsed.old_frauds)
     folder = environment.get("FRAUD_METRICS", "")
     meters = open_meters(Path(folder) if folder else None, "trainer")
     log, trainer = open_log(parsed.log), None
@@ -110,16 +108,12 @@ def _begin(log, parsed, shelf, old, settings, meters) -> LiveTrainer | None:  # 
         return None
 
 
-def _past(path: Path | None) -> Past:
-    """Return frauds and good payments of a file of vectors, evenly over time."""
+def _old_frauds(path: Path | None) -> NDArray[np.float32]:
+    """Return frauds of a file of vectors, evenly over time, float32[k, n]."""
     if path is None:
-        return no_past(len(FEATURES))
+        return np.zeros((0, len(FEATURES)), np.float32)
     vectors = read_vectors(path)
-
-    def some(of: NDArray[np.bool_], most: int) -> NDArray[np.float32]:
-        there = np.flatnonzero(of)
-        chosen = there[np.linspace(0, len(there) - 1, min(most, len(there))).astype(int)]
-        found: NDArray[np.float32] = np.ascontiguousarray(vectors.features[chosen])
-        return found
-
-    return Past(some(vectors.is_fraud, OLD_FRAUDS_MAX), some(~vectors.is_fraud, OLD_GOOD_MAX))
+    there = np.flatnonzero(vectors.is_fraud)
+    chosen = there[np.linspace(0, len(there) - 1, min(OLD_FRAUDS_MAX, len(there))).astype(int)]
+    found: NDArray[np.float32] = np.ascontiguousarray(vectors.features[chosen])
+    return found

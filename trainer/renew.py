@@ -39,18 +39,21 @@ class Recent:
     """Recent traffic to fit a bundle to.
 
     ``features`` float32[m, n] is all traffic but what was called fraud, or rows drawn from it
-    evenly; ``is_good`` bool[m] says which of them were judged good. ``newest`` float32[j, n] are
-    the newest decisions, maybe none. ``asked`` float32[q, n] with ``asked_is_fraud`` bool[q] are
-    payments that somebody was asked to judge, maybe none. ``labelled`` float32[k, n] with
+    evenly; ``is_good`` bool[m] says which of them were judged good, ``is_alerted`` which were
+    alerted when they were decided. ``newest`` float32[j, n] are the newest decisions, maybe none.
+    ``asked`` float32[q, n] with ``asked_is_fraud`` and ``asked_is_alerted`` bool[q] are payments
+    that somebody was asked to judge, maybe none. ``labelled`` float32[k, n] with
     ``is_fraud`` bool[k] and ``weights`` float64[k] are payments with known outcomes, weighted so
     that together they stand for traffic; none where k is 0.
     """
 
     features: NDArray[np.float32]
     is_good: NDArray[np.bool_]
+    is_alerted: NDArray[np.bool_]
     newest: NDArray[np.float32]
     asked: NDArray[np.float32]
     asked_is_fraud: NDArray[np.bool_]
+    asked_is_alerted: NDArray[np.bool_]
     labelled: NDArray[np.float32]
     is_fraud: NDArray[np.bool_]
     weights: NDArray[np.float64]
@@ -61,7 +64,7 @@ def unlabelled(features: NDArray[np.float32]) -> Recent:
     none = np.empty((0, features.shape[1]), np.float32)
     no = np.empty(0, np.bool_)
     all_good = np.ones(len(features), np.bool_)
-    return Recent(features, all_good, none, none, no, none, no, np.empty(0))
+    return Recent(features, all_good, ~all_good, none, none, no, no, none, no, np.empty(0))
 
 
 def renew(
@@ -118,16 +121,21 @@ def renew(
 def _counts(expert: Expert | None, recent: Recent) -> NDArray[np.float64]:
     """Return how likely each of ``recent.features`` is no fraud, float64[m].
 
-    Of what the expert boosts and nobody judged, some is fraud that nobody has found yet, and it
-    must not take the budget of the rest: as often good as among those that were judged.
+    Of what the expert boosts or was alerted, and nobody judged yet, some is fraud, and it must not
+    take the budget of the rest: as much of either is good as among those that were judged.
     """
     counts = np.ones(len(recent.features))
+    counts[recent.is_alerted] = _good_share(recent.asked_is_fraud[recent.asked_is_alerted])
     if expert is not None:
-        asked = recent.asked_is_fraud[evaluate_expert(expert, recent.asked)[1] > 0.0]
         is_boosted = evaluate_expert(expert, recent.features)[1] > 0.0
-        counts[is_boosted] = (np.count_nonzero(~asked) + 1.0) / (len(asked) + 2.0)
+        asked_is_boosted = evaluate_expert(expert, recent.asked)[1] > 0.0
+        counts[is_boosted] = _good_share(recent.asked_is_fraud[asked_is_boosted])
     counts[recent.is_good] = 1.0
     return counts
+
+
+def _good_share(is_fraud: NDArray[np.bool_]) -> float:
+    return (np.count_nonzero(~is_fraud) + 1.0) / (len(is_fraud) + 2.0)
 
 
 def fit_shift(

@@ -28,30 +28,16 @@ class Sample(NamedTuple):
 
     ``learnt`` is what layers are told fraud from, and ``held`` other rows, which thresholds and
     gates are fitted to: a layer finds its own rows less suspicious than it will find the next.
-    Nobody called any of these fraud; ``held_is_good`` bool[m] says which were called good.
+    Nobody called any of these fraud; ``held_is_good`` bool[m] says which were called good, and
+    ``held_is_alerted`` which were not approved.
     ``newest`` are the newest, whatever they are.
     """
 
     learnt: NDArray[np.float32]
     held: NDArray[np.float32]
     held_is_good: NDArray[np.bool_]
+    held_is_alerted: NDArray[np.bool_]
     newest: NDArray[np.float32]
-
-
-class Past(NamedTuple):
-    """Payments of before that are not to be forgotten, float32[m, n] each: frauds, and good ones.
-
-    Of the same time: told from good payments of now alone, old frauds would teach what has changed
-    since, and not what fraud is.
-    """
-
-    frauds: NDArray[np.float32]
-    good: NDArray[np.float32]
-
-
-def no_past(width: int) -> Past:
-    """Return a past that holds nothing, of ``width`` features."""
-    return Past(np.zeros((0, width), np.float32), np.zeros((0, width), np.float32))
 
 
 @dataclass(frozen=True, slots=True)

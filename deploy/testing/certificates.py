@@ -1,13 +1,14 @@
 """A throw-away certificate authority for tests of TLS.
 
-Owns one CA and one server's certificate for 127.0.0.1 and localhost, valid for a day. Must not be
-used for anything but a test: no key has a password.
+Owns a CA and what it signs, for 127.0.0.1 and localhost, valid for a day. Must not be used for
+anything but a test: no key has a password.
 """
 
 from __future__ import annotations
 
 import datetime
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from cryptography.x509.oid import NameOID
 
 _VALID = datetime.timedelta(days=1)
 _Builder = x509.CertificateBuilder
+HOSTS = (x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
 
 
 class Certificates(NamedTuple):
@@ -27,25 +29,54 @@ class Certificates(NamedTuple):
     server: Path
 
 
+class Pair(NamedTuple):
+    """A certificate and its key, as files."""
+
+    certificate: Path
+    key: Path
+
+
+class Authority:
+    """Signs certificates, for servers and for callers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = _name("throw-away test CA")
+        certificate = (
+            _builder(self._name, self._name, self._key.public_key())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(self._key, hashes.SHA256())
+        )
+        path.write_bytes(_pem(certificate))
+
+    def issue(self, common_name: str, hosts: Sequence[x509.GeneralName] = HOSTS) -> bytes:
+        """Return a key and a certificate for it, one after the other as PEM."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = (
+            _builder(_name(common_name), self._name, key.public_key())
+            .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        return _key_pem(key) + _pem(certificate)
+
+    def write(
+        self, pair: Pair, common_name: str, hosts: Sequence[x509.GeneralName] = HOSTS
+    ) -> Pair:
+        """Issue a certificate and write it and its key to files of their own."""
+        key, mark, rest = self.issue(common_name, hosts).partition(b"-----BEGIN CERTIFICATE")
+        pair.key.touch(mode=0o600)
+        pair.key.write_bytes(key)
+        pair.certificate.write_bytes(mark + rest)
+        return pair
+
+
 def write_certificates(directory: Path) -> Certificates:
     """Make a CA and a certificate that it signs; write both as PEM."""
     files = Certificates(directory / "ca.pem", directory / "server.pem")
-    authority_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    authority_name = _name("throw-away test CA")
-    authority = (
-        _builder(authority_name, authority_name, authority_key.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(authority_key, hashes.SHA256())
-    )
-    hosts = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    server = (
-        _builder(_name("localhost"), authority_name, server_key.public_key())
-        .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
-        .sign(authority_key, hashes.SHA256())
-    )
-    files.authority.write_bytes(_pem(authority))
+    authority = Authority(files.authority)
     files.server.touch(mode=0o600)
-    files.server.write_bytes(_key_pem(server_key) + _pem(server))
+    files.server.write_bytes(authority.issue("localhost"))
     return files
 
 

@@ -13,6 +13,13 @@ from featurizer.hashing import request_hash_of
 from featurizer.places import store_place
 from featurizer.spans import Span
 from featurizer.telemetry import keep_rule
+from fraudsvc.console.access_command import (
+    add_access,
+    add_keys,
+    gate_options,
+    operations_options,
+)
+from fraudsvc.console.desk_command import add_desk, desk_options
 
 READ_MODEL = "sqlite:///data/readmodel.sqlite"
 
@@ -43,7 +50,10 @@ def add_console(
     console.add_argument("--decisions-max", type=int, default=1_000_000, help="that are kept")
     console.add_argument("--days", type=float, default=30.0, help="that spans are kept")
     console.add_argument("--ready-file", type=Path, help="is given the port once it is open")
+    add_desk(console, environment)
     console.add_argument("--log-level", default=env("FRAUD_LOG_LEVEL", "INFO"))
+    add_access(console, environment)
+    add_keys(commands, environment)
     console.set_defaults(run=lambda args: _console(args, environment))
     trace.add_argument("decision", metavar="DECISION", help="its id")
     trace.set_defaults(run=_trace)
@@ -60,6 +70,9 @@ def _console(args: argparse.Namespace, environment: Mapping[str, str]) -> int:
     folder = environment.get("FRAUD_METRICS", "")
     options = ConsoleOptions(
         log=args.log, store=store_place(args.store), index=args.index, read_model=args.read_model,
+        access=gate_options(args, environment),
+        operations=operations_options(args),
+        desk=desk_options(args),
         http=args.http, otlp=args.otlp, metrics=Path(folder) if folder else None,
         rule=keep_rule(environment), environment=environment, ready_file=args.ready_file,
         rebuild=args.rebuild, decisions_max=args.decisions_max, days=args.days,

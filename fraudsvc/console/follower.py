@@ -7,7 +7,6 @@ Must not know SQL nor networks.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +22,8 @@ from featurizer.records import RECORD, Kind
 from featurizer.spans import Context, Span, score_context
 from featurizer.tracing import LINKS_MAX
 from featurizer.worker import records_of
+from fraudsvc.console.audit import audit_row
+from fraudsvc.console.case_rows import case_of_row, entity_rows, row_of_decision, standing
 from fraudsvc.console.chain_spans import (
     label_context,
     span_of_label,
@@ -39,6 +40,7 @@ RECENT_MAX = 1 << 16
 LULL_MS = 5_000
 _log = logging.getLogger(__name__)
 _LOADED = model_event_pb2.MODEL_CHANGE_LOADED
+_RETRACTED = label_pb2.VERDICT_RETRACTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +151,10 @@ class Follower:
         frames = batch.frames[found.entries[kept]].tolist()
         appends = dict(self._around.appends(frames)) if frames else {}
         rows = {int(entry): i for i, entry in enumerate(found.entries)}
-        wanted = np.isin(batch.topics, (Topic.DECISIONS, Topic.LABELS, Topic.MODELS))
+        wanted = np.isin(batch.topics, (Topic.DECISIONS, *_TAKEN))
         for at in np.flatnonzero(wanted).tolist():
             if batch.topics[at] != Topic.DECISIONS:
-                take = self._label if batch.topics[at] == Topic.LABELS else self._model_event
-                take(batch, at)
+                _TAKEN[Topic(batch.topics[at])](self, batch, at)
                 continue
             row = found.rows[rows[at]]
             self._received_ms = int(row[Column.RECEIVED_MS])
@@ -190,7 +191,11 @@ class Follower:
         if pending is not None and pending[0] == decision.assessment.model_version:
             swap = self._swaps.pop(decision.scorer)[1]
         self._changes.spans += spans_of_decision(decision, logged.position, append_ns, why, swap)
-        self._changes.decisions.append(row_of_decision(logged, why))
+        row = row_of_decision(logged, why)
+        self._changes.decisions.append(row)
+        if row["outcome"] == REVIEW:
+            self._changes.cases.append(case_of_row(row, logged))
+        self._changes.entities += entity_rows(decision)
         self._observed.kept(why)
 
     def _label(self, batch: Batch, at: int) -> None:
@@ -211,12 +216,19 @@ class Follower:
         self._observed.label(label.source, label.verdict)
         if decided is None or decision_id is None:
             return
-        self._changes.closed.append(decision_id)
+        self._changes.opened[decision_id] = self._is_open_after(label, decision_id)
         context = label_context(self._journal, position)
         call = score_context(str(decided["trace_id"]), decision_id)
         self._changes.spans.append(
             span_of_label(label, context, position, call, decision_id, seen_ms * 1_000_000)
         )
+
+    def _is_open_after(self, label: label_pb2.Label, decision_id: str) -> bool:
+        """Return whether a case is to be reviewed after a label: where nobody's word is left."""
+        if label.verdict != _RETRACTED:
+            return False
+        told = [*self._model.labels(decision_id), *self._changes.labels]
+        return not standing(each for each in told if each["decision_id"] == decision_id)
 
     def _time_of(self, told_ms: int) -> int:
         """Return about when the entry at hand was appended, which no label says.
@@ -243,6 +255,14 @@ class Follower:
         self._keep(logged, "label", None)
         return self._changes.decisions[-1]
 
+    def _audit(self, batch: Batch, at: int) -> None:
+        self._changes.audit.append(audit_row(batch, at, self._journal))
+
+    def _letter(self, batch: Batch, at: int) -> None:
+        position = int(batch.positions[at])
+        row = {"journal": self._journal, "position": position, "body": batch.value(at)}
+        self._changes.letters.append(row)
+
     def _model_event(self, batch: Batch, at: int) -> None:
         event = model_event_pb2.ModelEvent.FromString(batch.value(at))
         run = self._run_of(event.model_version)
@@ -251,6 +271,8 @@ class Follower:
                 "journal": self._journal, "position": int(batch.positions[at]),
                 "change": event.change, "model_version": event.model_version,
                 "event_time_ms": event.event_time.ToMilliseconds(), "author": event.author,
+                "from_position": event.learning.from_position,
+                "until_position": event.learning.until_position,
                 "body": batch.value(at),
             }
         )  # fmt: skip
@@ -289,27 +311,9 @@ class Follower:
         return [*self._model.labels_between(self._journal, start, stop), *fresh]
 
 
-def row_of_decision(logged: Logged, why: str) -> Row:
-    """Return a decision's row of the read model.
-
-    The expected loss is probability times amount, in units of the reference currency; without a
-    probability the whole amount is at risk.
-    """
-    decision, told = logged.decision, logged.decision.assessment
-    score = told.score if told.HasField("score") else None
-    at_risk = int(logged.record["amount_ref"]) / 100
-    return {
-        "decision_id": told.decision_id, "position": logged.position, "trace_id": told.trace_id,
-        "receive_time_ms": decision.receive_time.ToMilliseconds(), "outcome": told.outcome,
-        "rung": told.rung, "score": score,
-        "expected_loss": at_risk * (1.0 if score is None else score),
-        "amount_minor": decision.transaction.amount_minor,
-        "currency_code": decision.transaction.currency_code,
-        "transaction_id": decision.transaction.transaction_id,
-        "customer_id": decision.transaction.customer_id,
-        "merchant_id": decision.transaction.merchant.merchant_id,
-        "model_version": told.model_version, "policy_version": told.policy_version,
-        "used_ns": told.time_used.ToNanoseconds(), "kept": why,
-        "codes": json.dumps([reason.code for reason in told.reasons]),
-        "is_open": told.outcome == REVIEW, "body": decision.SerializeToString(deterministic=True),
-    }  # fmt: skip
+_TAKEN = {
+    Topic.LABELS: Follower._label,
+    Topic.MODELS: Follower._model_event,
+    Topic.DEAD_LETTERS: Follower._letter,
+    Topic.AUDIT: Follower._audit,
+}

@@ -9,7 +9,7 @@ import base64
 import json
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,19 @@ import uvicorn
 from fraud.v1 import decision_pb2
 from google.protobuf.json_format import MessageToDict
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, ExceptionHandler
 
 from featurizer.features import NAMES
 from featurizer.spans import Span
+from fraudsvc.console.audit import AuditTrail
 from fraudsvc.console.prometheus import Exposition
-from fraudsvc.console.readmodel import ReadModel, ReadModelError, Row
+from fraudsvc.console.readmodel import ReadModel, Row
 
-CONCURRENCY_MAX = 64
+CONCURRENCY_MAX = 256  # of which some are streams of events
 STOP_S = 2.0
 _OUTCOMES = {"approve": 1, "review": 2, "decline": 3}
 
@@ -67,15 +70,17 @@ def _list_fields(row: Row) -> dict[str, Any]:
     return {**row, "codes": json.loads(row["codes"])}
 
 
-class Pages:
-    """What each path answers. ``health``'s "status" is ok, or what is wrong."""
+class Api:
+    """What each path of the JSON API answers. ``health``'s "status" is ok, or what is wrong."""
 
     def __init__(
         self,
         model: ReadModel,
         exposition: Exposition,
         health: Callable[[], Mapping[str, Any]],
+        trail: AuditTrail,
     ) -> None:
+        self._trail = trail
         self._model = model
         self._exposition = exposition
         self._health = health
@@ -85,6 +90,7 @@ class Pages:
         row = self._model.decision(request.path_params["id"])
         if row is None:
             return _refusal(404, "DECISION_NOT_FOUND", "it is not kept, or there is none")
+        self._trail.audit(request.state.person, "read decision", row["decision_id"], new="api")
         return JSONResponse(decision_fields(row, self._model.labels(row["decision_id"])))
 
     def decisions(self, request: Request) -> Response:
@@ -100,6 +106,8 @@ class Pages:
             )  # fmt: skip
         except ValueError:
             return _refusal(400, "INVALID_PAGE", "limit is a number, after is what a page gave")
+        told = json.dumps([each["decision_id"] for each in rows])
+        self._trail.audit(request.state.person, "list decisions", "api", new=told)
         following = base64.urlsafe_b64encode(after.encode()).decode()
         return JSONResponse({"decisions": [*map(_list_fields, rows)], "after": following})
 
@@ -109,6 +117,7 @@ class Pages:
         spans = self._model.trace(trace_id)
         if not spans:
             return _refusal(404, "TRACE_NOT_FOUND", "it is not kept, or there is none")
+        self._trail.audit(request.state.person, "read trace", trace_id, new="api")
         return JSONResponse({"trace_id": trace_id, "spans": [span_fields(each) for each in spans]})
 
     def healthz(self, _: Request) -> Response:
@@ -121,23 +130,25 @@ class Pages:
         text, content_type = self._exposition.render(request.headers.get("accept", ""))
         return Response(text, headers={"content-type": content_type})
 
-    @staticmethod
-    def unavailable(_: Request, error: Exception) -> Response:
-        """Answer that the database refuses."""
-        return _refusal(503, "READ_MODEL_UNAVAILABLE", str(error))
+    def routes(self) -> list[BaseRoute]:
+        """Return the paths."""
+        return [
+            Route("/api/decisions", self.decisions),
+            Route("/api/decisions/{id}", self.decision),
+            Route("/api/traces/{id}", self.trace),
+            Route("/healthz", self.healthz),
+            Route("/metrics", self.metrics),
+        ]
 
 
-def app(pages: Pages) -> Starlette:
-    """Return the application."""
+def app(
+    routes: Sequence[BaseRoute],
+    middleware: Sequence[Middleware] = (),
+    handlers: Mapping[Any, ExceptionHandler] | None = None,
+) -> Starlette:
+    """Return the application; ``handlers`` answer an exception or a status."""
     return Starlette(
-        routes=[
-            Route("/api/decisions", pages.decisions),
-            Route("/api/decisions/{id}", pages.decision),
-            Route("/api/traces/{id}", pages.trace),
-            Route("/healthz", pages.healthz),
-            Route("/metrics", pages.metrics),
-        ],
-        exception_handlers={ReadModelError: pages.unavailable},
+        routes=[*routes], middleware=[*middleware], exception_handlers=dict(handlers or {})
     )
 
 
@@ -148,7 +159,7 @@ def _cursor(text: str) -> str:
 class HttpServer:
     """Serves an application from a thread of its own. Raises OSError where it cannot listen."""
 
-    def __init__(self, application: Starlette, address: str) -> None:
+    def __init__(self, application: ASGIApp, address: str) -> None:
         host, _, port = address.rpartition(":")
         self._socket = socket.create_server((host, int(port)))
         self.port: int = self._socket.getsockname()[1]

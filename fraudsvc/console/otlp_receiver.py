@@ -17,6 +17,7 @@ from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 from featurizer.spans import Context, Kind, Span, Value
+from fraudsvc.cardnumbers import looks_like_card_number
 
 THREADS = 2
 CALLS_MAX = 8
@@ -49,11 +50,17 @@ def spans_of(request: service_pb.ExportTraceServiceRequest) -> Iterator[Span]:
                     yield _span(span, service)
 
 
+def _without_card_number(value: Value) -> Value:
+    """Return an attribute as it may be kept: spans of others come in unlooked at."""
+    return "not kept" if looks_like_card_number(str(value)) else value
+
+
 def _span(span: trace_pb2.Span, service: str) -> Span:
     return Span(
-        Context(span.trace_id.hex(), span.span_id.hex()), span.parent_span_id.hex(), span.name,
+        Context(span.trace_id.hex(), span.span_id.hex()), span.parent_span_id.hex(),
+        str(_without_card_number(span.name)),
         _NAMES.get(span.kind, Kind.INTERNAL), span.start_time_unix_nano, span.end_time_unix_nano,
-        {each.key: _value(each.value) for each in span.attributes},
+        {each.key: _without_card_number(_value(each.value)) for each in span.attributes},
         tuple(Context(each.trace_id.hex(), each.span_id.hex()) for each in span.links), service,
     )  # fmt: skip
 

@@ -1,32 +1,24 @@
-"""The read model: what people look at, in SQLite or PostgreSQL. The only importer of SQLAlchemy.
+"""The read model: what people look at, in SQLite or PostgreSQL.
 
-Owns tables, migrations and queries. All of it but spans that came by OTLP can be made again from
-the log; rows and the log position they are as of are written in one transaction. One process
-writes, any number reads. Must not know where rows come from.
+Owns migrations, how rows get in, and the queries of decisions and traces; those of cases are in
+``readmodel_queue`` and ``readmodel_case``. All of it but claims, and spans that came by OTLP, can
+be made again from the log; rows and the log position they are as of are written in one
+transaction. One process writes, any number reads. Must not know where rows come from.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Column,
     Connection,
-    Float,
-    Index,
-    LargeBinary,
-    MetaData,
-    SmallInteger,
-    String,
     Table,
-    Text,
     and_,
     create_engine,
     delete,
@@ -43,6 +35,21 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from featurizer.spans import SCORE, Context, Kind, Span
+from fraudsvc.console.audit_table import AUDIT, create_audit
+from fraudsvc.console.letter_table import LETTERS, create_letters
+from fraudsvc.console.readmodel_tables import (
+    CASES,
+    DECISIONS,
+    ENTITIES,
+    LABELS,
+    LINKS,
+    MODEL_EVENTS,
+    PROGRESS,
+    SPANS,
+    TABLES,
+    VERSION,
+    create_cases,
+)
 
 Row = Mapping[str, Any]
 BUSY_MS = 5_000  # for a lock that another process has
@@ -52,86 +59,10 @@ HOPS_MAX = 6
 LOG, OTLP = "log", "otlp"
 REVIEW = 2
 
-_TABLES = MetaData()
-_VERSION = Table("schema_version", _TABLES, Column("version", SmallInteger, primary_key=True))
-_PROGRESS = Table(
-    "progress", _TABLES,
-    Column("journal", String(64), primary_key=True),
-    Column("position", BigInteger, nullable=False),
-)  # fmt: skip
-_DECISIONS = Table(
-    "decisions", _TABLES,
-    Column("decision_id", String(36), primary_key=True),
-    Column("position", BigInteger, nullable=False),
-    Column("trace_id", String(32), nullable=False, index=True),
-    Column("receive_time_ms", BigInteger, nullable=False),
-    Column("outcome", SmallInteger, nullable=False),
-    Column("rung", SmallInteger, nullable=False),
-    Column("score", Float),
-    Column("expected_loss", Float, nullable=False),  # units of the reference currency
-    Column("amount_minor", BigInteger, nullable=False),
-    Column("currency_code", String(3), nullable=False),
-    Column("transaction_id", Text, nullable=False, index=True),
-    Column("customer_id", Text, nullable=False, index=True),
-    Column("merchant_id", Text, nullable=False),
-    Column("model_version", String(128), nullable=False),
-    Column("policy_version", String(128), nullable=False),
-    Column("used_ns", BigInteger, nullable=False),
-    Column("kept", String(16), nullable=False),
-    Column("codes", Text, nullable=False),  # of the reasons, a JSON list
-    Column("is_open", Boolean, nullable=False),  # to be reviewed, and without a label yet
-    Column("body", LargeBinary, nullable=False),  # the Decision
-)  # fmt: skip
-Index("decisions_newest", _DECISIONS.c.receive_time_ms, _DECISIONS.c.decision_id)
-# The review queue: open cases by what they may cost.
-Index("decisions_queue", _DECISIONS.c.is_open, _DECISIONS.c.expected_loss, _DECISIONS.c.decision_id)
-_LABELS = Table(
-    "labels", _TABLES,
-    Column("journal", String(64), primary_key=True),
-    Column("position", BigInteger, primary_key=True),
-    Column("transaction_id", Text, nullable=False, index=True),
-    Column("decision_id", String(36), index=True),
-    Column("verdict", SmallInteger, nullable=False),
-    Column("source", SmallInteger, nullable=False),
-    Column("label_time_ms", BigInteger, nullable=False),
-    Column("seen_ms", BigInteger, nullable=False),
-    Column("reporter", Text, nullable=False),
-    Column("note", Text, nullable=False),
-)  # fmt: skip
-_MODEL_EVENTS = Table(
-    "model_events", _TABLES,
-    Column("journal", String(64), primary_key=True),
-    Column("position", BigInteger, primary_key=True),
-    Column("change", SmallInteger, nullable=False),
-    Column("model_version", String(128), nullable=False, index=True),
-    Column("event_time_ms", BigInteger, nullable=False),
-    Column("author", Text, nullable=False),
-    Column("body", LargeBinary, nullable=False),  # the ModelEvent
-)  # fmt: skip
-_SPANS = Table(
-    "spans", _TABLES,
-    Column("trace_id", String(32), primary_key=True),
-    Column("span_id", String(16), primary_key=True),
-    Column("parent", String(16), nullable=False),
-    Column("name", Text, nullable=False),
-    Column("kind", SmallInteger, nullable=False),
-    Column("service", Text, nullable=False),
-    Column("start_ns", BigInteger, nullable=False, index=True),
-    Column("end_ns", BigInteger, nullable=False),
-    Column("attributes", Text, nullable=False),  # JSON
-    Column("source", String(4), nullable=False),
-)  # fmt: skip
-_LINKS = Table(
-    "span_links", _TABLES,
-    Column("trace_id", String(32), primary_key=True),
-    Column("span_id", String(16), primary_key=True),
-    Column("to_trace_id", String(32), primary_key=True),
-    Column("to_span_id", String(16), primary_key=True),
-)  # fmt: skip
-Index("span_links_back", _LINKS.c.to_span_id, _LINKS.c.to_trace_id)
-
 # What brings a schema of one version to the next; a database says how many it has had.
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_TABLES.create_all,)
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
+    TABLES.create_all, create_audit, create_cases, create_letters,
+)  # fmt: skip
 
 
 class ReadModelError(Exception):
@@ -143,10 +74,15 @@ class Changes:
     """What one read of the log, or of the network, adds; rows by the names of their columns."""
 
     decisions: list[Row] = field(default_factory=list)
+    cases: list[Row] = field(default_factory=list)
+    entities: list[Row] = field(default_factory=list)
     labels: list[Row] = field(default_factory=list)
     model_events: list[Row] = field(default_factory=list)
+    audit: list[Row] = field(default_factory=list)
+    letters: list[Row] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
-    closed: list[str] = field(default_factory=list)  # decisions that got a label
+    # Decisions that got a label, or lost the last one: whether each is open, the newest word last.
+    opened: dict[str, bool] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -169,6 +105,7 @@ class ReadModel:
             self._engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
         except (ArgumentError, ImportError) as error:
             raise ReadModelError(f"no read model at {url!r}: {error}") from error
+        self._shared = threading.local()
         if self._engine.dialect.name == "sqlite":
             file = self._engine.url.database or ""
             if existing and not Path(file).exists():
@@ -178,61 +115,69 @@ class ReadModel:
     def migrate(self) -> None:
         """Bring the schema to this code's version."""
         with _refusals("migrate the read model"), self._engine.begin() as connection:
-            there = inspect(connection).has_table(_VERSION.name)
-            newest = select(func.max(_VERSION.c.version))
+            there = inspect(connection).has_table(VERSION.name)
+            newest = select(func.max(VERSION.c.version))
             version = connection.execute(newest).scalar() if there else 0
             if (version or 0) > len(MIGRATIONS):
                 raise ReadModelError(f"the read model is of version {version}, newer than this")
             for number in range(version or 0, len(MIGRATIONS)):
                 MIGRATIONS[number](connection)
-                connection.execute(_VERSION.insert().values(version=number + 1))
+                connection.execute(VERSION.insert().values(version=number + 1))
 
     def position(self, journal: str) -> int | None:
         """Return how far a log is in, None for nothing of it."""
-        query = select(_PROGRESS.c.position).where(_PROGRESS.c.journal == journal)
+        query = select(PROGRESS.c.position).where(PROGRESS.c.journal == journal)
         with _refusals("read the position"), self._engine.connect() as connection:
             found: int | None = connection.execute(query).scalar()
             return found
 
     def forget(self) -> None:
         """Drop all that is made from logs; spans that came by OTLP stay."""
-        from_log = _SPANS.c.source == LOG
+        from_log = SPANS.c.source == LOG
         with _refusals("empty the read model"), self._engine.begin() as connection:
             connection.execute(_delete_links(from_log))
-            connection.execute(delete(_SPANS).where(from_log))
-            for table in (_DECISIONS, _LABELS, _MODEL_EVENTS, _PROGRESS):
+            connection.execute(delete(SPANS).where(from_log))
+            for table in (DECISIONS, CASES, ENTITIES, LABELS, MODEL_EVENTS, PROGRESS):
                 connection.execute(delete(table))
 
     def write(self, changes: Changes, source: str, journal: str = "", position: int = 0) -> None:
         """Add rows, those that are there already left as they are, and how far the log is in."""
         with _refusals("write"), self._engine.begin() as connection:
-            self._add(connection, _DECISIONS, changes.decisions)
-            self._add(connection, _LABELS, changes.labels)
-            self._add(connection, _MODEL_EVENTS, changes.model_events)
-            self._add(connection, _SPANS, [_span_row(each, source) for each in changes.spans])
-            self._add(connection, _LINKS, [row for each in changes.spans for row in _links(each)])
-            if changes.closed:
-                which = _DECISIONS.c.decision_id.in_(changes.closed)
-                connection.execute(update(_DECISIONS).where(which).values(is_open=False))
+            self._add(connection, DECISIONS, changes.decisions)
+            self._add(connection, CASES, changes.cases)
+            self._add(connection, ENTITIES, changes.entities)
+            self._add(connection, LABELS, changes.labels)
+            self._add(connection, MODEL_EVENTS, changes.model_events)
+            self._add(connection, AUDIT, changes.audit)
+            self._add(connection, LETTERS, changes.letters)
+            self._add(connection, SPANS, [_span_row(each, source) for each in changes.spans])
+            self._add(connection, LINKS, [row for each in changes.spans for row in _links(each)])
+            for is_open in (False, True):
+                ids = [each for each, told in changes.opened.items() if told == is_open]
+                for table in (DECISIONS, CASES) if ids else ():
+                    which = update(table).where(table.c.decision_id.in_(ids))
+                    if table is DECISIONS:
+                        which = which.where(DECISIONS.c.outcome == REVIEW)
+                    connection.execute(which.values(is_open=is_open))
             if journal:
                 row = {"journal": journal, "position": position}
-                connection.execute(delete(_PROGRESS).where(_PROGRESS.c.journal == journal))
-                connection.execute(_PROGRESS.insert(), [row])
+                connection.execute(delete(PROGRESS).where(PROGRESS.c.journal == journal))
+                connection.execute(PROGRESS.insert(), [row])
 
     def _add(self, connection: Connection, table: Table, rows: Sequence[Row]) -> None:
         if not rows:
             return
-        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        connection.execute(dialect.insert(table).on_conflict_do_nothing(), [dict(r) for r in rows])
+        statement = self.insert(table).on_conflict_do_nothing()
+        connection.execute(statement, [dict(row) for row in rows])
 
     def decision(self, decision_id: str) -> Row | None:
         """Return a decision's row."""
-        return self._one(select(_DECISIONS).where(_DECISIONS.c.decision_id == decision_id))
+        return self._one(select(DECISIONS).where(DECISIONS.c.decision_id == decision_id))
 
     def decision_of(self, transaction_id: str) -> Row | None:
         """Return the first decision on a transaction."""
-        of_it = select(_DECISIONS).where(_DECISIONS.c.transaction_id == transaction_id)
-        return self._one(of_it.order_by(_DECISIONS.c.position).limit(1))
+        of_it = select(DECISIONS).where(DECISIONS.c.transaction_id == transaction_id)
+        return self._one(of_it.order_by(DECISIONS.c.position).limit(1))
 
     def decisions(
         self, *, outcome: int | None = None, queue: bool = False, after: str = "", limit: int = 50
@@ -242,44 +187,42 @@ class ReadModel:
         Newest first, or with ``queue`` the open reviews by expected loss. Raises ValueError for
         an ``after`` that no page gave.
         """
-        key = _DECISIONS.c.expected_loss if queue else _DECISIONS.c.receive_time_ms
-        query = select(*(c for c in _DECISIONS.c if c.name != "body"))
+        key = DECISIONS.c.expected_loss if queue else DECISIONS.c.receive_time_ms
+        query = select(*(c for c in DECISIONS.c if c.name != "body"))
         if queue:
-            query = query.where(_DECISIONS.c.is_open.is_(True))
+            query = query.where(DECISIONS.c.is_open.is_(True))
         if outcome is not None:
-            query = query.where(_DECISIONS.c.outcome == outcome)
+            query = query.where(DECISIONS.c.outcome == outcome)
         if after:
             value, _, last = after.partition(":")
-            same = and_(key == float(value), _DECISIONS.c.decision_id < last)
+            same = and_(key == float(value), DECISIONS.c.decision_id < last)
             query = query.where(or_(key < float(value), same))
         limit = max(1, min(limit, PAGE_MAX))
-        query = query.order_by(key.desc(), _DECISIONS.c.decision_id.desc()).limit(limit)
-        rows = self._all(query)
+        query = query.order_by(key.desc(), DECISIONS.c.decision_id.desc()).limit(limit)
+        rows = self.rows(query)
         more = f"{rows[-1][key.name]!r}:{rows[-1]['decision_id']}" if len(rows) == limit else ""
         return rows, more
 
     def labels(self, decision_id: str) -> list[Row]:
         """Return the labels of a decision, oldest first."""
-        of_it = select(_LABELS).where(_LABELS.c.decision_id == decision_id)
-        return self._all(of_it.order_by(_LABELS.c.position))
+        of_it = select(LABELS).where(LABELS.c.decision_id == decision_id)
+        return self.rows(of_it.order_by(LABELS.c.position))
 
     def labels_between(self, journal: str, start: int, stop: int) -> list[Row]:
         """Return the joined labels of a log from a position to before another."""
-        between = (_LABELS.c.position >= start) & (_LABELS.c.position < stop)
-        joined = (_LABELS.c.journal == journal) & _LABELS.c.decision_id.is_not(None)
-        return self._all(select(_LABELS).where(between & joined).order_by(_LABELS.c.position))
+        between = (LABELS.c.position >= start) & (LABELS.c.position < stop)
+        joined = (LABELS.c.journal == journal) & LABELS.c.decision_id.is_not(None)
+        return self.rows(select(LABELS).where(between & joined).order_by(LABELS.c.position))
 
     def model_events(self, model_version: str) -> list[Row]:
         """Return what happened to a bundle, oldest first."""
-        of_it = select(_MODEL_EVENTS).where(_MODEL_EVENTS.c.model_version == model_version)
-        return self._all(of_it.order_by(_MODEL_EVENTS.c.position))
+        of_it = select(MODEL_EVENTS).where(MODEL_EVENTS.c.model_version == model_version)
+        return self.rows(of_it.order_by(MODEL_EVENTS.c.position))
 
     def count(self) -> int:
         """Return how many decisions there are."""
         with _refusals("count"), self._engine.connect() as connection:
-            return int(
-                connection.execute(select(func.count()).select_from(_DECISIONS)).scalar_one()
-            )
+            return int(connection.execute(select(func.count()).select_from(DECISIONS)).scalar_one())
 
     def trace(self, trace_id: str) -> list[Span]:
         """Return the spans of a trace, and those that what it began led to, by links.
@@ -301,18 +244,18 @@ class ReadModel:
     def _followers(self, contexts: Sequence[Context]) -> list[Span]:
         """Return the spans that link to some, each with its trace where it begins one."""
         ids = {context.span_id for context in contexts}
-        back = _LINKS.c.to_span_id.in_(ids)
-        links = self._all(select(_LINKS.c.trace_id, _LINKS.c.span_id).where(back).limit(SPANS_MAX))
+        back = LINKS.c.to_span_id.in_(ids)
+        links = self.rows(select(LINKS.c.trace_id, LINKS.c.span_id).where(back).limit(SPANS_MAX))
         wanted = {Context(each["trace_id"], each["span_id"]) for each in links}
         spans = self._spans(sorted({context.trace_id for context in wanted}))
         roots = {s.context.trace_id for s in spans if s.context in wanted and s.kind != Kind.SERVER}
         return [each for each in spans if each.context in wanted or each.context.trace_id in roots]
 
     def _spans(self, trace_ids: Sequence[str]) -> list[Span]:
-        where = _SPANS.c.trace_id.in_(trace_ids)
-        rows = self._all(select(_SPANS).where(where).limit(SPANS_MAX))
+        where = SPANS.c.trace_id.in_(trace_ids)
+        rows = self.rows(select(SPANS).where(where).limit(SPANS_MAX))
         links: dict[Context, list[Context]] = {}
-        for row in self._all(select(_LINKS).where(_LINKS.c.trace_id.in_(trace_ids))):
+        for row in self.rows(select(LINKS).where(LINKS.c.trace_id.in_(trace_ids))):
             to = Context(row["to_trace_id"], row["to_span_id"])
             links.setdefault(Context(row["trace_id"], row["span_id"]), []).append(to)
         return [_span(row, links) for row in rows]
@@ -321,29 +264,57 @@ class ReadModel:
         """Drop the oldest decisions beyond a number, and spans that began before a time."""
         with _refusals("drop the oldest"), self._engine.begin() as connection:
             bound = (
-                select(_DECISIONS.c.receive_time_ms)
-                .order_by(_DECISIONS.c.receive_time_ms.desc())
+                select(DECISIONS.c.receive_time_ms)
+                .order_by(DECISIONS.c.receive_time_ms.desc())
                 .offset(decisions_max)
                 .limit(1)
             )
             oldest = connection.execute(bound).scalar()
             if oldest is not None:
-                connection.execute(delete(_DECISIONS).where(_DECISIONS.c.receive_time_ms <= oldest))
-            is_old = _SPANS.c.start_ns < spans_before_ns
+                for table in (DECISIONS, CASES, ENTITIES):
+                    connection.execute(delete(table).where(table.c.receive_time_ms <= oldest))
+            is_old = SPANS.c.start_ns < spans_before_ns
             connection.execute(_delete_links(is_old))
-            connection.execute(delete(_SPANS).where(is_old))
+            connection.execute(delete(SPANS).where(is_old))
 
     def close(self) -> None:
         """Let go of the connections."""
         self._engine.dispose()
 
     def _one(self, query: Any) -> Row | None:
-        found = self._all(query)
+        found = self.rows(query)
         return found[0] if found else None
 
-    def _all(self, query: Any) -> list[Row]:
-        with _refusals("read"), self._engine.connect() as connection:
+    def rows(self, query: Any) -> list[Row]:
+        """Return what a query finds, for the files of queries."""
+        shared: Connection | None = getattr(self._shared, "connection", None)
+        with _refusals("read"), contextlib.ExitStack() as stack:
+            connection = shared or stack.enter_context(self._engine.connect())
             return [dict(row) for row in connection.execute(query).mappings()]
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let all reads of this thread go over one connection; for pages of many small ones."""
+        with _refusals("read"), self._engine.connect() as connection:
+            self._shared.connection = connection
+            try:
+                yield
+            finally:
+                self._shared.connection = None
+
+    def change(self, statement: Any) -> int:
+        """Do one statement as a whole, and return how many rows it changed."""
+        with _refusals("change"), self._engine.begin() as connection:
+            counting = {"preserve_rowcount": True}  # which an insert otherwise loses
+            return int(connection.execute(statement, execution_options=counting).rowcount)
+
+    def insert(self, table: Any) -> Any:
+        """Return the database's own insert, which knows what to do about a row that is there."""
+        return self._dialect.insert(table)
+
+    @property
+    def _dialect(self) -> Any:
+        return postgresql if self._engine.dialect.name == "postgresql" else sqlite
 
 
 def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
@@ -353,8 +324,8 @@ def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
 
 def _delete_links(of: Any) -> Any:
     """Return what deletes the links of some spans."""
-    spans = select(_SPANS.c.trace_id, _SPANS.c.span_id).where(of)
-    return delete(_LINKS).where(tuple_(_LINKS.c.trace_id, _LINKS.c.span_id).in_(spans))
+    spans = select(SPANS.c.trace_id, SPANS.c.span_id).where(of)
+    return delete(LINKS).where(tuple_(LINKS.c.trace_id, LINKS.c.span_id).in_(spans))
 
 
 def _span_row(span: Span, source: str) -> Row:

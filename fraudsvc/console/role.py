@@ -1,4 +1,4 @@
-"""The console role: one process beside the others that shows what they do. Its pages come later.
+"""The console role: one process beside the others that shows what they do.
 
 Owns its loop: follow the log, take spans in, look at meters, and keep the read model bounded. It
 runs with low priority and nothing waits for it. Must not read the environment but what it is given.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featurizer.adapters import INDEX_SCHEMA, FollowedStore, journal_number, open_log
 from featurizer.eventlog import LogError
@@ -38,12 +39,21 @@ from featurizer.otlp import open_metrics, open_spans
 from featurizer.places import StorePlace
 from featurizer.spans import Span
 from featurizer.store import StoreError
+from fraudsvc.console.audit import AuditTrail
+from fraudsvc.console.desk import Desk
+from fraudsvc.console.desk_command import DeskOptions
+from fraudsvc.console.desk_pages import desk_routes
 from fraudsvc.console.follower import Follower, Surroundings
-from fraudsvc.console.http import HttpServer, Pages, app
+from fraudsvc.console.gate import Gate, GateOptions
+from fraudsvc.console.health_figures import History
+from fraudsvc.console.http import Api, HttpServer
 from fraudsvc.console.observations import Observations
+from fraudsvc.console.operations import Around, OperationPages, OperationsOptions
 from fraudsvc.console.otlp_receiver import OtlpReceiver
+from fraudsvc.console.pages import Templates
 from fraudsvc.console.prometheus import Exposition
 from fraudsvc.console.readmodel import OTLP, Changes, ReadModel, ReadModelError
+from fraudsvc.console.site import site
 
 NICENESS = 10
 IDLE_S = 0.2  # many small reads would take the time of those who decide
@@ -69,6 +79,9 @@ class ConsoleOptions:
     otlp: str
     metrics: Path | None
     rule: KeepRule
+    access: GateOptions
+    operations: OperationsOptions
+    desk: DeskOptions = field(default_factory=DeskOptions)
     environment: Mapping[str, str] = field(default_factory=dict)
     ready_file: Path | None = None
     rebuild: bool = False
@@ -137,6 +150,7 @@ class Console:
         journal = f"{journal_number(options.log) & 0xFFFFFFFFFFFFFFFF:016x}"
         self._follower = Follower(log, journal, model, options.rule, Observations(meters), around)
         self._lags = Lags()
+        self.history = History()
         self._trouble = ""
         self._tick_s = self._tidy_s = 0.0
 
@@ -169,10 +183,13 @@ class Console:
 
     def families(self) -> list[Family]:
         """Return all metrics of this host."""
+        return families_of(self._values())
+
+    def _values(self) -> NDArray[np.float64]:
         folder = self._options.metrics
         read = [] if folder is None else [each.values for each in read_all(folder)]
         own = [] if folder is not None else [np.array(self._meters.values)]
-        return families_of(merged([*read, *own]))
+        return merged([*read, *own])
 
     def health(self) -> dict[str, Any]:
         """Return whether all is well, and how far behind the log this is."""
@@ -211,7 +228,9 @@ class Console:
         """Look how far everyone is, and drop what is too old now and then."""
         self._lags.look(now_s, self._log.ends()[1])
         self._meters.put("fraud_position", "console", value=self._follower.position)
-        told = {f.metric.name: f for f in self.families()}["fraud_position"]
+        values = self._values()
+        self.history.add(now_s, values)
+        told = {f.metric.name: f for f in families_of(values)}["fraud_position"]
         positions = {labels["consumer"]: round(value[0]) for labels, value in told.series}
         for consumer in _FOLLOWED:
             if positions[consumer]:
@@ -275,17 +294,30 @@ def run_console(options: ConsoleOptions) -> int:
     console = Console(options, log, model, meters)
     receiver = OtlpReceiver(options.otlp, console.take) if options.otlp else None
     exposition = Exposition(console.families)
-    server = HttpServer(app(Pages(model, exposition, console.health)), options.http)
+    trail_log, templates = open_log(options.log), Templates()
+    trail = AuditTrail(trail_log.append)
+    gate = Gate(options.access, options.http, templates, trail)
+    api = Api(model, exposition, console.health, trail)
+    desk = Desk(model, templates, trail, options.desk, options.log, health=console.health)
+    operations = OperationPages(
+        templates, Around(model, trail_log, trail, console.history, console.health),
+        options.operations,
+    )  # fmt: skip
+    routes = [*gate.routes(), *api.routes(), *desk_routes(desk), *operations.routes()]
+    server = HttpServer(gate.before(site(templates, routes)), options.http)
     threading.Thread(
         target=_send_metrics, args=(console, options, stopping), name="metrics", daemon=True
     ).start()
+    link = gate.opened(server.port)
     if options.ready_file is not None:
         options.ready_file.write_text(str(server.port))
     _log.info("serving on port %d", server.port)
+    if link:
+        _log.info("open within %d minutes, once: %s", gate.link_s // 60, link)
     while not stopping.is_set():
         if not console.step():
             stopping.wait(IDLE_S)
-    for closing in (server, receiver, console, log, model):
+    for closing in (server, desk, receiver, console, operations, gate, trail_log, log, model):
         if closing is not None:
             closing.close()
     return 0

@@ -235,7 +235,8 @@ class PolicyFile:
 
     A broken file is reported once to ``on_error`` and the policy in use stays. Raises what
     load_policy raises when the first load fails. ``clock_ms`` is a monotonic clock. ``on_load`` is
-    told the version and the bytes of a policy before it is used.
+    told the version and the bytes of a policy before it is used. Bytes of which ``holds_secret``
+    says so are refused unread: a policy is archived, and its errors are shown.
     """
 
     def __init__(
@@ -245,9 +246,11 @@ class PolicyFile:
         on_error: Callable[[PolicyError], None],
         clock_ms: Callable[[], float] = lambda: time.monotonic() * 1000,
         on_load: Callable[[str, bytes], None] = lambda _version, _data: None,
+        holds_secret: Callable[[bytes], bool] = lambda _data: False,
     ) -> None:
         self._path, self._feature_index = path, feature_index
         self._on_error, self._clock_ms, self._on_load = on_error, clock_ms, on_load
+        self._holds_secret = holds_secret
         self._seen = self._identity()
         self._next_ms = clock_ms() + POLL_INTERVAL_MS
         self.current = self._load()
@@ -265,6 +268,8 @@ class PolicyFile:
 
     def _load(self) -> Policy:
         data = self._path.read_bytes()
+        if self._holds_secret(data):
+            raise PolicyError(f"{self._path.name}: it holds what looks like a card number")
         policy = load_policy(data, self._feature_index, self._path.name)
         self._on_load(policy.version, data)
         return policy

@@ -14,7 +14,6 @@ from trainer.calibration import fit_calibration
 from trainer.model import Model, PackedTrees
 from trainer.renew import renew, unlabelled
 from trainer.thresholds import Budget
-from trainer.traffic import Past
 from trainer.train import Settings, train
 from trainer.vectors import Vectors
 
@@ -26,7 +25,6 @@ SETTINGS = Settings(
 # Of payments that nobody called fraud: false alerts are to be at most 0.5 % of the good ones.
 BUDGET = Budget(alert_share=0.005, decline_share=0.0025)
 RECENT_ROWS = 20_000
-PAST_ROWS = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,8 @@ class Base:
     """The base as a bundle's content, with thresholds within the budget of alerts.
 
     ``features`` float32[m, n] and ``is_fraud`` bool[m] are what it was learnt from, of which one
-    good payment in GOOD_DRAWN is there; ``packed`` its trees, so that no bundle packs them again.
+    good payment in GOOD_DRAWN is there; ``old_frauds`` float32[k, n] all its frauds; ``packed``
+    its trees, so that no bundle packs them again.
     """
 
     content: Content
@@ -44,11 +43,9 @@ class Base:
     recent: NDArray[np.float32]
 
     @property
-    def past(self) -> Past:
-        """What the base was learnt from: its frauds, and good payments evenly over time."""
-        good = np.flatnonzero(~self.is_fraud)
-        some = good[np.linspace(0, len(good) - 1, PAST_ROWS).astype(int)]
-        return Past(self.features[self.is_fraud], self.features[some])
+    def old_frauds(self) -> NDArray[np.float32]:
+        """The frauds that the base was learnt from."""
+        return self.features[self.is_fraud]
 
 
 def learn_base(begun: Begun) -> Base:

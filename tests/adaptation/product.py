@@ -62,7 +62,7 @@ class Product:
             joins=JoinSettings(decisions_max=1 << 17),
         )  # fmt: skip
         kind = Learner if expert else _ResidualOnly
-        self._learner = kind(base.content, base.past, settings)
+        self._learner = kind(base.content, base.old_frauds, settings)
         self._watch = LabelWatch()
         self._distrusted: set[int] = set()
         self._guarded = guarded
@@ -141,7 +141,7 @@ class Product:
 
     def _try(self, content: Any, traffic: Sample, now_ms: int) -> bool:
         candidate = bundle_of(content, self._base.packed, f"{self.name}-{self._swaps}")
-        gates = judge(candidate, self._champion, traffic.held, self._learner.past.frauds, GATES)
+        gates = judge(candidate, self._champion, traffic.held, self._learner.old_frauds, GATES)
         passed = all(gate.passed for gate in gates)
         layers = " and ".join(content.facts["learnt"]["layers"])
         what = f"promoted: {layers}" if passed else f"refused: {gates[-1].name}"

@@ -110,7 +110,7 @@ class Boosted:
         """Learn from the frauds heard of, traffic, and what the base was learnt from."""
         stream, base = self._stream, self._base
         drawn = self._recent.traffic(GOOD_ROWS)
-        older = base.features if self._anew else base.past.frauds
+        older = base.features if self._anew else base.old_frauds
         older_fraud = base.is_fraud if self._anew else np.ones(len(older), np.bool_)
         features = np.concatenate([stream.vectors[frauds], stream.vectors[drawn], older])
         is_fraud = np.concatenate([np.ones(len(frauds)), np.zeros(len(drawn)), older_fraud])

@@ -75,6 +75,7 @@ class Fleet(Cluster):
         argv = list(super().arguments(role))
         if role.startswith("serve"):
             argv[argv.index("--address") + 1] = f"0.0.0.0:{self.port(role)}"
+            argv.append("--plaintext")
         return tuple(argv)
 
     def port(self, role: str) -> int:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x66raud/v1/label.proto\x12\x08\x66raud.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x01\n\x05Label\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\"\n\x07verdict\x18\x02 \x01(\x0e\x32\x11.fraud.v1.Verdict\x12%\n\x06source\x18\x03 \x01(\x0e\x32\x15.fraud.v1.LabelSource\x12.\n\nlabel_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08reporter\x18\x05 \x01(\t\x12\x0c\n\x04note\x18\x06 \x01(\t*M\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n\rVERDICT_FRAUD\x10\x01\x12\x16\n\x12VERDICT_LEGITIMATE\x10\x02*\x96\x01\n\x0bLabelSource\x12\x1c\n\x18LABEL_SOURCE_UNSPECIFIED\x10\x00\x12\x1b\n\x17LABEL_SOURCE_CHARGEBACK\x10\x01\x12\x18\n\x14LABEL_SOURCE_ANALYST\x10\x02\x12\x19\n\x15LABEL_SOURCE_CUSTOMER\x10\x03\x12\x17\n\x13LABEL_SOURCE_ISSUER\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x66raud/v1/label.proto\x12\x08\x66raud.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x01\n\x05Label\x12\x16\n\x0etransaction_id\x18\x01 \x01(\t\x12\"\n\x07verdict\x18\x02 \x01(\x0e\x32\x11.fraud.v1.Verdict\x12%\n\x06source\x18\x03 \x01(\x0e\x32\x15.fraud.v1.LabelSource\x12.\n\nlabel_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08reporter\x18\x05 \x01(\t\x12\x0c\n\x04note\x18\x06 \x01(\t*y\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n\rVERDICT_FRAUD\x10\x01\x12\x16\n\x12VERDICT_LEGITIMATE\x10\x02\x12\x13\n\x0fVERDICT_UNCLEAR\x10\x03\x12\x15\n\x11VERDICT_RETRACTED\x10\x04*\x96\x01\n\x0bLabelSource\x12\x1c\n\x18LABEL_SOURCE_UNSPECIFIED\x10\x00\x12\x1b\n\x17LABEL_SOURCE_CHARGEBACK\x10\x01\x12\x18\n\x14LABEL_SOURCE_ANALYST\x10\x02\x12\x19\n\x15LABEL_SOURCE_CUSTOMER\x10\x03\x12\x17\n\x13LABEL_SOURCE_ISSUER\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,9 +33,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fraud.v1.label_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_VERDICT']._serialized_start=256
-  _globals['_VERDICT']._serialized_end=333
-  _globals['_LABELSOURCE']._serialized_start=336
-  _globals['_LABELSOURCE']._serialized_end=486
+  _globals['_VERDICT']._serialized_end=377
+  _globals['_LABELSOURCE']._serialized_start=380
+  _globals['_LABELSOURCE']._serialized_end=530
   _globals['_LABEL']._serialized_start=68
   _globals['_LABEL']._serialized_end=254
 # @@protoc_insertion_point(module_scope)

@@ -14,6 +14,8 @@ class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VERDICT_UNSPECIFIED: _ClassVar[Verdict]
     VERDICT_FRAUD: _ClassVar[Verdict]
     VERDICT_LEGITIMATE: _ClassVar[Verdict]
+    VERDICT_UNCLEAR: _ClassVar[Verdict]
+    VERDICT_RETRACTED: _ClassVar[Verdict]
 
 class LabelSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -25,6 +27,8 @@ class LabelSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 VERDICT_UNSPECIFIED: Verdict
 VERDICT_FRAUD: Verdict
 VERDICT_LEGITIMATE: Verdict
+VERDICT_UNCLEAR: Verdict
+VERDICT_RETRACTED: Verdict
 LABEL_SOURCE_UNSPECIFIED: LabelSource
 LABEL_SOURCE_CHARGEBACK: LabelSource
 LABEL_SOURCE_ANALYST: LabelSource

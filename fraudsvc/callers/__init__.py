@@ -1,0 +1,1 @@
+"""Who may call: certificates, tokens, roles and rates of the gRPC port."""
