@@ -258,7 +258,7 @@ def test_another_kernel_is_found_and_named(lived: Lived, monkeypatch: pytest.Mon
 
 def test_a_bundle_or_policy_that_is_gone_or_changed_is_named(lived: Lived, tmp_path: Path) -> None:
     options, archive = lived.options, Archive(tmp_path / "archive")
-    elsewhere = replace(options, places=options.places._replace(archive=tmp_path / "archive"))
+    elsewhere = replace(options, places=replace(options.places, archive=tmp_path / "archive"))
     trained = lived.cluster.trained
     version = load_bundle(
         lived.other, schema_version=SCHEMA_VERSION, public_key=trained.public_key

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +51,8 @@ STEPS = 400
 KAFKA = KafkaSettings("nowhere:1", "replay", event_partitions=EVENTS, entity_partitions=ENTITIES)
 
 
-class Entry(NamedTuple):
+@dataclass
+class Entry:
     """A record of a topic."""
 
     offset: int

@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from fraud.v1 import label_pb2
+from fraud.v1 import decision_pb2, label_pb2
 from numpy.typing import NDArray
 
 from featurizer.adapters import open_log
@@ -223,7 +223,8 @@ class _Again:
         ]
 
     def _by_rules(self, case: _Case, policy: Policy) -> int:
-        payment, cause = _payment(case), int(case.told[Told.CAUSE])
+        payment = _payment(case)
+        cause = cast(decision_pb2.RungCause, int(case.told[Told.CAUSE]))
         space = self._space
         return decide(payment, case.record, space, None, policy, RULES_ONLY, cause).outcome
 

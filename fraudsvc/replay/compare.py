@@ -36,7 +36,7 @@ def _find_same(out, values, told, sheet, reasons, drafts, versions, key, state, 
     reason_at = 0
     for i in range(len(same)):
         row, first, steps = told[i], starts[i], told[i, Told.STEPS]
-        arrival = accepted = loaded = np.int64(0)
+        arrival = accepted = loaded = 0
         figures[i, VIEWED_NS] = figures[i, SCORED_NS] = 0.0
         if steps > 0:
             arrival, accepted, loaded = 1, 1 + row[_FIRST_STEP], 1 + row[_FIRST_STEP + 1]

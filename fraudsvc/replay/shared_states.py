@@ -62,7 +62,7 @@ class SharedWalk:
         )  # fmt: skip
         out = records, vectors, versions
         look_shared(self._rows, (own, seen, caught_up), more, self._lines, out)
-        late: NDArray[np.bool_] = (versions > logged).any(axis=1)
+        late: NDArray[np.bool_] = np.any(versions > logged, axis=1)
         kept = [cases[i] for i in np.flatnonzero(~late).tolist()]
         rest = [cases[i] for i in np.flatnonzero(late).tolist()]
         return Views(kept, records[~late], vectors[~late], versions[~late]), rest

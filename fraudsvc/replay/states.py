@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from fraud.v1 import decision_pb2
@@ -64,9 +64,9 @@ class Case(NamedTuple):
         return int(self.told[Told.RUNG])
 
     @property
-    def cause(self) -> int:
+    def cause(self) -> decision_pb2.RungCause:
         """Why it was not decided on a higher rung."""
-        return int(self.told[Told.CAUSE])
+        return cast(decision_pb2.RungCause, int(self.told[Told.CAUSE]))
 
     @property
     def by(self) -> tuple[str, str, str]:

@@ -45,9 +45,9 @@ class Told(IntEnum):
     ORIGIN = auto()  # fields 9 and 10
     ORIGIN_END = auto()
     STEPS = auto()  # how many
-    FIRST_STEP = auto()
+    FIRST_STEP = 18
     VERSIONS = FIRST_STEP + STEPS_MAX  # how many
-    FIRST_VERSION = auto()
+    FIRST_VERSION = VERSIONS + 1
     COLUMNS = FIRST_VERSION + _ENTITIES
 
 
