@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from featurizer.cluster import schema_number
+from featurizer.eventlog import LogError
 from featurizer.hashing import IdHasher, hashes_of
 from featurizer.kafka_settings import KafkaSettings
 from featurizer.records import Kind
@@ -28,7 +29,7 @@ from fraudsvc.replay.range import Summary, judged
 from fraudsvc.replay.shared_states import CASES_AT_ONCE, SharedWalk
 from fraudsvc.replay.spool import Journal, Spool, count, fill
 from fraudsvc.replay.states import Case
-from fraudsvc.replay.told import read_told
+from fraudsvc.replay.told import Told, read_told
 from fraudsvc.shares import Share, Tell, share_out
 
 STRETCH = 4_096  # decisions in a row that one process looks at
@@ -159,9 +160,14 @@ class _Run:
 
 
 def cases_of(journal: Journal, numbers: Sequence[int]) -> list[Case]:
-    """Return decisions of a journal, whose records are there, by their numbers in it."""
+    """Return decisions of a journal, whose records are there, by their numbers in it.
+
+    Raises LogError for what is no decision.
+    """
     rows = journal.decided[numbers]
     told = read_told(journal.values, rows["start"].copy(), rows["length"].copy())
+    if not told[:, Told.IS_READ].all():
+        raise LogError("Kafka has a decision that cannot be read")
     places = np.searchsorted(journal.positions, rows["position"] - 1).tolist()
     frames = rows["frame"].tolist()
     return [

@@ -22,6 +22,7 @@ from featurizer.records import Entity
 _ENTITIES = len(Entity)
 STEPS_MAX = 4
 _VARINT, _FIXED64, _BYTES = 0, 1, 2  # kinds on the wire
+_ANY = -1
 
 
 class Told(IntEnum):
@@ -86,6 +87,9 @@ _PLANS = (
         11: (Told.USED_NS, _How.INSTANT_NS),
     },
 )
+_KINDS = np.array(  # of a field, by what is done with it
+    [_ANY, _VARINT, _FIXED64, _BYTES, _BYTES, _BYTES, _BYTES, _BYTES], np.int64
+)
 _ASSESSMENT, _NUMBERS = 1, 16
 _PLAN = np.zeros((len(_PLANS), _NUMBERS, 2), np.int64)
 for _message, _plan in enumerate(_PLANS):
@@ -118,7 +122,10 @@ def _word(data, at, size):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _field(data, at, stop):  # type: ignore[no-untyped-def]
-    """Return a field's number, its value or where that begins, and where it ends; 0 for doubt."""
+    """Return a field's number and kind, its value or where that begins, and where it ends.
+
+    The number is 0 for doubt; places are within ``stop`` otherwise.
+    """
     tag, at = _number(data, at, stop)
     kind = tag & 7
     if kind == _VARINT:
@@ -128,11 +135,13 @@ def _field(data, at, stop):  # type: ignore[no-untyped-def]
     elif kind == _BYTES:
         size, value = _number(data, at, stop)
         end = value + size
+        if not value <= end:
+            end = stop + 1
     else:
-        return np.int64(0), at, stop + 1
-    if not at <= end <= stop:
-        return np.int64(0), at, stop + 1
-    return tag >> 3, value, end
+        value, end = at, stop + 1
+    if not at < end <= stop:
+        return np.int64(0), kind, at, stop + 1
+    return tag >> 3, kind, value, end
 
 
 @njit(cache=True, nogil=True)
@@ -140,7 +149,7 @@ def _instant(data, at, stop):  # type: ignore[no-untyped-def]
     """Return seconds and nanoseconds of a Timestamp or a Duration."""
     seconds, nanos = np.int64(0), np.int64(0)
     while at < stop:
-        number, value, at = _field(data, at, stop)
+        number, _, value, at = _field(data, at, stop)
         if number == 1:
             seconds = value
         elif number == 2:
@@ -190,12 +199,16 @@ def _read_part(data, at, stop, first, message, row):  # type: ignore[no-untyped-
     inner, inner_end = np.int64(0), np.int64(0)
     while at < stop:
         start = at
-        number, value, at = _field(data, at, stop)
+        number, kind, value, at = _field(data, at, stop)
         if not 0 < number < _NUMBERS:
             return np.int64(-1), stop
         if message != _ASSESSMENT and number == 1:
+            if kind != _BYTES:
+                return np.int64(-1), stop
             inner, inner_end = value, at
         plan = (_PLAN[message, number, 0], _PLAN[message, number, 1])
+        if _KINDS[plan[1]] not in (_ANY, kind):
+            return np.int64(-1), stop
         if not _take(data, first, (start, value, at), plan, row):
             return np.int64(-1), stop
     return inner, inner_end
