@@ -214,13 +214,10 @@ class Learner:
         features = np.concatenate([frauds, known_good, drawn])
         is_fraud = np.arange(len(features)) < len(frauds)
         share = min(1.0, max(len(drawn) / max(len(self.joins.ring), 1), 1e-3))
-        # All that were judged good are there, and of the others only a share. Most were judged
-        # because they were alerted: with full weight they would teach that alerts are good.
-        weights = np.ones(len(features))
-        weights[len(frauds) : len(frauds) + len(known_good)] = share
         rows = ResidualRows(
-            features, is_fraud, Model(self.champion.trees).logits(features), weights, share
-        )
+            features, is_fraud, Model(self.champion.trees).logits(features),
+            np.ones(len(features)), share,
+        )  # fmt: skip
         try:
             return fit_residual(rows, self._settings.residual)
         except TrainingError:

@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 
 from fraudsvc.console.chain_spans import outcome_of, rung_of
-from fraudsvc.console.person import ANALYST, LEAD, LOCAL, OPERATOR, VIEWER, Person
+from fraudsvc.console.person import ANALYST, LEAD, NOBODY, OPERATOR, VIEWER, Person
 
 _HERE = Path(__file__).parent
 _THEMES = ("dark", "light")
@@ -56,9 +56,9 @@ SECTIONS: tuple[tuple[str, tuple[Section, ...]], ...] = (
 
 
 def person_of(request: Request) -> Person:
-    """Return who asks."""
-    found = getattr(request.state, "person", LOCAL)
-    return found if isinstance(found, Person) else LOCAL
+    """Return who asks; NOBODY, who may nothing, where nobody signed in."""
+    found = getattr(request.state, "person", NOBODY)
+    return found if isinstance(found, Person) else NOBODY
 
 
 def money(minor: int | float, currency: str) -> str:

@@ -20,4 +20,4 @@ class Person:
         return role in self.roles or (role == VIEWER and bool(self.roles))
 
 
-LOCAL = Person("local", frozenset(ROLES))  # on loopback, where nobody signs in
+NOBODY = Person("", frozenset())  # on pages of before the sign-in, and where no gate stood

@@ -141,6 +141,8 @@ def _cell(value: dict[str, Any] | None, seeds: int, digits: int = 0, times: floa
     def number(figure: float | None) -> str:
         return "never" if figure is None else f"{times * figure:.{digits}f}"
 
+    if seeds == 1:
+        return number(value["median"])
     text = f"{number(value['median'])} ({number(value['least'])} to {number(value['most'])})"
     return text if value["reached"] == seeds else f"{text}, {value['reached']} of {seeds} seeds"
 
