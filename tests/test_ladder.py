@@ -38,7 +38,7 @@ def test_every_step_decides_the_same(tmp_path: Path) -> None:
         if os.environ.get("CI"):
             pytest.fail(missing)
         pytest.skip(missing)
-    size = Size(days=6, customers=200, rate=600, payments=25, rounds=1, iterations=30)
+    size = Size(days=12, customers=300, rate=900, payments=25, rounds=1, iterations=30)
     transactions, now_ms = prepare(tmp_path, size)
     with places(tmp_path) as at:
         taken = climb(at, transactions, now_ms, size.rounds)

@@ -25,6 +25,7 @@ PAGES = sorted((ROOT / "docs" / "runbooks").glob("*.md"))
 OLD_SCHEMA = "s-0123456789abcdef"
 COMMAND_S, READY_S = 240, 240
 READ_BYTES = 1 << 20
+CLOSING_BYTES = 48  # two frames that close a group say the same: either is enough
 
 
 def run(*arguments: str) -> None:
@@ -103,8 +104,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(service: Path, tmp_path: Path) -> Path:
-    """Return a copy of it, for a test to do with as it likes."""
-    return Path(shutil.copytree(service, tmp_path / "data"))
+    """Return a copy of it, for a test to do with as it likes. A store is mostly holes."""
+    command = ["cp", "--archive", "--sparse=always", str(service), str(tmp_path / "data")]
+    subprocess.run(command, check=True, timeout=COMMAND_S)
+    return tmp_path / "data"
 
 
 def give_old_schema(data: Path) -> None:
@@ -173,7 +176,7 @@ def test_a_copy_that_was_cut_off_is_good_up_to_its_last_whole_frame(
     newest = max((tmp_path / "backup" / "log").glob(f"*{frames_suffix(data)}"))
     size = newest.stat().st_size
     with newest.open("r+b") as file:
-        file.truncate(size - 10)
+        file.truncate(size - CLOSING_BYTES - 10)
     with featurizer(tmp_path / "backup", "store"):
         pass
     whole, kept = entries(data / "log"), entries(tmp_path / "backup" / "log")
