@@ -247,7 +247,9 @@ def test_the_examples_run_against_a_service(address: str) -> None:
     assert re.fullmatch(r"OUTCOME_[A-Z]+ [0-9.]+ [0-9a-f-]{36}", first), scored
     assert reasons[0].startswith("FALLBACK_AMOUNT ")
     # and the label of the same transaction is joined to it
-    labelled = run_example(blocks(ROOT / "docs/users/payment-service.md", "python")[-1], address)
+    examples = blocks(ROOT / "docs/users/payment-service.md", "python")
+    [reporting] = [text for text in examples if "ReportLabels" in text]
+    labelled = run_example(reporting, address)
     assert labelled == "LABEL_STATUS_APPLIED\n"
 
 

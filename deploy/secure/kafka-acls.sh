@@ -30,6 +30,7 @@ topic relay Write,Describe decisions
 topic relay Write,Describe labels
 topic relay Write,Describe models
 topic relay Write,Describe dead-letters
+topic relay Write,Describe audit
 
 topic split Read,Describe transactions
 topic split Read,Describe feedback

@@ -24,7 +24,7 @@ from fraudsvc.console.sign_in import Doors, SignIn, Tries
 
 PORT_FILE = "address"
 CALLBACK = "/sign-in/callback"
-_ANY_HOST = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not listened on
+_ANY_HOST = ("0.0.0.0", "::", "")  # noqa: S104 - compared with  # nosec B104
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ class Proposals:
         row |= {"text": text, "span": span}
         values = [made_ms if name == "made_ms" else row[name] for name in _COLUMNS]
         marks = ", ".join("?" * len(_COLUMNS))
-        self._do(f"INSERT INTO what_ifs VALUES ({marks})", values)  # noqa: S608 - marks alone
+        self._do(f"INSERT INTO what_ifs VALUES ({marks})", values)  # noqa: S608  # nosec B608
         return made
 
     def one(self, what_if: str) -> dict[str, Any] | None:
@@ -77,7 +77,8 @@ class Proposals:
         changed = {"state": state, **told}
         sets = ", ".join(f"{name} = ?" for name in changed)
         marks = ", ".join("?" * len(STEPS[state]))
-        statement = f"UPDATE what_ifs SET {sets} WHERE id = ? AND state IN ({marks}) RETURNING id"  # noqa: S608 - names are ours
+        where = f"id = ? AND state IN ({marks})"
+        statement = f"UPDATE what_ifs SET {sets} WHERE {where} RETURNING id"  # noqa: S608  # nosec B608
         return bool(self._do(statement, [*changed.values(), what_if, *STEPS[state]]))
 
     def back(self, what_if: str, state: str, trouble: str) -> None:

@@ -244,18 +244,17 @@ class Console:
             self._meters.put("fraud_readmodel_rows", value=self._model.count())
 
 
-def _open_log(options: ConsoleOptions, stopping: threading.Event) -> FileEventLog | None:
-    """Wait for the log, which a scorer makes; None where this is to stop before."""
+def _open_log(options: ConsoleOptions) -> FileEventLog:
+    """Wait for the log, which a scorer makes."""
     told = False
-    while not stopping.is_set():
+    while True:
         try:
             return open_log(options.log, read_only=True)
         except (LogError, OSError) as error:
             if not told:
                 _log.info("no log yet: %s", error)
             told = True
-            stopping.wait(RETRY_S / 4)
-    return None
+            time.sleep(RETRY_S / 4)
 
 
 def _send_metrics(console: Console, options: ConsoleOptions, stopping: threading.Event) -> None:
@@ -277,20 +276,23 @@ def _refuse_itself(options: ConsoleOptions) -> None:
 
 
 def run_console(options: ConsoleOptions) -> int:
-    """Run until SIGTERM or SIGINT; return the exit status. Raises ReadModelError, ValueError."""
+    """Run until SIGTERM or SIGINT, which end it at once while it starts; return the exit status.
+
+    Raises ReadModelError, ValueError.
+    """
     _refuse_itself(options)
     os.nice(NICENESS)
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    # To load kernels takes long on a busy machine, and until then there is nothing to finish.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     model = ReadModel(options.read_model)
     model.migrate()
     if options.rebuild:
         model.forget()
     meters = open_meters(options.metrics, "console")
-    log = _open_log(options, stopping)
-    if log is None:
-        return 0
+    log = _open_log(options)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
     console = Console(options, log, model, meters)
     receiver = OtlpReceiver(options.otlp, console.take) if options.otlp else None
     exposition = Exposition(console.families)
