@@ -50,9 +50,12 @@ def chromium() -> str:
     return shutil.which("chromium") or shutil.which("chromium-browser") or ""
 
 
-@pytest.fixture(scope="session", name="browser")
+@pytest.fixture(scope="module", name="browser")
 def browser_fixture() -> Iterator[Browser]:
-    """One Chromium for all tests of the session."""
+    """One Chromium for all tests of a module.
+
+    Not of the session: each module that imports this has it as its own, and no two can be at once.
+    """
     need("" if chromium() else "Chromium is not installed")
     with sync_playwright() as playwright:
         flags = ["--no-sandbox"] if os.getuid() == 0 else []

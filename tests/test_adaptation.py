@@ -1,4 +1,4 @@
-"""The benchmark of adaptation, small: one attack, one seed, half an hour of a thin stream."""
+"""The benchmark of adaptation, small: one attack, one seed, an hour of a thin stream."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.adaptation.world import Scale
 
 TINY = Scale(
     per_minute=400, customers=4_000, past_days=4, past_rows_a_day=1_000, warm_minutes=75,
-    before_minutes=5, after_minutes=35, old_share=0.01, attack_share=0.015,
+    before_minutes=20, after_minutes=40, old_share=0.01, attack_share=0.015,
 )  # fmt: skip
 NAMES = ["static", "T1+T2"]
 

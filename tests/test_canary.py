@@ -12,9 +12,7 @@ import os
 import struct
 import subprocess
 import sys
-import urllib.error
 import urllib.parse
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +34,7 @@ from fraudsvc.policy import DEFAULT_POLICY
 from fraudsvc.server import SERVICE
 from fraudsvc.up import UpOptions
 from tests.conftest import START_S, Connected, connected, free_port, process, until
+from tests.consoles import Client, Place
 
 NUMBER = "4111111111111111"
 GROUPS = "4111-1111-1111-1111"
@@ -200,16 +199,8 @@ def send_spans(target: str) -> None:
         )(request, timeout=TIMEOUT_S)
 
 
-def get(address: str, path: str) -> str:
-    url = f"http://{address}{path}"
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-            return str(answer.read().decode())
-    except urllib.error.HTTPError as error:
-        return error.read().decode()
-
-
-def send_by_http(address: str) -> list[str]:
+def send_by_http(place: Place) -> list[str]:
+    """Ask for paths and pages, and send forms, as somebody who may everything and as a stranger."""
     coded = urllib.parse.quote(base64.urlsafe_b64encode(NUMBER.encode()).decode())
     paths = [
         f"/{NUMBER}", f"/api/decisions/{NUMBER}", f"/api/traces/{NUMBER}",
@@ -218,11 +209,31 @@ def send_by_http(address: str) -> list[str]:
         f"/api/decisions?order={NUMBER}", f"/metrics?{NUMBER}", "/api/decisions", "/metrics",
         f"/api/traces/{(b't' * 16).hex()}",
     ]  # fmt: skip
-    return [get(address, path) for path in paths]
+    decision_id = place.get_json("/api/decisions?limit=1")["decisions"][0]["decision_id"]
+    case = f"/cases/{decision_id}"
+    for page in ("queue", "verdicts", "models", "rules", "agreement", "drift", "audit", "health",
+                 "dead-letters", "what-if", case[1:], "sign-in", "sign-in/link"):  # fmt: skip
+        names = ("person", "what", "entity", "rule", "by", "before", "after", "next", "token", "q")
+        for text in (NUMBER, GROUPS, GROUPS.replace("-", "+"), f"/queue?q={NUMBER}"):
+            paths += [f"/{page}?{name}={urllib.parse.quote(text, '+')}" for name in names]
+    inside, stranger = place.signed_in(), Client(place.port)
+    said = [str(client.get(path)) for path in paths for client in (inside, stranger)]
+    forms = [
+        (f"{case}/assign", "to"), (f"{case}/verdict", "note"), (f"{case}/override", "why"),
+        ("/models/change", "reason"), ("/what-if/run", "text"), ("/what-if/propose", "reason"),
+        ("/what-if/proposals/live", "id"), ("/dead-letters/resend", "number"), ("/queue/next", "q"),
+    ]  # fmt: skip
+    more = {"verdict": "fraud", "review": "0.4", "action": "review", "code": "X", "when": "true"}
+    for path, name in forms:
+        for text in (NUMBER, GROUPS, f"they used {NUMBER}"):
+            answer = inside.post(path, "/nowhere", **{**more, name: text})
+            assert (answer.status, "looks like a card number" in answer.text) == (400, True), path
+            said += [str(answer), str(stranger.post(path, "/nowhere", **{name: text}))]
+    return said
 
 
 @contextlib.contextmanager
-def system(folder: Path) -> Iterator[tuple[Path, str, str, Any]]:
+def system(folder: Path) -> Iterator[tuple[Place, str, Any]]:
     data, port, http = folder / "data", free_port(), free_port()
     data.mkdir()
     (data / "policy.toml").write_bytes(DEFAULT_POLICY.read_bytes())
@@ -234,7 +245,7 @@ def system(folder: Path) -> Iterator[tuple[Path, str, str, Any]]:
         for role in ("featurizer", "serve-0", "console"):
             up_ready = data / f"{role}.ready"
             until(up_ready.exists, role, START_S)
-        yield data, f"127.0.0.1:{port}", f"127.0.0.1:{http}", up
+        yield Place(data, http), f"127.0.0.1:{port}", up
 
 
 def otlp_of(data: Path) -> str:
@@ -249,7 +260,8 @@ def test_a_card_number_that_comes_in_is_found_nowhere(
     (tmp_path / "id.secret").write_text(SECRET)
     monkeypatch.setenv("FRAUD_ID_SECRET", str(tmp_path / "id.secret"))
     said: list[str] = []
-    with system(tmp_path) as (data, target, http, up):
+    with system(tmp_path) as (place, target, up):
+        data = place.data
         with connected(int(target.rpartition(":")[2])) as client:
             send_by_grpc(client, said)
             send_bytes(client, said)
@@ -263,8 +275,8 @@ def test_a_card_number_that_comes_in_is_found_nowhere(
         )
         until(lambda: "policy refused" in up.said, "the refusal", START_S)
         (data / "policy.toml").write_text(policy)
-        until(lambda: CONTROL in get(http, "/api/decisions"), "the read model", START_S)
-        said += send_by_http(http)
+        until(lambda: CONTROL in str(place.get_json("/api/decisions")), "the read model", START_S)
+        said += send_by_http(place)
         metrics = Path("/dev/shm") / otlp_of(data).partition(":")[2]  # noqa: S108 - in memory
         counted = holders(metrics, forms()) if metrics.is_dir() else {}
         up.stop()  # a busy machine may have to be told twice

@@ -316,7 +316,7 @@ LABEL_BAD: list[tuple[str, Callable[[label_pb2.Label], object]]] = [
     ("transaction_id", lambda x: x.ClearField("transaction_id")),
     ("transaction_id", lambda x: setattr(x, "transaction_id", "x" * 65)),
     ("verdict", lambda x: x.ClearField("verdict")),
-    ("verdict", lambda x: setattr(x, "verdict", 3)),
+    ("verdict", lambda x: setattr(x, "verdict", 5)),
     ("source", lambda x: x.ClearField("source")),
     ("source", lambda x: setattr(x, "source", 5)),
     ("label_time", lambda x: x.ClearField("label_time")),

@@ -10,7 +10,7 @@ import hmac
 from collections.abc import Callable, Collection, MutableMapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fraudsvc.cardnumbers import holds_card_number, looks_like_card_number
 from fraudsvc.console.person import ANALYST, LEAD, OPERATOR, ROLES, VIEWER, Person
 from fraudsvc.console.sessions import Session, SessionsError
 
@@ -136,11 +137,12 @@ class Access:
             return
         request = Request(scope, receive)
         send = _with_headers(send, scope["path"])
-        answer = self._wrong_host(request) or await self._identify(request)
-        if answer is None and scope["method"] not in _SAFE and "csrf" in scope["state"]:
+        answer = self._wrong_host(request) or self._card_number(request, _url_holds(request))
+        answer = answer or await self._identify(request)
+        if answer is None and scope["method"] not in _SAFE:
             body = await _body(receive)
             receive = _again(body, receive)
-            answer = self._forged(request, body)
+            answer = self._wrong_body(request, body)
         await (answer or self._app)(scope, receive, send)
 
     def _wrong_host(self, request: Request) -> Response | None:
@@ -193,10 +195,22 @@ class Access:
         answer.headers["www-authenticate"] = "Bearer"
         return answer
 
-    def _forged(self, request: Request, body: bytes | None) -> Response | None:
-        """Refuse what no form of ours has sent."""
+    def _wrong_body(self, request: Request, body: bytes | None) -> Response | None:
+        """Refuse what is too long, not of a form of ours, or holds a card number."""
         if body is None:
             return self._refuse(request, 413, "TOO_LONG", f"at most {BODY_BYTES_MAX} bytes")
+        forged = self._forged(request, body) if "csrf" in request.scope["state"] else None
+        return forged or self._card_number(request, _body_holds(request.headers, body))
+
+    def _card_number(self, request: Request, is_held: bool) -> Response | None:
+        """Refuse a card number before a page shows it or keeps it."""
+        if not is_held:
+            return None
+        message = "it holds what looks like a card number: nothing was kept or changed"
+        return self._refuse(request, 400, "CARD_NUMBER_REFUSED", message)
+
+    def _forged(self, request: Request, body: bytes) -> Response | None:
+        """Refuse what no form of ours has sent."""
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
         given = request.headers.get(CSRF_HEADER, "") or _field(request.headers, body)
         ours = origin is None or urlsplit(origin).netloc == host
@@ -216,8 +230,32 @@ def _wants_page(request: Request) -> bool:
     )
 
 
+def _url_holds(request: Request) -> bool:
+    """Return whether a path or a query holds what looks like a card number."""
+    return _path_holds(request.url.path) or _query_holds(request.url.query)
+
+
+def _path_holds(path: str) -> bool:
+    return any(map(looks_like_card_number, path.split("/")))  # an id that is a part is seen as one
+
+
+def _query_holds(query: str) -> bool:
+    pairs = parse_qsl(query, keep_blank_values=True)
+    return any(_path_holds(unquote(text)) for pair in pairs for text in pair)
+
+
+def _body_holds(headers: Headers, body: bytes) -> bool:
+    if _is_form(headers):
+        return _query_holds(body.decode(errors="replace"))
+    return holds_card_number(body)
+
+
+def _is_form(headers: Headers) -> bool:
+    return headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+
+
 def _field(headers: Headers, body: bytes) -> str:
-    if not headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+    if not _is_form(headers):
         return ""
     try:
         return parse_qs(body.decode()).get(CSRF_FIELD, [""])[0]

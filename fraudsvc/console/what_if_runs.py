@@ -40,15 +40,17 @@ class Runs:
         self._options, self._proposals = options, proposals
         self._lock = threading.Lock()  # held while one runs
         self._process: subprocess.Popen[bytes] | None = None
+        self._thread: threading.Thread | None = None
         self._closing = False
 
     def start(self, what_if: str, text: str, first: str, stop: str) -> bool:
         """Begin one with a policy's text over a range; False where another runs."""
         if not self._lock.acquire(blocking=False):
             return False
-        threading.Thread(
+        self._thread = threading.Thread(
             target=self._run, args=(what_if, text, first, stop), name="what-if", daemon=True
-        ).start()
+        )
+        self._thread.start()
         return True
 
     @property
@@ -57,23 +59,24 @@ class Runs:
         return self._lock.locked()
 
     def close(self) -> None:
-        """End the one that runs."""
+        """End the one that runs, and wait until that is noted."""
         self._closing = True
-        if self._process is not None:
-            self._process.kill()
-        if self._lock.acquire(timeout=KILL_S):
-            self._lock.release()
+        if (process := self._process) is not None:
+            process.kill()
+        if self._thread is not None:
+            self._thread.join(KILL_S)
 
     def _run(self, what_if: str, text: str, first: str, stop: str) -> None:
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                state, told = self._backtest(Path(folder), text, first, stop)
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    state, told = self._backtest(Path(folder), text, first, stop)
+            finally:
+                self._process = None
+                self._lock.release()  # before it is told: who sees it done may begin another
             self._proposals.step(what_if, state, **told)
         except (OSError, ProposalsError) as error:
             _log.error("the what-if %s was lost: %s", what_if, error)
-        finally:
-            self._process = None
-            self._lock.release()
 
     def _backtest(
         self, folder: Path, text: str, first: str, stop: str

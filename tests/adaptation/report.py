@@ -210,8 +210,8 @@ def _over_minutes(many: list[dict[str, Any]], name: str, place: int) -> tuple[An
     for run in many:
         known = [p for p in run["systems"][name]["points"] if p[place] is not None]
         at = np.searchsorted([p[0] for p in known], grid, side="right") - 1
-        lines.append([known[i][place] if i >= 0 else np.nan for i in at])
-    return grid, np.nanmean(np.array(lines, float), axis=0)
+        lines.append([known[max(i, 0)][place] for i in at])
+    return grid, np.array(lines, float).mean(axis=0)
 
 
 def _binned(many: list[dict[str, Any]], name: str, place: int) -> tuple[Any, Any]:
