@@ -160,7 +160,9 @@ def _put_end(out, at, figures, origin, known, steps):  # type: ignore[no-untyped
 
 
 @njit(cache=True)
-def _write(out, data, body, model, figures, reasons, versions, trace, origin, key, state, numbers):  # type: ignore[no-untyped-def]
+def write_decision(  # type: ignore[no-untyped-def]
+    out, data, body, model, figures, reasons, versions, trace, origin, key, state, numbers
+):
     """Write the Decision; return where it begins and ends, and where its Assessment does.
 
     ``data`` is the transaction, ``model`` the model's reasons; ``numbers`` are those of Draft and
@@ -220,7 +222,7 @@ def _write_all(out, transactions, reasons, sheet, fixed, key, state, numbers, pl
     at, data_at, reason_at = 0, 0, 0
     for i in range(len(numbers)):
         row = numbers[i]
-        begin, end, assessed = _write(
+        begin, end, assessed = write_decision(
             out[at:], datas[data_at : data_ends[i]], bodies[i], models[i], figures[i],
             texts[reason_at : reason_ends[i]], versions, trace, origin, key, state,
             (
@@ -259,11 +261,11 @@ class Writer:
 
         ``transaction`` are its bytes, the arrays the workspace's that the draft was made in.
         """
-        needed = len(transaction) + len(draft.reasons) + len(stamp.origin) + _FIXED_BYTES
+        needed = len(transaction) + len(draft.reasons) + len(stamp.origin) + FIXED_BYTES
         if needed > len(self._out):
             self._out = np.zeros(2 * needed, np.uint8)
         out = self._out
-        begin, end, assessed = _write(
+        begin, end, assessed = write_decision(
             out, transaction, body, model_reasons, figures, draft.reasons, draft.versions,
             stamp.trace_id, stamp.origin, self._key, self._trace_state,
             (
@@ -295,7 +297,7 @@ class Writer:
         data_ends = np.cumsum([len(each) for each in transactions])
         reason_ends = np.cumsum([len(each) for each in reasons])
         needed = int(data_ends[-1] + reason_ends[-1])
-        needed += len(drafts) * (_FIXED_BYTES + len(stamp.origin))
+        needed += len(drafts) * (FIXED_BYTES + len(stamp.origin))
         if needed > len(self._out):
             self._out = np.zeros(2 * needed, np.uint8)
         numbers = np.empty((len(drafts), 12), np.int64)
@@ -358,7 +360,7 @@ _ENDS = np.cumsum([0, *map(len, _REASON_TEXTS)])
 _NORMS = np.array([INDEX[f.norm] if f.norm else -1 for f in FEATURES], np.int64)
 REASONS_BYTES_MAX = REASONS_MAX * (3 + 3 * 9 + 2 * max(map(len, _REASON_TEXTS)))
 # What a Decision has beside texts of any length.
-_FIXED_BYTES = len(EMPTY_BODY) + REASONS_BYTES_MAX + 512
+FIXED_BYTES = len(EMPTY_BODY) + REASONS_BYTES_MAX + 512
 
 
 @njit(cache=True)

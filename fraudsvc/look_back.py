@@ -18,8 +18,10 @@ from fraudsvc.look_back_command import (
     ReplayOptions,
     backtest,
     end_of,
+    is_kafka,
     replay_many,
     replay_one,
+    replay_one_shared,
     span_of,
     steps_of,
 )
@@ -54,6 +56,12 @@ def _replay(args: argparse.Namespace) -> int:
     if args.decision:
         if args.first or args.stop:
             raise ValueError("replay takes a decision or a range, not both")
+        if is_kafka(options.log):
+            if args.step:
+                raise ValueError("--step shows what a journal has: --log file://DIR")
+            verdict = replay_one_shared(args.decision, options)
+            print_verdict(verdict, in_json=args.json)
+            return 0 if verdict.is_same else 1
         verdict, rebuilt = replay_one(args.decision, options)
         if args.step:
             print_steps(steps_of(verdict, rebuilt, options), in_json=args.json)

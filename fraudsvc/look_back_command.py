@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from fraud.v1 import decision_pb2
-
 from featurizer.adapters import open_log
 from featurizer.eventlog import EventLog, Topic
 from featurizer.hashing import IdHasher
+from featurizer.kafka_settings import kafka_settings
 from fraudsvc.backtest.figures import DAY_MS, Cut, report
 from fraudsvc.backtest.run import Change, check, run
 from fraudsvc.backtest.run import Job as BacktestJob
@@ -24,8 +23,18 @@ from fraudsvc.replay.again import Replayer, Verdict
 from fraudsvc.replay.judges import Finder, Places
 from fraudsvc.replay.log import Pieces, Place, Span, find_decision, frame_of
 from fraudsvc.replay.range import Job, Summary, judged, replay_range
+from fraudsvc.replay.shared_range import (
+    SharedJob,
+    find_shared,
+    judge_shared,
+    replay_shared,
+    replayer_of,
+    size_of,
+    spooled,
+)
 from fraudsvc.replay.states import Case, Rebuilt
 from fraudsvc.replay.step import Folded, steps
+from fraudsvc.replay.told import told_of
 from fraudsvc.shares import Tell
 from trainer.thresholds import Costs
 
@@ -68,6 +77,24 @@ def _time_ms(text: str) -> int:
     return int(time.timestamp() * 1000)
 
 
+def is_kafka(log: str) -> bool:
+    """Return whether a log's URL is that of a cluster, not of a journal."""
+    return log.startswith("kafka://")
+
+
+def replay_one_shared(decision_id: str, options: ReplayOptions) -> Verdict:
+    """Make one decision of a cluster again, whichever host made it.
+
+    Raises ValueError for what is no id of a decision there, LogError, OSError.
+    """
+    with spooled(kafka_settings(options.log), lambda _position, _done: None) as (spool, _):
+        job = SharedJob(spool, options.places, options.secret, Span())
+        found = find_shared(job, decision_id)
+        if found is None:
+            raise ValueError(f"Kafka has no decision {decision_id} of any host")
+        return judge_shared(replayer_of(job), spool, *found)
+
+
 def replay_one(decision_id: str, options: ReplayOptions) -> tuple[Verdict, Rebuilt]:
     """Make one decision again; return the verdict, and what it was made of.
 
@@ -83,7 +110,7 @@ def replay_one(decision_id: str, options: ReplayOptions) -> tuple[Verdict, Rebui
     finally:
         log.close()
     replayer = Replayer(Finder(options.places).judges, IdHasher(options.secret).key, oldest)
-    if case.decision.assessment.rung == RULES_ONLY:
+    if case.rung == RULES_ONLY:
         return next(replayer.judge_by_rules([case])), rebuilt
     return next(judged(replayer, rebuilt.views())), rebuilt
 
@@ -121,8 +148,8 @@ def _case(log: EventLog, place: Place) -> Case | None:
     for i in (batch.topics == Topic.DECISIONS).nonzero()[0].tolist():
         if int(batch.positions[i]) == place.position + 1:
             value = batch.value(i)
-            decision = decision_pb2.Decision.FromString(value)
-            return Case(0, value, decision, batch.value(i - 1), place.frame, place.position)
+            told, record = told_of([value])[0], batch.value(i - 1)
+            return Case(0, value, told, record, place.frame, place.position)
     return None
 
 
@@ -131,14 +158,27 @@ def replay_many(span: Span, options: ReplayOptions, tell: Tell) -> Summary:
 
     ``tell`` hears the position reached and how many decisions are done. Raises LogError.
     """
+    processes = options.processes or len(os.sched_getaffinity(0))
+    if is_kafka(options.log):
+        return _replay_cluster(span, options, processes, tell)
     stop = min(end_of(options.log), span.stop)
     job = Job(options.log, options.places, options.secret, span, stop)
-    processes = options.processes or len(os.sched_getaffinity(0))
     return replay_range(job, processes, tell)
 
 
+def _replay_cluster(span: Span, options: ReplayOptions, processes: int, tell: Tell) -> Summary:
+    """Make the decisions of all hosts again that were received within a range of time."""
+    if span.first or span.stop != Span().stop:
+        raise ValueError("with Kafka a range has times: positions are those of a journal")
+    with spooled(kafka_settings(options.log), tell) as (spool, read):
+        job = SharedJob(spool, options.places, options.secret, span, read)
+        return replay_shared(job, processes, tell)
+
+
 def end_of(url: str) -> int:
-    """Return where a log ends. Raises LogError."""
+    """Return where a log ends; of a cluster, how far ``tell`` will get. Raises LogError."""
+    if is_kafka(url):
+        return size_of(kafka_settings(url))
     log = open_log(url, read_only=True)
     try:
         return log.ends()[1]
@@ -161,6 +201,8 @@ def backtest(
 
     Raises GoneError, PolicyError, LogError, OSError, and ValueError for a range without decisions.
     """
+    if is_kafka(options.log):
+        raise ValueError("backtest reads a host's journal: --log file://DIR")
     check(wanted.change, options.places)
     end = end_of(options.log)
     job = BacktestJob(options.log, options.places, span, end, wanted.change)

@@ -10,6 +10,9 @@ import queue
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 STRETCH_BYTES = 1 << 20  # of the log; such stretches are shared out in turn
 LOOK_S = 0.2
 
@@ -27,6 +30,11 @@ class Share(NamedTuple):
     def has(self, frame: int) -> bool:
         """Return whether a frame is in a stretch of this share."""
         return frame // STRETCH_BYTES % self.of == self.one
+
+    def has_each(self, frames: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return bool[n]: which frames are in a stretch of this share."""
+        found: NDArray[np.bool_] = frames // STRETCH_BYTES % self.of == self.one
+        return found
 
 
 def share_out(

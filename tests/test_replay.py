@@ -18,11 +18,12 @@ from fraudsvc.archive import Archive
 from fraudsvc.look_back_command import ReplayOptions, replay_many, replay_one, span_of, steps_of
 from fraudsvc.policy import DEFAULT_POLICY, Policy, load_policy
 from fraudsvc.replay import states as replay_states
-from fraudsvc.replay.again import Kind
+from fraudsvc.replay.again import Kind, Replayer, Verdict
 from fraudsvc.replay.judges import Places
 from fraudsvc.replay.kernel import walk
 from fraudsvc.replay.log import Span
 from fraudsvc.replay.range import Summary
+from fraudsvc.replay.states import Case
 from tests.conftest import SEED, Host, Payments, Trained, call_now, decisions, overtake
 from trainer.bundle import Bundle, load_bundle, load_content, write_bundle
 
@@ -176,6 +177,25 @@ def test_a_bundle_or_policy_that_is_gone_or_changed_is_named(
     archive.policy_path(host.policy.version).write_bytes(text + b"# a word\n")
     verdict, _ = replay_one(an_id(host), options_of(host, trained))
     assert f"policy {host.policy.version} is not as it was" in verdict.cause
+
+
+def test_what_is_the_same_is_found_so_without_parsing(
+    host: Host, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few(host)
+    payments = Payments(SEED + 1)
+    host.scorer().score_batch([payments.one() for _ in range(3)], call_now())
+    compared: list[bytes] = []
+    whole = Replayer._compared
+
+    def noted(self: Replayer, case: Case, *more: Any) -> Verdict:
+        compared.append(case.value)
+        return whole(self, case, *more)
+
+    monkeypatch.setattr(Replayer, "_compared", noted)
+    summary = replayed(host, trained)
+    assert (summary.decisions, summary.is_same) == (63, True)
+    assert not compared
 
 
 def test_another_id_secret_is_named(host: Host, trained: Trained) -> None:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from fraud.v1 import decision_pb2, label_pb2
@@ -29,6 +29,7 @@ from fraudsvc.policy import Policy, load_policy
 from fraudsvc.replay.again import GoneError
 from fraudsvc.replay.judges import Finder, Places
 from fraudsvc.replay.log import Piece, Pieces, Span
+from fraudsvc.replay.told import Told, decided_by
 from fraudsvc.shares import Share, Tell, share_out
 from trainer.bundle import Bundle
 
@@ -142,20 +143,25 @@ def decide_share(job: Job, share: Share, tell: Tell) -> Decided:
 
 
 class _Case(NamedTuple):
-    decision: decision_pb2.Decision
+    value: bytes
+    told: NDArray[np.int64]  # Told.COLUMNS
     record: NDArray[np.void]  # RECORD[1]
     position: int
 
+    def part(self, start: Told, end: Told) -> bytes:
+        """Return the bytes between two places of the decision."""
+        return self.value[self.told[start] : self.told[end]]
+
 
 def _cases(piece: Piece, span: Span, share: Share) -> Iterator[_Case]:
-    frames = piece.frames[piece.owners].tolist()
-    counts = piece.counts[piece.owners].tolist()
-    for number, (owner, frame) in enumerate(zip(piece.owners.tolist(), frames, strict=True)):
-        if counts[number] and span.first <= frame < span.stop and share.has(frame):
-            decision = decision_pb2.Decision.FromString(piece.value(number))
-            if span.has_time(decision):
-                record = piece.records[owner : owner + 1]
-                yield _Case(decision, record, int(piece.positions[owner]))
+    frames = piece.frames[piece.owners]
+    wanted = (frames >= span.first) & (frames < span.stop) & share.has_each(frames)
+    numbers = np.flatnonzero(wanted & piece.counts[piece.owners])
+    for number, told in zip(numbers.tolist(), piece.told(numbers), strict=True):
+        if span.has_time(told):
+            owner = int(piece.owners[number])
+            record = piece.records[owner : owner + 1]
+            yield _Case(piece.value(number), told, record, int(piece.positions[owner]))
 
 
 def _labels(batch: Batch, share: Share) -> Iterator[tuple[int, ...]]:
@@ -182,14 +188,14 @@ class _Again:
         if not cases:
             return rows
         records = np.concatenate([case.record for case in cases])
-        told = [case.decision.assessment for case in cases]
+        told = np.stack([case.told for case in cases])
         rows["transaction"], rows["amount_ref"] = records["transaction"], records["amount_ref"]
         rows["mcc"], rows["region"] = records["mcc"], records["merchant_region"]
         rows["channel"] = records["channel"]
         rows["position"] = [case.position for case in cases]
-        rows["received_ms"] = [case.decision.receive_time.ToMilliseconds() for case in cases]
-        rows["rung"], rows["before"] = [t.rung for t in told], [t.outcome for t in told]
-        for versions, places in _groups(told).items():
+        rows["received_ms"] = told[:, Told.RECEIVED_MS]
+        rows["rung"], rows["before"] = told[:, Told.RUNG], told[:, Told.OUTCOME]
+        for versions, places in _groups(cases).items():
             try:
                 rows["after"][places] = self._outcomes(*versions, [cases[i] for i in places])
             except GoneError as error:
@@ -197,7 +203,7 @@ class _Again:
         return rows
 
     def _outcomes(
-        self, model_version: str, policy_version: str, schema: str, cases: Sequence[_Case]
+        self, schema: str, model_version: str, policy_version: str, cases: Sequence[_Case]
     ) -> list[int]:
         policy = self._changed.policy(policy_version)
         if not model_version:  # no vector was made, so no bundle could have said anything
@@ -206,7 +212,7 @@ class _Again:
             raise GoneError(f"vectors of schema {schema}, this process has {SCHEMA_VERSION}")
         bundle = self._changed.bundle(model_version)
         records = np.concatenate([case.record for case in cases])
-        data = b"".join(case.decision.features for case in cases)
+        data = b"".join(case.part(Told.FEATURES, Told.FEATURES_END) for case in cases)
         vectors = np.frombuffer(data, "<f4").reshape(len(cases), -1)
         versions = np.zeros((len(cases), len(Entity)), np.int64)
         sheet = self._sheet = self._sheet.with_room(len(cases))
@@ -217,26 +223,21 @@ class _Again:
         ]
 
     def _by_rules(self, case: _Case, policy: Policy) -> int:
-        payment, cause = _payment(case), case.decision.assessment.rung_cause
+        payment = _payment(case)
+        cause = cast(decision_pb2.RungCause, int(case.told[Told.CAUSE]))
         space = self._space
         return decide(payment, case.record, space, None, policy, RULES_ONLY, cause).outcome
 
 
-def _groups(told: Sequence[decision_pb2.Assessment]) -> dict[tuple[str, str, str], list[int]]:
+def _groups(cases: Sequence[_Case]) -> dict[tuple[str, str, str], list[int]]:
     groups: dict[tuple[str, str, str], list[int]] = {}
-    for i, each in enumerate(told):
-        versions = each.model_version, each.policy_version, each.schema_version
-        groups.setdefault(versions, []).append(i)
+    for i, case in enumerate(cases):
+        groups.setdefault(decided_by(case.part(Told.BY, Told.BY_END)), []).append(i)
     return groups
 
 
 def _payment(case: _Case) -> Payment:
-    """Return the payment of a case; nobody asks for its bytes here."""
+    """Return the payment of a case."""
+    data = case.part(Told.TRANSACTION, Told.TRANSACTION_END)
     ids = case.record.view(np.int64).reshape(1, -1)
-    return Payment(
-        b"",
-        case.record,
-        ids,
-        case.decision.receive_time.ToMilliseconds(),
-        case.decision.transaction,
-    )
+    return Payment(data, case.record, ids, int(case.told[Told.RECEIVED_MS]))

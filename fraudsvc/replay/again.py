@@ -15,20 +15,24 @@ from fraud.v1 import decision_pb2
 from numpy.typing import NDArray
 
 from featurizer.features import SCHEMA_VERSION
+from featurizer.records import RECORD
 from fraudsvc.answers import Draft, Stamp, Writer, origin_of
 from fraudsvc.assess import VIEWED_NS, Sheet
 from fraudsvc.decide import RULES_ONLY, Workspace, decide, decide_on
 from fraudsvc.journal_tail import REQUEST_WORD
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
+from fraudsvc.replay.compare import Comparer
 from fraudsvc.replay.differences import (
+    OF_SEVERAL_HOSTS,
     OTHER_STATES,
     STATE_CAUSES,
     Difference,
     cause_of,
     differences,
 )
-from fraudsvc.replay.states import Case, Views, shown
+from fraudsvc.replay.states import Case, Views, shown, told_of_all
+from fraudsvc.replay.told import Told
 from trainer.bundle import Bundle
 
 
@@ -69,13 +73,23 @@ class Verdict(NamedTuple):
 class Replayer:
     """Makes decisions again and compares.
 
-    ``key`` uint64[2] is the id hasher's, ``log_begins`` the oldest position that the log has.
+    ``key`` uint64[2] is the id hasher's, ``log_begins`` the oldest position that the log has. With
+    ``is_shared`` the states' positions are those of updates that hosts share.
     """
 
-    def __init__(self, judges: Judges, key: NDArray[np.uint64], log_begins: int = 0) -> None:
+    def __init__(
+        self,
+        judges: Judges,
+        key: NDArray[np.uint64],
+        log_begins: int = 0,
+        *,
+        is_shared: bool = False,
+    ) -> None:
         self._log_begins = log_begins
+        self._is_shared = is_shared
         self._judges = judges
         self._writer = Writer(key, 0)
+        self._comparer = Comparer(key)
         self._sheet = Sheet(0)
         self._space = Workspace()
 
@@ -83,9 +97,7 @@ class Replayer:
         """Yield a verdict for each case that was decided with a model."""
         groups: dict[tuple[str, str, str], list[int]] = {}
         for i, case in enumerate(views.cases):
-            told = case.decision.assessment
-            versions = told.schema_version, told.model_version, told.policy_version
-            groups.setdefault(versions, []).append(i)
+            groups.setdefault(case.by, []).append(i)
         for versions, rows in groups.items():
             yield from self._judge_group(_rows(views, rows), *versions)
 
@@ -95,20 +107,20 @@ class Replayer:
             return
         records = shown(cases)
         for i, case in enumerate(cases):
-            told = case.decision.assessment
             try:
-                policy = self._judges.policy(told.policy_version)
+                policy = self._judges.policy(case.by[2])
             except GoneError as error:
                 yield Verdict(case, Kind.GONE, str(error))
                 continue
-            payment, cause = payment_of(case, records[i : i + 1]), told.rung_cause
+            payment, cause = payment_of(case, records[i : i + 1]), case.cause
             made = decide(payment, payment.record, self._space, None, policy, RULES_ONLY, cause)
             space = self._space
             yield self._compared(case, payment, made, space.body, space.reasons, space.figures)
 
     def unmatched(self, case: Case, versions: NDArray[np.int64]) -> Verdict:
         """Return the verdict on a case whose states the log does not give."""
-        return self._verdict(case, *cause_of_versions(case, versions))
+        found = cause_of_versions(case, versions, is_shared=self._is_shared)
+        return self._verdict(case, *found)
 
     def _verdict(
         self, case: Case, cause: str, found: tuple[Difference, ...], again: bytes = b""
@@ -134,12 +146,29 @@ class Replayer:
             return
         sheet = self._sheet = self._sheet.with_room(len(views.cases))
         sheet.appraise(views.vectors, views.records, views.versions, bundle, policy.table)
-        for row, case in enumerate(views.cases):
-            payment, told = payment_of(case, views.records[row : row + 1]), case.decision.assessment
-            draft = decide_on(payment, sheet, row, bundle, policy)
-            draft = draft._replace(rung=told.rung, cause=told.rung_cause)
+        payments = [
+            payment_of(case, views.records[row : row + 1]) for row, case in enumerate(views.cases)
+        ]
+        drafts = [decide_on(each, sheet, row, bundle, policy) for row, each in enumerate(payments)]
+        same = self._same(views, drafts).tolist()
+        for row, (case, payment, draft) in enumerate(
+            zip(views.cases, payments, drafts, strict=True)
+        ):
+            if same[row]:
+                yield Verdict(case, Kind.SAME, again=case.value)
+                continue
+            as_told = draft._replace(rung=case.rung, cause=case.cause)
             parts = sheet.bodies[row], sheet.reasons[row], sheet.figures[row]
-            yield self._compared(case, payment, draft, *parts)
+            yield self._compared(case, payment, as_told, *parts)
+
+    def _same(self, views: Views, drafts: Sequence[Draft]) -> NDArray[np.bool_]:
+        """Return bool[n]: which came out with the same bytes and marks, without parsing any."""
+        values, told = [case.value for case in views.cases], told_of_all(views.cases)
+        requests = np.ascontiguousarray(views.records["request"])
+        same = self._comparer.same(values, told, drafts, requests, self._sheet)
+        logged = np.frombuffer(b"".join(case.record for case in views.cases), RECORD)
+        marked: NDArray[np.bool_] = logged["flags"] == views.records["flags"]
+        return same & marked
 
     def _compared(
         self,
@@ -167,9 +196,10 @@ class Replayer:
 
 def payment_of(case: Case, record: NDArray[np.void]) -> Payment:
     """Return the payment of a case; ``record`` RECORD[1] becomes its."""
-    data = case.decision.transaction.SerializeToString(deterministic=True)
+    told = case.told
+    data = case.value[told[Told.TRANSACTION] : told[Told.TRANSACTION_END]]
     ids = record.view(np.int64).reshape(1, -1)
-    return Payment(data, record, ids, case.decision.receive_time.ToMilliseconds())
+    return Payment(data, record, ids, int(told[Told.RECEIVED_MS]))
 
 
 def _rows(views: Views, rows: list[int]) -> Views:
@@ -196,7 +226,7 @@ def _steps(case: Case) -> list[int]:
 
 
 def cause_of_versions(
-    case: Case, versions: NDArray[np.int64]
+    case: Case, versions: NDArray[np.int64], *, is_shared: bool
 ) -> tuple[str, tuple[Difference, ...]]:
     """Return why states are not those that the decision had, and which."""
     found = tuple(
@@ -204,6 +234,6 @@ def cause_of_versions(
         for entity, (logged, made) in enumerate(zip(case.versions, versions.tolist(), strict=True))
         if logged != made
     )
-    if any(logged > case.position for logged in case.versions):
-        return "its states were shared by several hosts: their positions are not this log's", found
+    if not is_shared and any(logged > case.position for logged in case.versions):
+        return OF_SEVERAL_HOSTS, found
     return OTHER_STATES, found

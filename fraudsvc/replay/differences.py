@@ -28,6 +28,7 @@ class Difference(NamedTuple):
 
 
 OTHER_STATES = "the log does not give the states that were decided on"
+OF_SEVERAL_HOSTS = "its states were shared by several hosts: replay with --log kafka://..."
 _OTHER_FEATURES = "another kernel: it makes other features of the same states"
 _OTHER_MARKS = "another kernel: the marks on the record differ"
 STATE_CAUSES = (OTHER_STATES, _OTHER_FEATURES, _OTHER_MARKS)

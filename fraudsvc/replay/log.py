@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from fraud.v1 import decision_pb2
 from numpy.typing import NDArray
 
 from featurizer.eventlog import Batch, EventLog, LogError, Topic
 from featurizer.hashing import hashes_of
 from featurizer.records import Kind
 from featurizer.worker import records_of
+from fraudsvc.replay.told import Told, read_told
 
 READ_BYTES = 4 << 20
 
@@ -30,9 +30,9 @@ class Span(NamedTuple):
     from_ms: int = 0
     until_ms: int = 1 << 62
 
-    def has_time(self, decision: decision_pb2.Decision) -> bool:
-        """Return whether a decision was received within the range."""
-        return self.from_ms <= decision.receive_time.ToMilliseconds() < self.until_ms
+    def has_time(self, told: NDArray[np.int64]) -> bool:
+        """Return whether a decision was received within the range, by what it says."""
+        return bool(self.from_ms <= told[Told.RECEIVED_MS] < self.until_ms)
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +60,16 @@ class Piece:
     def value(self, number: int) -> bytes:
         """Return the bytes of a decision."""
         return self.batch.value(int(self.places[number]))
+
+    def told(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return what decisions say, int64[n, Told.COLUMNS]. Raises LogError for no decision."""
+        places, batch = self.places[numbers], self.batch
+        data = np.frombuffer(batch.data, np.uint8)
+        told = read_told(data, batch.starts[places], batch.lengths[places])
+        broken = np.flatnonzero(told[:, Told.IS_READ] == 0)
+        if len(broken):
+            raise LogError(f"no decision can be read at {batch.positions[places[broken[0]]]}")
+        return told
 
 
 @dataclass(slots=True)

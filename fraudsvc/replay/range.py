@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 from fraud.v1 import decision_pb2
 
 from featurizer.adapters import open_log
+from featurizer.eventlog import EventLog
 from featurizer.hashing import IdHasher
 from fraudsvc.decide import RULES_ONLY
 from fraudsvc.replay.again import Kind, Replayer, Verdict
@@ -24,6 +26,8 @@ from fraudsvc.replay.states import REBUILT_AT_ONCE, Case, Rebuilt, Views, Walk
 from fraudsvc.shares import Share, Tell, share_out
 
 EXAMPLES_MAX = 20
+RESTS_MAX = 16_384  # decisions in memory at once that had seen other states: 6 KiB each
+_RUNGS = {n: name.removeprefix("RUNG_") for name, n in decision_pb2.Rung.items()}
 
 
 @dataclass(slots=True)
@@ -54,12 +58,12 @@ class Summary:
 
     def note(self, verdict: Verdict) -> None:
         """Take a verdict in."""
-        told = verdict.case.decision.assessment
+        _, model, policy = verdict.case.by
         self.kinds[verdict.kind.value] += 1
-        self.rungs[decision_pb2.Rung.Name(told.rung).removeprefix("RUNG_")] += 1
-        self.policies[told.policy_version] += 1
-        if told.model_version:
-            self.bundles[told.model_version] += 1
+        self.rungs[_RUNGS[verdict.case.rung]] += 1
+        self.policies[policy] += 1
+        if model:
+            self.bundles[model] += 1
         if verdict.kind is Kind.SAME:
             return
         self.causes[verdict.cause] += 1
@@ -103,74 +107,73 @@ def replay_share(job: Job, share: Share, tell: Tell) -> Summary:
     """Make the decisions of a share again. Raises LogError."""
     log = open_log(job.log, read_only=True)
     try:
-        return _Run(job, share, tell, log.ends()[0]).run(Pieces(log), Pieces(log))
+        return _Run(job, share, tell, log).run()
     finally:
         log.close()
 
 
 class _Run:
-    def __init__(self, job: Job, share: Share, tell: Tell, log_begins: int) -> None:
-        self._job, self._share, self._tell = job, share, tell
-        self._replayer = Replayer(Finder(job.places).judges, IdHasher(job.secret).key, log_begins)
+    def __init__(self, job: Job, share: Share, tell: Tell, log: EventLog) -> None:
+        self._job, self._share, self._tell, self._log = job, share, tell, log
+        key = IdHasher(job.secret).key
+        self._replayer = Replayer(Finder(job.places).judges, key, log.ends()[0])
         self._summary = Summary()
         self._rest: list[Case] = []
         self._numbers = 0
 
-    def run(self, pieces: Pieces, again: Pieces) -> Summary:
-        self._walk(pieces)
-        self._rebuild(again)
+    def run(self) -> Summary:
+        pieces, walk = Pieces(self._log), Walk()
+        for piece in pieces.read(self._job.stop):
+            cases = self._cases(piece)
+            by_rules = [case for case in cases if case.rung == RULES_ONLY]
+            self._note(self._replayer.judge_by_rules(by_rules))
+            whole = [case for case in cases if case.rung != RULES_ONLY]
+            self._look(walk, walk.take(piece, whole))
+            self._tell(piece.end, self._summary.decisions)
+        self._look(walk, walk.finish())
+        self._rebuild()
         summary = self._summary
         summary.lost_bytes, summary.log_begins = pieces.lost_bytes, pieces.first
         self._tell(self._job.stop, summary.decisions)
         return summary
 
-    def _walk(self, pieces: Pieces) -> None:
-        walk = Walk()
-        for piece in pieces.read(self._job.stop):
-            cases = list(self._cases(piece))
-            by_rules = [c for c in cases if c.decision.assessment.rung == RULES_ONLY]
-            self._note(self._replayer.judge_by_rules(by_rules))
-            whole = [c for c in cases if c.decision.assessment.rung != RULES_ONLY]
-            self._look(walk.take(piece, whole))
-            self._tell(piece.end, self._summary.decisions)
-        self._look(walk.finish())
-        self._rest += walk.late
-
-    def _look(self, views: Views) -> None:
+    def _look(self, walk: Walk, views: Views) -> None:
         same, rest = views.split()
-        self._rest += rest
+        self._rest += rest + walk.late
+        walk.late.clear()
         self._note(self._replayer.judge(same))
+        if len(self._rest) >= RESTS_MAX:
+            self._rebuild()
 
-    def _rebuild(self, pieces: Pieces) -> None:
+    def _rebuild(self) -> None:
         """Make those again that had seen other states than the log had at their time."""
         if not self._rest:
             return
         rebuilt = Rebuilt(self._rest)
-        for piece in pieces.read(max(case.frame for case in self._rest) + 1):
+        for piece in Pieces(self._log).read(max(case.frame for case in self._rest) + 1):
             rebuilt.add(piece)
-        self._summary.rebuilt = len(self._rest)
         for first in range(0, len(self._rest), REBUILT_AT_ONCE):
             views = rebuilt.views(first, first + REBUILT_AT_ONCE)
             self._note(judged(self._replayer, views))
-            self._tell(self._job.stop, self._summary.decisions)
+        self._summary.rebuilt += len(self._rest)
+        self._rest = []
 
-    def _cases(self, piece: Piece) -> Iterator[Case]:
-        share, span = self._share, self._job.span
-        frames = piece.frames[piece.owners].tolist()
-        counts = piece.counts[piece.owners].tolist()
-        for number, (owner, frame) in enumerate(zip(piece.owners.tolist(), frames, strict=True)):
-            if not (span.first <= frame < span.stop and share.has(frame)):
-                continue
-            if not counts[number]:
-                self._summary.repeats += 1
-                continue
-            value = piece.value(number)
-            decision = decision_pb2.Decision.FromString(value)
-            if span.has_time(decision):
+    def _cases(self, piece: Piece) -> list[Case]:
+        span, frames = self._job.span, piece.frames[piece.owners]
+        mine = (frames >= span.first) & (frames < span.stop) & self._share.has_each(frames)
+        counts = piece.counts[piece.owners]
+        self._summary.repeats += int((mine & ~counts).sum())
+        numbers = np.flatnonzero(mine & counts)
+        cases = []
+        for number, told in zip(numbers.tolist(), piece.told(numbers), strict=True):
+            if span.has_time(told):
                 self._numbers += 1
-                record = piece.records[owner].tobytes()
-                position = int(piece.positions[owner])
-                yield Case(self._numbers, value, decision, record, frame, position)
+                owner = int(piece.owners[number])
+                record, position = piece.records[owner].tobytes(), int(piece.positions[owner])
+                frame = int(frames[number])
+                value = piece.value(number)
+                cases.append(Case(self._numbers, value, told, record, frame, position))
+        return cases
 
     def _note(self, verdicts: Iterator[Verdict]) -> None:
         for verdict in verdicts:

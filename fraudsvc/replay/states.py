@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from fraud.v1 import decision_pb2
@@ -24,6 +24,7 @@ from featurizer.slots import LINES, SLOTS
 from featurizer.state import META, ROW_WORDS
 from fraudsvc.replay.kernel import look_at, rebuild, walk
 from fraudsvc.replay.log import Piece
+from fraudsvc.replay.told import Told, decided_by
 
 _ENTITIES = len(Entity)
 _MARKS = int(Flag.UNUSUAL) | int(Flag.HAS_NORM)
@@ -36,27 +37,52 @@ REBUILT_AT_ONCE = 1_024
 class Case(NamedTuple):
     """A decision of the log that is to be made again.
 
-    ``value`` are its bytes, ``record`` those of its record; ``frame`` and ``position`` where both
-    stand. ``number`` counts the cases of a run.
+    ``value`` are its bytes, ``told`` int64[Told.COLUMNS] what they say, ``record`` the bytes of its
+    record; ``frame`` and ``position`` where both stand. ``number`` counts the cases of a run.
     """
 
     number: int
     value: bytes
-    decision: decision_pb2.Decision
+    told: NDArray[np.int64]
     record: bytes
     frame: int
     position: int
 
     @property
+    def decision(self) -> decision_pb2.Decision:
+        """The decision as a message, parsed anew each time."""
+        return decision_pb2.Decision.FromString(self.value)
+
+    @property
+    def log_position(self) -> int:
+        """Where the log ended that it had read."""
+        return int(self.told[Told.LOG_POSITION])
+
+    @property
+    def rung(self) -> int:
+        """The rung that it was decided on."""
+        return int(self.told[Told.RUNG])
+
+    @property
+    def cause(self) -> decision_pb2.RungCause:
+        """Why it was not decided on a higher rung."""
+        return cast(decision_pb2.RungCause, int(self.told[Told.CAUSE]))
+
+    @property
+    def by(self) -> tuple[str, str, str]:
+        """The versions of schema, model and policy."""
+        start, end = self.told[Told.BY : Told.BY_END + 1].tolist()
+        return decided_by(self.value[start:end])
+
+    @property
     def is_blind(self) -> bool:
         """Whether no states were to be had, so that it was decided as if no entity were known."""
-        cause = self.decision.assessment.rung_cause
-        return bool(cause == decision_pb2.RUNG_CAUSE_STATE_UNAVAILABLE)
+        return self.cause == decision_pb2.RUNG_CAUSE_STATE_UNAVAILABLE
 
     @property
     def versions(self) -> tuple[int, ...]:
         """The positions of its states, as logged; zeros where it has none."""
-        return tuple(self.decision.entity_versions) or (0,) * _ENTITIES
+        return tuple(self.told[Told.FIRST_VERSION : Told.COLUMNS].tolist())
 
 
 class Views(NamedTuple):
@@ -74,11 +100,19 @@ class Views(NamedTuple):
         """Return those whose states have the logged versions, and the cases that have others."""
         if not self.cases:
             return self, []
-        logged = np.array([case.versions for case in self.cases], np.uint64).view(np.int64)
+        logged = told_of_all(self.cases)[:, Told.FIRST_VERSION :]
         same = (logged == self.versions).all(axis=1)
         kept = [case for case, is_same in zip(self.cases, same.tolist(), strict=True) if is_same]
         rest = [c for c, is_same in zip(self.cases, same.tolist(), strict=True) if not is_same]
         return Views(kept, self.records[same], self.vectors[same], self.versions[same]), rest
+
+
+def told_of_all(cases: Sequence[Case]) -> NDArray[np.int64]:
+    """Return what the decisions of cases say, int64[n, Told.COLUMNS]."""
+    rows = np.zeros((len(cases), Told.COLUMNS), np.int64)
+    for row, case in zip(rows, cases, strict=True):
+        row[:] = case.told
+    return rows
 
 
 def shown(cases: Sequence[Case]) -> NDArray[np.void]:
@@ -115,7 +149,7 @@ class _Waiting:
         self.positions = np.concatenate([self.positions, piece.positions])
         self.frames = np.concatenate([self.frames, piece.frames])
         self.counts = np.concatenate([self.counts, piece.counts])
-        self.cases = sorted([*self.cases, *cases], key=lambda c: c.decision.log_position)
+        self.cases = sorted([*self.cases, *cases], key=lambda c: c.log_position)
 
     def drop(self, records: int, cases: int) -> None:
         self.records, self.positions = self.records[records:], self.positions[records:]
@@ -139,8 +173,8 @@ class Walk:
 
     def take(self, piece: Piece, cases: Sequence[Case]) -> Views:
         """Take in a piece and its cases; return what was seen of those that are due."""
-        early = [case for case in cases if case.decision.log_position > self._folded]
-        self.late += [case for case in cases if case.decision.log_position <= self._folded]
+        early = [case for case in cases if case.log_position > self._folded]
+        self.late += [case for case in cases if case.log_position <= self._folded]
         self._waiting.add(piece, early)
         return self._go_to(piece.end - LOOK_BACK_BYTES)
 
@@ -152,7 +186,7 @@ class Walk:
         waiting = self._waiting
         stop = int(np.searchsorted(waiting.positions, horizon))
         limit = int(waiting.positions[stop]) if stop < len(waiting.positions) else horizon
-        seen = np.array([c.decision.log_position for c in waiting.cases], np.int64)
+        seen = np.array([c.log_position for c in waiting.cases], np.int64)
         due = int(np.searchsorted(seen, limit, side="right"))
         views = _views(waiting.cases[:due])
         own = np.searchsorted(
@@ -223,7 +257,7 @@ class Rebuilt:
             past = (*self._past(case), case.frame)
             limits = np.array(case.versions, np.int64)
             out = views.records[i : i + 1], views.vectors[i], views.versions[i]
-            look_at(rows, past, case.decision.log_position, limits, lines, *out)
+            look_at(rows, past, case.log_position, limits, lines, *out)
         return views
 
     def states(self, first: int = 0, stop: int | None = None) -> list[dict[int, NDArray[np.int64]]]:
@@ -260,7 +294,7 @@ class Rebuilt:
         for i, case, record in zip(
             count(), self._cases[first:stop], self._shown[first:stop], strict=False
         ):
-            seen = case.decision.log_position
+            seen = case.log_position
             for entity, key in enumerate(record["entities"].tolist()):
                 if key:
                     needs.append(_Need(i, entity, key, min(case.versions[entity], seen - 1)))

@@ -1,0 +1,100 @@
+"""Whether decisions made again have the bytes of those on the log, many in one kernel call.
+
+Owns the comparison. What nobody decided (times, trace, scorer, steps) is taken over from the log,
+and given to the service's own writer. Must not know what a difference means: who parses both says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from fraudsvc.answers import FIXED_BYTES, Draft, write_decision
+from fraudsvc.assess import SCORED_NS, VIEWED_NS, Sheet
+from fraudsvc.replay.told import Told
+
+_FIRST_STEP = int(Told.FIRST_STEP)
+
+
+@njit(cache=True, nogil=True)
+def _are_equal(out, begin, end, data, start):  # type: ignore[no-untyped-def]
+    for i in range(end - begin):  # noqa: SIM110 - numba compiles no all()
+        if out[begin + i] != data[start + i]:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _find_same(out, values, told, sheet, reasons, drafts, versions, key, state, same):  # type: ignore[no-untyped-def]
+    """Set ``same`` bool[n]: whether each decision, written anew, has the bytes of ``values``."""
+    data, starts = values
+    bodies, models, figures = sheet
+    texts, reason_ends = reasons
+    reason_at = 0
+    for i in range(len(same)):
+        row, first, steps = told[i], starts[i], told[i, Told.STEPS]
+        arrival = accepted = loaded = 0
+        figures[i, VIEWED_NS] = figures[i, SCORED_NS] = 0.0
+        if steps > 0:
+            arrival, accepted, loaded = 1, 1 + row[_FIRST_STEP], 1 + row[_FIRST_STEP + 1]
+        if steps > 2:
+            figures[i, VIEWED_NS] = 1 + row[_FIRST_STEP + 2]
+            figures[i, SCORED_NS] = 1 + row[_FIRST_STEP + 3]
+        begin, end, _ = write_decision(
+            out, data[first + row[Told.TRANSACTION] : first + row[Told.TRANSACTION_END]],
+            bodies[i], models[i], figures[i], texts[reason_at : reason_ends[i]], versions,
+            data[first + row[Told.TRACE] : first + row[Told.TRACE_END]],
+            data[first + row[Told.ORIGIN] : first + row[Told.ORIGIN_END]], key, state,
+            (
+                drafts[i, 0], row[Told.RUNG], row[Told.CAUSE], drafts[i, 1], drafts[i, 2],
+                row[Told.LOG_POSITION], row[Told.RECEIVED_MS], row[Told.USED_NS], np.int64(1),
+                arrival, accepted, loaded,
+            ),
+        )  # fmt: skip
+        same[i] = end - begin == starts[i + 1] - first
+        same[i] = same[i] and _are_equal(out, begin, end, data, first)
+        reason_at = reason_ends[i]
+
+
+class Comparer:
+    """Memory for one decision. ``key`` uint64[2] is the id hasher's."""
+
+    def __init__(self, key: NDArray[np.uint64]) -> None:
+        self._key = key
+        self._out = np.zeros(0, np.uint8)
+        self._trace_state = np.zeros(1, np.uint64)  # for trace ids, which all decisions have
+
+    def same(
+        self,
+        values: Sequence[bytes],
+        told: NDArray[np.int64],
+        drafts: Sequence[Draft],
+        requests: NDArray[np.int64],
+        sheet: Sheet,
+    ) -> NDArray[np.bool_]:
+        """Return bool[n]: which of the logged ``values`` the drafts come to, byte for byte.
+
+        ``told`` int64[n, Told.COLUMNS] is what the values say, ``requests`` int64[n] the hashes of
+        their requests; ``sheet`` has a row for each. All have one bundle and one policy.
+        """
+        same = np.zeros(len(values), np.bool_)
+        if not len(values):
+            return same
+        starts = np.cumsum([0, *map(len, values)])
+        reasons = [draft.reasons for draft in drafts]
+        needed = max(map(len, values)) + max(map(len, reasons)) + FIXED_BYTES
+        if needed > len(self._out):
+            self._out = np.zeros(2 * needed, np.uint8)
+        numbers = np.empty((len(drafts), 3), np.int64)
+        numbers[:, :2] = [(draft.outcome, draft.model_reasons) for draft in drafts]
+        numbers[:, 2] = requests
+        _find_same(
+            self._out, (np.frombuffer(b"".join(values), np.uint8), starts), told,
+            (sheet.bodies, sheet.reasons, sheet.figures),
+            (np.frombuffer(b"".join(reasons), np.uint8), np.cumsum([len(r) for r in reasons])),
+            numbers, drafts[0].versions, self._key, self._trace_state, same,
+        )  # fmt: skip
+        return same
