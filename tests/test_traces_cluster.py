@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.error
 from collections.abc import Iterator
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,13 @@ def traced(
 
 
 def spans_of(place: Place, trace_id: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = place.get_json(f"/api/traces/{trace_id}")["spans"]
+    """Return a trace from the console's API; nothing while it has none."""
+    try:
+        found: list[dict[str, Any]] = place.get_json(f"/api/traces/{trace_id}")["spans"]
+    except urllib.error.HTTPError as error:
+        if error.code != HTTPStatus.NOT_FOUND:
+            raise
+        return []
     return found
 
 
