@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import json
 import re
+import shutil
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,8 @@ from featurizer.eventlog_file import FileEventLog
 from fraudsvc.console.credentials import Credentials
 from fraudsvc.console.gate import new_link
 from fraudsvc.console.person import ROLES, Person
-from tests.conftest import START_S, process
+from tests.conftest import START_S, Trained, process
+from trainer.signing import public_path
 
 TIMEOUT_S = 30.0
 PAGE = {"accept": "text/html"}
@@ -107,6 +109,24 @@ class Place(NamedTuple):
     def log(self) -> FileEventLog:
         """Open its log, for reading."""
         return FileEventLog(self.data / "log", read_only=True)
+
+
+class System(NamedTuple):
+    """``up`` with a console and a trainer, and where it keeps its data."""
+
+    data: Path
+    port: int
+    console: Place
+
+
+def data_of(folder: Path, trained: Trained) -> Path:
+    """Make the data folder of an ``up`` that has a model and its keys; return it."""
+    data = folder / "data"
+    data.mkdir()
+    shutil.copytree(trained.bundle_path, data / "bundle")
+    shutil.copy(trained.key_path, data / "key")
+    shutil.copy(public_path(trained.key_path), data / "key.pub")
+    return data
 
 
 @cache

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from fraud.v1 import decision_pb2, label_pb2
@@ -30,8 +29,7 @@ from tests.conftest import (
     score_patiently,
     until,
 )
-from tests.consoles import Place
-from trainer.signing import public_path
+from tests.consoles import Place, System, data_of
 
 ATTACKS = 12
 RING = "dev-ring"
@@ -46,21 +44,9 @@ action = "review"
 """
 
 
-class System(NamedTuple):
-    """``up`` with every role, and where it keeps its data."""
-
-    data: Path
-    port: int
-    console: Place
-
-
 @pytest.fixture
 def system(tmp_path: Path, trained: Trained) -> Iterator[System]:
-    data = tmp_path / "data"
-    data.mkdir()
-    shutil.copytree(trained.bundle_path, data / "bundle")
-    shutil.copy(trained.key_path, data / "key")
-    shutil.copy(public_path(trained.key_path), data / "key.pub")
+    data = data_of(tmp_path, trained)
     (data / "policy.toml").write_text(DEFAULT_POLICY.read_text() + WATCHED)
     address = f"127.0.0.1:{free_port()}"  # which the console is told
     with process(

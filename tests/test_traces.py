@@ -37,8 +37,7 @@ from tests.conftest import (
     score_patiently,
     until,
 )
-from tests.consoles import Place
-from trainer.signing import public_path
+from tests.consoles import Place, System, data_of
 
 TIMEOUT_S = 10.0
 TRAFFIC, ATTACKS = 400, 12
@@ -193,14 +192,6 @@ def assert_whole(spans: Parted, decision: decision_pb2.Decision) -> None:
         assert {name for name in span.attributes if name.startswith("fraud.")} <= ours, span
 
 
-class System(NamedTuple):
-    """``up`` with a console and a trainer, and where it keeps its data."""
-
-    data: Path
-    port: int
-    console: Place
-
-
 @pytest.fixture
 def exported(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     with collector(tmp_path) as found:
@@ -209,11 +200,7 @@ def exported(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 @contextlib.contextmanager
 def running(folder: Path, trained: Trained) -> Iterator[System]:
-    data = folder / "data"
-    data.mkdir()
-    shutil.copytree(trained.bundle_path, data / "bundle")
-    shutil.copy(trained.key_path, data / "key")
-    shutil.copy(public_path(trained.key_path), data / "key.pub")
+    data = data_of(folder, trained)
     with process(
         folder / "output", "fraudsvc", "up", "--data", str(data), "--address", "127.0.0.1:0",
         "--console", "127.0.0.1:0", "--max-age-days", "0", "--budget-ms", "60000",

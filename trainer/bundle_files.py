@@ -137,9 +137,9 @@ def write_directory(path: Path, files: Mapping[str, bytes]) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        _sync(new)
+        sync_directory(new)
         _put(new, path, work / "old")
-        _sync(path.parent)
+        sync_directory(path.parent)
     finally:
         shutil.rmtree(work)
 
@@ -158,7 +158,8 @@ def _put(new: Path, path: Path, aside: Path) -> None:
         raise
 
 
-def _sync(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Let what was renamed in a directory outlive a power cut. Raises OSError."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -19,11 +19,18 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fraudsvc.cardnumbers import holds_card_number, looks_like_card_number
-from fraudsvc.console.person import ANALYST, LEAD, OPERATOR, ROLES, VIEWER, Person
+from fraudsvc.console.person import (
+    ANALYST,
+    LEAD,
+    NOBODY,
+    OPERATOR,
+    ROLES,
+    VIEWER,
+    Person,
+)
 from fraudsvc.console.sessions import Session, SessionsError
 
 EVERYONE = ""
-NOBODY = Person("", frozenset())
 NAME_MAX = 200  # characters
 BODY_BYTES_MAX = 1 << 20
 CSRF_HEADER, CSRF_FIELD = "x-csrf-token", "csrf"

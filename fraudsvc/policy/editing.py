@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fraudsvc.policy.file import DEFAULT_POLICY, FROM_MODEL, PolicyError, load_policy
+from trainer.bundle_files import sync_directory
 
 _SECTION = re.compile(r"^\[", re.MULTILINE)
 RULE_KEYS = ("code", "when", "action", "text")
@@ -111,7 +112,7 @@ def replace_policy(
             os.fchmod(draft.fileno(), mode)
             os.fsync(draft.fileno())
         Path(draft.name).replace(path)
-        _sync(path.parent)
+        sync_directory(path.parent)
     return old, new
 
 
@@ -120,11 +121,3 @@ def _locked(path: Path) -> Iterator[None]:
     with path.with_name(f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
