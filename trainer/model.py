@@ -28,9 +28,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from featurizer.prefetch import prefetch
 from trainer.contributions import tree_contributions
 from trainer.expert import Expert, ExpertError, boost_of, pack_expert, share_boost
-from trainer.prefetch import prefetch
 from trainer.trees import ModelError, Trees, check_trees
 
 FORMAT = 2
