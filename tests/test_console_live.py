@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fraud.v1 import decision_pb2, label_pb2
 from fraud.v1 import fraud_service_pb2 as pb
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from featurizer.eventlog import Topic
 from featurizer.eventlog_file import FileEventLog
@@ -19,6 +19,7 @@ from fraudsvc.policy import DEFAULT_POLICY
 from tests.browser import WIDE, browser_fixture  # noqa: F401 - as browser
 from tests.conftest import (
     START_S,
+    WAIT_S,
     Connected,
     Payments,
     Trained,
@@ -34,6 +35,8 @@ from tests.consoles import Place, System, data_of
 ATTACKS = 12
 RING = "dev-ring"
 BEFORE_MS = 60 * 86_400_000  # payments are of then on: of older ones no verdict is learnt
+TRAFFIC, MISSED, BATCH = 1_000, 3, 250
+LEARNT_S = 60.0
 WATCHED = f"""
 [[overrides]]
 code = "WATCHED_DEVICES"
@@ -45,7 +48,8 @@ action = "review"
 
 
 @pytest.fixture
-def system(tmp_path: Path, trained: Trained) -> Iterator[System]:
+def system(tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
+    monkeypatch.setenv("FRAUD_TRACE_SHARE", "1")  # every decision is kept, approvals too
     data = data_of(tmp_path, trained)
     (data / "policy.toml").write_text(DEFAULT_POLICY.read_text() + WATCHED)
     address = f"127.0.0.1:{free_port()}"  # which the console is told
@@ -165,3 +169,51 @@ def override(system: System, page: Page) -> None:
     text = (system.data / "policy.toml").read_text()
     assert 'text = "ada: ring of mules"' in text
     assert text.startswith(DEFAULT_POLICY.read_text()), "comments stay"
+
+
+def test_a_verdict_on_a_missed_fraud_is_learnt_and_changes_the_score_of_its_like(
+    system: System, page: Page
+) -> None:
+    payments = Payments(start_ms=time.time_ns() // 1_000_000 - BEFORE_MS)
+    with connected(system.port) as client:
+        for _ in range(TRAFFIC // BATCH):
+            made = [payments.one() for _ in range(BATCH)]
+            client.stub.ScoreBatch(pb.ScoreBatchRequest(transactions=made), timeout=WAIT_S)
+        missed = [stranger(client, payments, number) for number in range(MISSED)]
+        assert {each.outcome for each in missed} == {decision_pb2.OUTCOME_APPROVE}
+        for each in missed:  # as a customer who complains names the payment
+            until(lambda: is_kept(system, page, each.decision_id), "the decision", START_S)  # noqa: B023
+            page.keyboard.press("f")
+            page.keyboard.press("Enter")
+            has_status(page, "fraud")
+        learnt = page.locator(".learnt").filter(has_text="Learnt by T1")
+        until(lambda: is_shown(page, learnt), "what was learnt", LEARNT_S)
+        expect(learnt).to_contain_text("promoted")
+        served = page.locator(".learnt").filter(has_text="Served by")
+        until(lambda: is_shown(page, served), "the new model in service", LEARNT_S)
+        after = stranger(client, payments, MISSED)
+    assert after.model_version != missed[-1].model_version
+    assert after.model_version in learnt.inner_text()
+    assert after.score > max(each.score for each in missed)
+    assert after.outcome != decision_pb2.OUTCOME_APPROVE
+    until(lambda: is_kept(system, page, after.decision_id), "the new decision", START_S)
+    expect(page.locator(".contributions")).to_contain_text("few-shot expert")
+    expect(page.locator(".versions")).to_contain_text(after.model_version)
+
+
+def stranger(client: Connected, payments: Payments, number: int) -> decision_pb2.Assessment:
+    """Score a payment of a kind that traffic has none of, of a customer whom nobody knows."""
+    return score(
+        client, payments, customer_id=f"stranger-{number}", amount_minor=2_600 + number,
+        currency_code="EUR", channel=1, cvv_result=1,
+    )  # fmt: skip
+
+
+def is_kept(system: System, page: Page, decision_id: str) -> bool:
+    page.goto(f"http://127.0.0.1:{system.console.port}/cases/{decision_id}")
+    return page.locator("#case").count() == 1
+
+
+def is_shown(page: Page, line: Locator) -> bool:
+    page.reload()
+    return line.count() > 0

@@ -27,6 +27,7 @@ from fraudsvc.console.pages import Templates
 from fraudsvc.console.proposals import Proposals
 from fraudsvc.console.readmodel import ReadModel
 from fraudsvc.console.readmodel_operations import Operations
+from fraudsvc.console.streams import Streams
 from fraudsvc.console.what_if_runs import RunOptions, Runs
 
 
@@ -56,6 +57,7 @@ class Around:
     trail: AuditTrail
     history: History
     health: Callable[[], Mapping[str, Any]]
+    streams: Streams
 
 
 class OperationPages:
@@ -73,13 +75,15 @@ class OperationPages:
         places = ModelPlaces(data / "bundle", data / "models", data / "key.pub")
         what_if = WhatIfOptions(options.policy, options.second_person)
         self._pages = (
-            HealthPage(templates, around.history, around.health, trail),
+            HealthPage(templates, around.history, around.health, trail, around.streams),
             ModelsPage(templates, asked, trail, places, log),
             DriftPage(templates, asked, trail),
             QualityPages(templates, asked, trail, options.policy),
             LettersPage(templates, asked, trail, log),
             TrailPage(templates, asked, trail),
-            WhatIfPages(templates, trail, self._proposals, self._runs, what_if, _now_ms),
+            WhatIfPages(
+                templates, trail, self._proposals, self._runs, what_if, around.streams, _now_ms
+            ),
         )
 
     def routes(self) -> list[BaseRoute]:

@@ -46,14 +46,13 @@ class Counts(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Rows of the queue with ``holder`` and ``until_ms``, the key of what follows, and of how many.
+    """Rows of the queue with ``holder`` and ``until_ms``; ``after`` is the key of what follows.
 
-    ``after`` is "" at the end.
+    It is "" at the end.
     """
 
     rows: list[Row]
     after: str
-    matching: int
 
 
 def _like(text: str) -> str:
@@ -102,9 +101,9 @@ class CaseQueue:
         rows = self._model.rows(query.order_by(*by).limit(limit + 1))
         more, rows = len(rows) > limit, rows[:limit]
         key = f"{rows[-1]['expected_loss']!r}:{rows[-1]['decision_id']}" if more else ""
-        return Page(rows, key, self._matching(wanted, now_ms))
+        return Page(rows, key)
 
-    def _matching(self, wanted: Filter, now_ms: int) -> int:
+    def matching(self, wanted: Filter, now_ms: int) -> int:
         """Return how many open cases a filter shows; who holds them is looked at where it asks."""
         query = select(CASES.c.decision_id)
         if wanted.holder:
@@ -119,11 +118,14 @@ class CaseQueue:
             select(func.count().label("open"), func.min(CASES.c.receive_time_ms).label("oldest"))
             .where(is_open)
         )[0]  # fmt: skip
-        held = self._model.rows(
-            select(CLAIMS.c.holder)
-            .join(CASES, CASES.c.decision_id == CLAIMS.c.decision_id)
-            .where(is_open, CLAIMS.c.until_ms > now_ms)
+        live = self._model.rows(
+            select(CLAIMS.c.decision_id, CLAIMS.c.holder).where(CLAIMS.c.until_ms > now_ms)
         )
+        # Two queries, as a join is planned as if there were as many claims as cases.
+        theirs = CASES.c.decision_id.in_([row["decision_id"] for row in live])
+        still = self._model.rows(select(CASES.c.decision_id).where(is_open, theirs)) if live else []
+        open_ids = {row["decision_id"] for row in still}
+        held = [row for row in live if row["decision_id"] in open_ids]
         judged = (
             select(func.max(LABELS.c.reporter).label("reporter"))
             .where(LABELS.c.seen_ms >= day_ms, LABELS.c.source == 2, LABELS.c.verdict <= 3)

@@ -302,7 +302,7 @@ def run_console(options: ConsoleOptions) -> int:
     api = Api(model, exposition, console.health, trail)
     desk = Desk(model, templates, trail, options.desk, options.log, health=console.health)
     operations = OperationPages(
-        templates, Around(model, trail_log, trail, console.history, console.health),
+        templates, Around(model, trail_log, trail, console.history, console.health, desk.streams),
         options.operations,
     )  # fmt: skip
     routes = [*gate.routes(), *api.routes(), *desk_routes(desk), *operations.routes()]
