@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,9 +35,10 @@ from tests.consoles import Place, System, data_of
 
 ATTACKS = 12
 RING = "dev-ring"
-BEFORE_MS = 60 * 86_400_000  # payments are of then on: of older ones no verdict is learnt
-TRAFFIC, MISSED, BATCH = 1_000, 3, 250
+WEEK_MS = 7 * 86_400_000
+TRAFFIC, STRANGERS, MISSED, BATCH = 1_000, 40, 3, 250
 LEARNT_S = 60.0
+KEYS = ("Enter", "f", "2", "Enter")  # from the queue to a verdict with its reason
 WATCHED = f"""
 [[overrides]]
 code = "WATCHED_DEVICES"
@@ -64,6 +66,14 @@ def system(tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch) ->
         ports = [int((data / f"{name}.ready").read_text()) for name in ("serve-0", "console")]
         yield System(data, ports[0], Place(data, ports[1]))
         up.stop()
+
+
+def payments_of_late() -> Payments:
+    """Return payments from two months ago on, as of older ones no verdict is learnt.
+
+    They begin with a week, so that the time of day at which this is run changes nothing.
+    """
+    return Payments(start_ms=(time.time_ns() // 1_000_000 // WEEK_MS - 8) * WEEK_MS)
 
 
 def score(client: Connected, payments: Payments, **fields: Any) -> decision_pb2.Assessment:
@@ -97,7 +107,7 @@ def page(browser: Browser, system: System) -> Iterator[Page]:
 def test_a_verdict_is_sent_undone_and_sent_on_all_that_is_linked(
     system: System, page: Page, browser: Browser
 ) -> None:
-    payments = Payments(start_ms=time.time_ns() // 1_000_000 - BEFORE_MS)
+    payments = payments_of_late()
     with connected(system.port) as client:
         told = [mule(client, payments, number) for number in range(ATTACKS)]
         assert {each.outcome for each in told} == {decision_pb2.OUTCOME_REVIEW}
@@ -126,11 +136,10 @@ def has_status(page: Page, status: str) -> None:
 
 
 def decide_and_undo(system: System, page: Page) -> None:
-    page.keyboard.press("Enter")  # three keys from the queue to a verdict
-    expect(page.locator("#holder")).to_have_text("me")
-    has_status(page, "open")
-    page.keyboard.press("f")
-    page.keyboard.press("Enter")
+    for key, shown in zip(KEYS, ("#case", "#verdict", "#verdict", "#undo"), strict=True):
+        page.keyboard.press(key)
+        expect(page.locator(shown)).to_be_visible()
+        page.wait_for_function("document.readyState === 'complete'")
     has_status(page, "fraud")
     page.keyboard.press("z")
     has_status(page, "open")
@@ -141,7 +150,7 @@ def decide_and_undo(system: System, page: Page) -> None:
     assert {(each.reporter, each.source) for each in said} == {
         ("ada", label_pb2.LABEL_SOURCE_ANALYST)
     }
-    assert said[0].note == "stolen card"
+    assert said[0].note == "account takeover"
 
 
 def decide_all(system: System, page: Page) -> None:
@@ -174,13 +183,15 @@ def override(system: System, page: Page) -> None:
 def test_a_verdict_on_a_missed_fraud_is_learnt_and_changes_the_score_of_its_like(
     system: System, page: Page
 ) -> None:
-    payments = Payments(start_ms=time.time_ns() // 1_000_000 - BEFORE_MS)
+    payments = payments_of_late()
     with connected(system.port) as client:
         for _ in range(TRAFFIC // BATCH):
             made = [payments.one() for _ in range(BATCH)]
             client.stub.ScoreBatch(pb.ScoreBatchRequest(transactions=made), timeout=WAIT_S)
-        missed = [stranger(client, payments, number) for number in range(MISSED)]
-        assert {each.outcome for each in missed} == {decision_pb2.OUTCOME_APPROVE}
+        told = (stranger(client, payments, number) for number in range(STRANGERS))
+        approved = (each for each in told if each.outcome == decision_pb2.OUTCOME_APPROVE)
+        missed = list(itertools.islice(approved, MISSED))
+        assert len(missed) == MISSED, "the base catches all of it: no attack"
         for each in missed:  # as a customer who complains names the payment
             until(lambda: is_kept(system, page, each.decision_id), "the decision", START_S)  # noqa: B023
             page.keyboard.press("f")
@@ -191,7 +202,7 @@ def test_a_verdict_on_a_missed_fraud_is_learnt_and_changes_the_score_of_its_like
         expect(learnt).to_contain_text("promoted")
         served = page.locator(".learnt").filter(has_text="Served by")
         until(lambda: is_shown(page, served), "the new model in service", LEARNT_S)
-        after = stranger(client, payments, MISSED)
+        after = stranger(client, payments, STRANGERS)
     assert after.model_version != missed[-1].model_version
     assert after.model_version in learnt.inner_text()
     assert after.score > max(each.score for each in missed)

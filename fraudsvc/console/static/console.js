@@ -77,7 +77,9 @@ function signInNeeded() {
 const drafted = "textarea, select, input[type=text], input:not([type])";
 const who = document.querySelector(".person")?.textContent ?? "";
 function draftKey(form) {
-  return `draft ${who} ${location.pathname} ${form.getAttribute("action")}`;
+  const hidden = form.closest("dialog") ? [] : form.querySelectorAll("input[type=hidden]:not([name=csrf])");
+  const what = [...hidden].map((each) => each.value).join(" ");
+  return `draft ${who} ${location.pathname} ${form.getAttribute("action")} ${what}`;
 }
 function keepDraft(form, sent = false) {
   const values = {};
@@ -108,8 +110,11 @@ for (const form of document.querySelectorAll("form[method=post]")) {
   if (form.closest(".who") || !form.querySelector(drafted)) continue;
   restored += restoreDraft(form);
   form.addEventListener("input", () => keepDraft(form));
-  form.addEventListener("submit", (event) => { if (!event.defaultPrevented) keepDraft(form, true); });
+  form.dataset.kept = "";
 }
+document.addEventListener("submit", (event) => { // after the form's own handlers
+  if (!event.defaultPrevented && event.target.dataset.kept !== undefined) keepDraft(event.target, true);
+});
 if (restored) toast("What you had typed here, and the console has not taken, is in its form again.");
 document.getElementById("sign-out")?.form.addEventListener("submit", () => sessionStorage.clear());
 
