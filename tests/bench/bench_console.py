@@ -33,14 +33,14 @@ from fraudsvc.policy import DEFAULT_POLICY
 from tests import consoles
 from tests.bench.claims import claim
 from tests.browser import Console, serving
-from tests.conftest import Payments, connected, free_port, process, score_patiently, until
+from tests.conftest import Payments, connected, free_port, process, score_patiently
 from tests.console_world import JOURNAL, Logged, a_decision, a_label
 from tests.test_readmodel import postgres
 
 DECISIONS, CASES, LABELLED = 1_000_000, 20_000, 5_000
 CHUNK, ASKED, WARM, DISTINCT = 2_000, 100, 10, 1_000
 P95_MS_MAX = 150.0
-ARRIVALS, ARRIVED_MS_MAX = 20, 2_000.0
+ARRIVALS, ARRIVED_MS_MAX, LOOK_S = 20, 2_000.0, 0.1
 WATCHED = """
 [[overrides]]
 code = "WATCHED_DEVICE"
@@ -207,7 +207,8 @@ def _arrival_ms(place: consoles.Place, address: str, number: int) -> float:
     begin = time.perf_counter()
     assert told.outcome == REVIEW
     page = f"/queue?merchant=arrival-{number}"
-    until(lambda: told.decision_id in place.get_json(page), "the case")
+    while told.decision_id not in place.get_json(page):
+        time.sleep(LOOK_S)  # as to look without a pause would take the console's time
     return (time.perf_counter() - begin) * 1e3
 
 
