@@ -46,10 +46,16 @@ def test_the_queue_shows_what_may_cost_most_first(browser: Browser, console: Con
     context.close()
 
 
-def test_a_case_is_on_one_screen(browser: Browser, console: Console) -> None:
-    context, page = signed_in(browser, console)
+def open_first(page: Page) -> None:
+    """Open the first case by a key, and wait until the next key is heard."""
     page.keyboard.press("Enter")
     expect(page.locator("#case")).to_be_visible()
+    page.wait_for_function("document.readyState === 'complete'")
+
+
+def test_a_case_is_on_one_screen(browser: Browser, console: Console) -> None:
+    context, page = signed_in(browser, console)
+    open_first(page)
     shot(page, "case-light")
     page.keyboard.press("t")
     shot(page, "case-dark")
@@ -95,8 +101,7 @@ def test_a_phone_shows_all_without_scrolling_sideways(browser: Browser, console:
 
 def test_a_case_needs_no_scrolling_at_1440_by_900(browser: Browser, console: Console) -> None:
     context, page = signed_in(browser, console)
-    page.keyboard.press("Enter")
-    expect(page.locator("#case")).to_be_visible()
+    open_first(page)
     assert page.evaluate("document.documentElement.scrollHeight") <= 900
     page.keyboard.press("f")
     for part in (".case-money", ".figures", "#hits-title", "#model-title", "#graph-title",
@@ -150,8 +155,7 @@ def test_filters_are_links_and_what_makes_no_sense_is_said(
 
 def test_a_verdict_that_cannot_be_sent_is_not_lost(browser: Browser, console: Console) -> None:
     context, page = signed_in(browser, console)
-    page.keyboard.press("Enter")
-    expect(page.locator("#case")).to_be_visible()
+    open_first(page)
     page.keyboard.press("f")
     page.keyboard.press("2")
     page.locator("#verdict textarea").fill("called, and it was not her")
@@ -164,8 +168,7 @@ def test_a_verdict_that_cannot_be_sent_is_not_lost(browser: Browser, console: Co
 
 def test_what_is_typed_outlives_the_session(browser: Browser, console: Console) -> None:
     context, page = signed_in(browser, console)
-    page.keyboard.press("Enter")
-    expect(page.locator("#case")).to_be_visible()
+    open_first(page)
     case = page.url
     page.keyboard.press("f")
     page.locator("#verdict textarea").fill("called, and it was not her")
