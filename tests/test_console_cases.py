@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from featurizer.features import FEATURES, INDEX
 from fraudsvc.console import case_facts, drawings
 from fraudsvc.console.case_rows import standing
 from fraudsvc.console.policy_entries import Entry, add_entry
+from fraudsvc.console.priority import NICENESS, yield_process, yield_thread
 from fraudsvc.console.readmodel import LOG, Changes, ReadModel
 from fraudsvc.console.readmodel_case import CaseFiles
 from fraudsvc.console.readmodel_queue import CaseQueue, Filter
@@ -208,3 +211,24 @@ def test_an_entry_that_no_scorer_would_take_changes_nothing(
     assert path.read_bytes() == DEFAULT_POLICY.read_bytes()
     with pytest.raises(PolicyError, match="came with the package"):
         add_entry(DEFAULT_POLICY, entry(), NOW_MS)
+
+
+def test_a_thread_that_yields_leaves_others_as_they_are() -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before, found = priority(), []
+
+    def work() -> None:
+        yield_thread()
+        found.append(priority())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [min(before + NICENESS, 19)]
+    assert priority() == before
+    with subprocess.Popen(["sleep", "60"]) as child:
+        yield_process(child.pid)
+        assert os.getpriority(os.PRIO_PROCESS, child.pid) == NICENESS
+        child.kill()
