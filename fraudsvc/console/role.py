@@ -7,6 +7,7 @@ environment but what it is given.
 
 from __future__ import annotations
 
+import gc
 import logging
 import queue
 import signal
@@ -305,6 +306,7 @@ def run_console(options: ConsoleOptions) -> int:
     )  # fmt: skip
     routes = [*gate.routes(), *api.routes(), *desk_routes(desk), *operations.routes()]
     server = HttpServer(gate.before(site(templates, routes)), options.http)
+    gc.freeze()  # to look through all that was imported takes long, most of all at the end
     yield_thread()  # from here on nobody waits
     receiver = OtlpReceiver(options.otlp, console.take) if options.otlp else None
     threading.Thread(
