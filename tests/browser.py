@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ AXE_SHA256 = "39bed7d72308f6d620789c169d699bfd7e8da80f65b545821a6b2215c3e83107"
 NPM_TIMEOUT_S = 120.0
 THRESHOLDS = "[thresholds]\nreview = 0.12\ndecline = 0.93\n"
 SHOTS = Path(__file__).parents[1] / "build" / "screenshots"
+WELL = {"status": "ok", "behind_seconds": 0.0}
 WIDE, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 
 expect.set_options(timeout=30_000)  # a busy machine is no failure
@@ -87,7 +88,11 @@ class Console:
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, options: DeskOptions, url: str = "", count: int = 120
+    folder: Path,
+    options: DeskOptions,
+    url: str = "",
+    count: int = 120,
+    health: Mapping[str, Any] = WELL,
 ) -> Iterator[Console]:
     """Run the console's site, without a follower, on a read model with ``count`` decisions."""
     model = ReadModel(url or f"sqlite:///{folder}/readmodel.sqlite")
@@ -102,7 +107,7 @@ def serving(
     gate = Gate(
         GateOptions(home=folder / "home", tries_a_minute=1_000), "127.0.0.1:0", templates, trail
     )  # a module of tests signs in more often than a person
-    desk = Desk(model, templates, trail, options, f"file://{folder}/log")
+    desk = Desk(model, templates, trail, options, f"file://{folder}/log", health=lambda: health)
     routes = [*gate.routes(), *desk_routes(desk)]
     server = HttpServer(gate.before(site(templates, routes)), "127.0.0.1:0")
     gate.opened(server.port)

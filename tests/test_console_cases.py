@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from featurizer.features import FEATURES, INDEX
 from fraudsvc.console import case_facts, drawings
 from fraudsvc.console.case_rows import standing
 from fraudsvc.console.policy_entries import Entry, add_entry
+from fraudsvc.console.priority import NICENESS, yield_process, yield_thread
 from fraudsvc.console.readmodel import LOG, Changes, ReadModel
 from fraudsvc.console.readmodel_case import CaseFiles
 from fraudsvc.console.readmodel_queue import CaseQueue, Filter
@@ -105,7 +108,7 @@ def test_filters_choose_what_a_loop_would(filled: Filled) -> None:
         page = queue.page(wanted, NOW_MS, limit=500)
         expected = {key for key, row in everything.items() if is_like(row)}
         assert {row["decision_id"] for row in page.rows} == expected
-        assert page.matching == len(expected)
+        assert queue.matching(wanted, NOW_MS) == len(expected)
 
 
 def test_pages_of_the_queue_follow_one_another(filled: Filled) -> None:
@@ -208,3 +211,24 @@ def test_an_entry_that_no_scorer_would_take_changes_nothing(
     assert path.read_bytes() == DEFAULT_POLICY.read_bytes()
     with pytest.raises(PolicyError, match="came with the package"):
         add_entry(DEFAULT_POLICY, entry(), NOW_MS)
+
+
+def test_a_thread_that_yields_leaves_others_as_they_are() -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before, found = priority(), []
+
+    def work() -> None:
+        yield_thread()
+        found.append(priority())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [min(before + NICENESS, 19)]
+    assert priority() == before
+    with subprocess.Popen(["sleep", "60"]) as child:
+        yield_process(child.pid)
+        assert os.getpriority(os.PRIO_PROCESS, child.pid) == NICENESS
+        child.kill()

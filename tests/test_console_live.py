@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fraud.v1 import decision_pb2, label_pb2
+from fraud.v1 import decision_pb2, label_pb2, transaction_pb2
 from fraud.v1 import fraud_service_pb2 as pb
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from featurizer.eventlog import Topic
 from featurizer.eventlog_file import FileEventLog
@@ -19,6 +20,7 @@ from fraudsvc.policy import DEFAULT_POLICY
 from tests.browser import WIDE, browser_fixture  # noqa: F401 - as browser
 from tests.conftest import (
     START_S,
+    WAIT_S,
     Connected,
     Payments,
     Trained,
@@ -33,7 +35,14 @@ from tests.consoles import Place, System, data_of
 
 ATTACKS = 12
 RING = "dev-ring"
-BEFORE_MS = 60 * 86_400_000  # payments are of then on: of older ones no verdict is learnt
+WEEK_MS = 7 * 86_400_000
+TRAFFIC, STRANGERS, MISSED, BATCH = 1_000, 10, 3, 250
+GANG: dict[str, Any] = {
+    "device_id": "gang", "ip_address": "10.9.9.9", "terminal_id": "", "channel": 1,
+    "cvv_result": 1, "amount_minor": 2_600, "currency_code": "EUR",
+}  # fmt: skip
+LEARNT_S = 60.0
+KEYS = ("Enter", "f", "2", "Enter")  # from the queue to a verdict with its reason
 WATCHED = f"""
 [[overrides]]
 code = "WATCHED_DEVICES"
@@ -45,7 +54,8 @@ action = "review"
 
 
 @pytest.fixture
-def system(tmp_path: Path, trained: Trained) -> Iterator[System]:
+def system(tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
+    monkeypatch.setenv("FRAUD_TRACE_SHARE", "1")  # every decision is kept, approvals too
     data = data_of(tmp_path, trained)
     (data / "policy.toml").write_text(DEFAULT_POLICY.read_text() + WATCHED)
     address = f"127.0.0.1:{free_port()}"  # which the console is told
@@ -60,6 +70,14 @@ def system(tmp_path: Path, trained: Trained) -> Iterator[System]:
         ports = [int((data / f"{name}.ready").read_text()) for name in ("serve-0", "console")]
         yield System(data, ports[0], Place(data, ports[1]))
         up.stop()
+
+
+def payments_of_late() -> Payments:
+    """Return payments from two months ago on, as of older ones no verdict is learnt.
+
+    They begin with a week, so that the time of day at which this is run changes nothing.
+    """
+    return Payments(start_ms=(time.time_ns() // 1_000_000 // WEEK_MS - 8) * WEEK_MS)
 
 
 def score(client: Connected, payments: Payments, **fields: Any) -> decision_pb2.Assessment:
@@ -93,7 +111,7 @@ def page(browser: Browser, system: System) -> Iterator[Page]:
 def test_a_verdict_is_sent_undone_and_sent_on_all_that_is_linked(
     system: System, page: Page, browser: Browser
 ) -> None:
-    payments = Payments(start_ms=time.time_ns() // 1_000_000 - BEFORE_MS)
+    payments = payments_of_late()
     with connected(system.port) as client:
         told = [mule(client, payments, number) for number in range(ATTACKS)]
         assert {each.outcome for each in told} == {decision_pb2.OUTCOME_REVIEW}
@@ -122,11 +140,10 @@ def has_status(page: Page, status: str) -> None:
 
 
 def decide_and_undo(system: System, page: Page) -> None:
-    page.keyboard.press("Enter")  # three keys from the queue to a verdict
-    expect(page.locator("#holder")).to_have_text("me")
-    has_status(page, "open")
-    page.keyboard.press("f")
-    page.keyboard.press("Enter")
+    for key, shown in zip(KEYS, ("#case", "#verdict", "#verdict", "#undo"), strict=True):
+        page.keyboard.press(key)
+        expect(page.locator(shown)).to_be_visible()
+        page.wait_for_function("document.readyState === 'complete'")
     has_status(page, "fraud")
     page.keyboard.press("z")
     has_status(page, "open")
@@ -137,7 +154,7 @@ def decide_and_undo(system: System, page: Page) -> None:
     assert {(each.reporter, each.source) for each in said} == {
         ("ada", label_pb2.LABEL_SOURCE_ANALYST)
     }
-    assert said[0].note == "stolen card"
+    assert said[0].note == "account takeover"
 
 
 def decide_all(system: System, page: Page) -> None:
@@ -165,3 +182,60 @@ def override(system: System, page: Page) -> None:
     text = (system.data / "policy.toml").read_text()
     assert 'text = "ada: ring of mules"' in text
     assert text.startswith(DEFAULT_POLICY.read_text()), "comments stay"
+
+
+def test_a_verdict_on_a_missed_fraud_is_learnt_and_changes_the_score_of_its_like(
+    system: System, page: Page
+) -> None:
+    payments = payments_of_late()
+    with connected(system.port) as client:
+        for _ in range(TRAFFIC // BATCH):
+            made = [payments.one() for _ in range(BATCH)]
+            client.stub.ScoreBatch(pb.ScoreBatchRequest(transactions=made), timeout=WAIT_S)
+        first = payments.one(**GANG)
+        told = (score_like(client, payments, first, number) for number in range(STRANGERS))
+        approved = (each for each in told if each.outcome == decision_pb2.OUTCOME_APPROVE)
+        missed = list(itertools.islice(approved, MISSED))
+        assert len(missed) == MISSED, "the base catches all of it: no attack"
+        for each in missed:  # as a customer who complains names the payment
+            until(lambda: is_kept(system, page, each.decision_id), "the decision", START_S)  # noqa: B023
+            page.keyboard.press("f")
+            page.keyboard.press("Enter")
+            has_status(page, "fraud")
+        learnt = page.locator(".learnt").filter(has_text="Learnt by T1")
+        until(lambda: is_shown(page, learnt), "what was learnt", LEARNT_S)
+        expect(learnt).to_contain_text("promoted")
+        served = page.locator(".learnt").filter(has_text="Served by")
+        until(lambda: is_shown(page, served), "the new model in service", LEARNT_S)
+        after = score_like(client, payments, first, STRANGERS)
+    assert after.model_version != missed[-1].model_version
+    assert after.model_version in learnt.inner_text()
+    assert after.score > max(each.score for each in missed)
+    assert after.outcome != decision_pb2.OUTCOME_APPROVE
+    until(lambda: is_kept(system, page, after.decision_id), "the new decision", START_S)
+    expect(page.locator(".contributions")).to_contain_text("few-shot expert")
+    expect(page.locator(".versions")).to_contain_text(after.model_version)
+
+
+def score_like(
+    client: Connected, payments: Payments, first: transaction_pb2.Transaction, number: int
+) -> decision_pb2.Assessment:
+    """Score a payment like another, but of a customer whom nobody knows."""
+    payment = payments.one()
+    fresh = {name: getattr(payment, name) for name in ("request_id", "transaction_id")}
+    time_ms = payment.event_time.ToMilliseconds()
+    payment.CopyFrom(first)
+    payment.event_time.FromMilliseconds(time_ms)
+    for name, value in {**fresh, "customer_id": f"stranger-{number}"}.items():
+        setattr(payment, name, value)
+    return score_patiently(client, pb.ScoreRequest(transaction=payment), ())
+
+
+def is_kept(system: System, page: Page, decision_id: str) -> bool:
+    page.goto(f"http://127.0.0.1:{system.console.port}/cases/{decision_id}")
+    return page.locator("#case").count() == 1
+
+
+def is_shown(page: Page, line: Locator) -> bool:
+    page.reload()
+    return line.count() > 0

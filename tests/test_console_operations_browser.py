@@ -67,8 +67,18 @@ def test_a_model_is_rolled_back_and_a_letter_sent_again_by_buttons(
     context, page, said = arrived(browser, operated, "ola", "operator")
     page.goto(f"http://127.0.0.1:{place.port}/models")
     page.get_by_label("Reason").fill("it alerts on a good shop")
+    context.clear_cookies()
+    page.get_by_role("button", name="Roll back").click()
+    expect(page.get_by_role("link", name="Sign in")).to_have_attribute(
+        "href", "/sign-in?next=/models"
+    )
+    page.goto(place.link("ola", "operator"))
+    page.goto(f"http://127.0.0.1:{place.port}/models")
+    expect(page.get_by_label("Reason")).to_have_value("it alerts on a good shop")
+    said.clear()  # of the request that was refused
     page.get_by_role("button", name="Roll back").click()
     expect(page.locator(".lead")).to_contain_text(first)
+    expect(page.get_by_label("Reason")).to_have_value("")
     shelf = Shelf(place.data / "models", place.data / "bundle")
     assert shelf.served() == first
     page.goto(f"http://127.0.0.1:{place.port}/dead-letters")

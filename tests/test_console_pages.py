@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
+import sqlite3
 import time
 from pathlib import Path
 
 import numpy as np
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from fraudsvc.console.case_rows import case_of_row, entity_rows, row_of_decision
 from fraudsvc.console.desk_command import DeskOptions
@@ -42,10 +46,16 @@ def test_the_queue_shows_what_may_cost_most_first(browser: Browser, console: Con
     context.close()
 
 
-def test_a_case_is_on_one_screen(browser: Browser, console: Console) -> None:
-    context, page = signed_in(browser, console)
+def open_first(page: Page) -> None:
+    """Open the first case by a key, and wait until the next key is heard."""
     page.keyboard.press("Enter")
     expect(page.locator("#case")).to_be_visible()
+    page.wait_for_function("document.readyState === 'complete'")
+
+
+def test_a_case_is_on_one_screen(browser: Browser, console: Console) -> None:
+    context, page = signed_in(browser, console)
+    open_first(page)
     shot(page, "case-light")
     page.keyboard.press("t")
     shot(page, "case-dark")
@@ -91,9 +101,12 @@ def test_a_phone_shows_all_without_scrolling_sideways(browser: Browser, console:
 
 def test_a_case_needs_no_scrolling_at_1440_by_900(browser: Browser, console: Console) -> None:
     context, page = signed_in(browser, console)
-    page.keyboard.press("Enter")
-    expect(page.locator("#case")).to_be_visible()
+    open_first(page)
     assert page.evaluate("document.documentElement.scrollHeight") <= 900
+    page.keyboard.press("f")
+    for part in (".case-money", ".figures", "#hits-title", "#model-title", "#graph-title",
+                 "#timeline-title", "#similar-title", "#verdict [type=submit]"):  # fmt: skip
+        expect(page.locator(part)).to_be_in_viewport(ratio=1)
     context.close()
 
 
@@ -142,8 +155,7 @@ def test_filters_are_links_and_what_makes_no_sense_is_said(
 
 def test_a_verdict_that_cannot_be_sent_is_not_lost(browser: Browser, console: Console) -> None:
     context, page = signed_in(browser, console)
-    page.keyboard.press("Enter")
-    expect(page.locator("#case")).to_be_visible()
+    open_first(page)
     page.keyboard.press("f")
     page.keyboard.press("2")
     page.locator("#verdict textarea").fill("called, and it was not her")
@@ -152,6 +164,54 @@ def test_a_verdict_that_cannot_be_sent_is_not_lost(browser: Browser, console: Co
     expect(page.locator("#verdict textarea")).to_have_value("called, and it was not her")
     expect(page.locator("#status")).to_have_text("open")
     context.close()
+
+
+def test_what_is_typed_outlives_the_session(browser: Browser, console: Console) -> None:
+    context, page = signed_in(browser, console)
+    open_first(page)
+    case = page.url
+    page.keyboard.press("f")
+    page.locator("#verdict textarea").fill("called, and it was not her")
+    context.clear_cookies()
+    page.locator("#verdict [type=submit]").click()
+    expect(page.locator("#verdict-error")).to_contain_text("Your session ran out")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator("pre")).to_contain_text(f"--next {case.removeprefix(console.url)}")
+    page.goto(console.link("ada"))
+    page.goto(case)
+    expect(page.locator(".toast")).to_contain_text("is in its form again")
+    page.keyboard.press("f")
+    expect(page.locator("#verdict textarea")).to_have_value("called, and it was not her")
+    page.goto(console.link("grace"))
+    page.goto(case)
+    expect(page.locator("#verdict textarea")).to_have_value("")
+    context.close()
+
+
+def test_queue_and_verdicts_are_taken_away(browser: Browser, console: Console) -> None:
+    context, page = signed_in(browser, console)
+    query = "code=MANY_SMALL_PAYMENTS&from=100"
+    page.goto(f"{console.url}/queue?{query}")
+    count = page.locator("#cases tbody tr").count()
+    assert count
+    assert (
+        page.get_by_role("link", name="CSV").get_attribute("href") == f"/queue?{query}&format=csv"
+    )
+    rows = taken(context, f"{console.url}/queue?{query}&format=csv")
+    assert len(rows) == count
+    assert all("MANY_SMALL_PAYMENTS" in row["codes"] for row in rows)
+    losses = [float(row["expected_loss"]) for row in rows]
+    assert losses == sorted(losses, reverse=True)
+    said = taken(context, f"{console.url}/verdicts?format=csv")
+    assert {row["reporter"] for row in said} == {"grace"}
+    assert {row["verdict"] for row in said} == {"fraud", "legitimate"}
+    context.close()
+
+
+def taken(context: BrowserContext, url: str) -> list[dict[str, str]]:
+    answer = context.request.get(url)
+    assert "attachment" in answer.headers["content-disposition"]
+    return list(csv.DictReader(io.StringIO(answer.text())))
 
 
 SCRIPT = "<script>window.ran=1</script><img src=x onerror=window.ran=1>\"'><b>{{7*7}}"
@@ -210,4 +270,27 @@ def test_a_database_that_is_gone_is_said(browser: Browser, tmp_path: Path) -> No
         for path in ("/queue", case, "/verdicts"):
             page.goto(f"{made.url}{path}")
             expect(page.locator(".message")).to_contain_text("Nothing was changed")
+        context.close()
+
+
+def test_a_locked_database_is_said_and_nothing_is_lost(browser: Browser, console: Console) -> None:
+    context, page = signed_in(browser, console)
+    case = page.locator("#cases a").nth(12).get_attribute("href")
+    with contextlib.closing(sqlite3.connect(console.folder / "readmodel.sqlite")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        page.goto(f"{console.url}{case}")  # which would claim it
+        expect(page.locator(".message")).to_contain_text("database is locked")
+        expect(page.locator(".message")).to_contain_text("Nothing was changed")
+        page.goto(f"{console.url}/queue")
+        expect(page.locator("#cases")).to_be_visible()
+    page.goto(f"{console.url}{case}")
+    expect(page.locator("#holder")).to_have_text("me")
+    context.close()
+
+
+def test_a_log_that_is_ahead_is_said(browser: Browser, tmp_path: Path) -> None:
+    behind = {"status": "ok", "behind_seconds": 130.0}
+    with serving(tmp_path, DeskOptions(scorer="127.0.0.1:1"), health=behind) as made:
+        context, page = signed_in(browser, made)
+        expect(page.get_by_role("status").first).to_contain_text("2 min ahead of what is shown")
         context.close()

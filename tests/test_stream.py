@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from fraud.v1 import decision_pb2
@@ -16,6 +17,7 @@ from featurizer.eventlog_kafka import Consumer, Message, Producer
 from featurizer.hashing import SPACE_REQUEST, IdHasher
 from featurizer.splitter import read_all
 from fraudsvc.dead_letters import DeadLetters
+from tests import consoles
 from tests.checker import check, gather
 from tests.clusters import PARTITIONS, Cluster, stopping
 from tests.conftest import Host, Payments, Trained, call_now, decisions, until
@@ -122,7 +124,7 @@ def test_every_update_counts_once(cluster: Cluster) -> None:
     assert check(found, acknowledged, PARTITIONS) == []
 
 
-def test_what_cannot_be_decided_is_a_dead_letter(cluster: Cluster) -> None:
+def test_what_cannot_be_decided_is_a_dead_letter(cluster: Cluster, tmp_path: Path) -> None:
     good, poor, secret = (Payments(seed).one() for seed in (7, 8, 9))
     poor.currency_code = "XXQ"
     secret.merchant.merchant_id = CARD_NUMBER
@@ -143,7 +145,7 @@ def test_what_cannot_be_decided_is_a_dead_letter(cluster: Cluster) -> None:
     shown = dead_letters(cluster, "show", *[str(each.number) for each in found])
     assert "XXQ" in shown
     assert CARD_NUMBER not in shown
-    dead_letters(cluster, "resend", str(found[1].number))
+    resend_by_a_button(cluster, tmp_path / "data", str(found[1].number))
     again = until(lambda: asyncio.run(letters.all())[3:], "the letter's second end")
     assert again[0].content.reason == "INVALID_TRANSACTION"
     assert asyncio.run(letters.one(found[1].number)).resent == (again[0].content.offset,)
@@ -151,6 +153,20 @@ def test_what_cannot_be_decided_is_a_dead_letter(cluster: Cluster) -> None:
     assert refused.returncode == 2
     assert "card number" in refused.stderr
     cluster.sent.append(good)
+
+
+def resend_by_a_button(cluster: Cluster, data: Path, number: str) -> None:
+    path = "/dead-letters?at=kafka"
+    with consoles.console(data, "--kafka", cluster.kafka_url) as place:
+        client = place.signed_in("cy", "lead")
+        assert "Whatever came in could be used" in client.get("/dead-letters").text
+        page = client.get(path).text
+        assert page.count("Send again") == 2
+        assert "MALFORMED_MESSAGE" in page
+        sent = client.post("/dead-letters/resend", path, number=number, at="kafka")
+        assert (sent.status, sent.headers["location"]) == (303, path)
+        assert client.post("/dead-letters/resend", path, number=number, at="kafka").status == 409
+        assert CARD_NUMBER not in client.get(path).text
 
 
 def run_dead_letters(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurizer.adapters import directory_of
+from featurizer.kafka_settings import kafka_settings
 from fraudsvc.console.person import ROLES, VIEWER, Person
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ def add_access(console: argparse.ArgumentParser, environment: Mapping[str, str])
         "--second-person", choices=("yes", "no"), default=env("FRAUD_SECOND_PERSON", "yes"),
         help="whether a policy goes live by another person than who made it (FRAUD_SECOND_PERSON)",
     )  # fmt: skip
+    console.add_argument(
+        "--kafka", default=env("FRAUD_KAFKA", ""), help="URL of further dead letters (FRAUD_KAFKA)"
+    )
     console.add_argument("--what-if-seconds", type=float, default=300.0, help="a backtest may take")
     console.add_argument("--idle-minutes", type=float, default=30.0, help="until a session ends")
     console.add_argument("--session-hours", type=float, default=12.0, help="that one lasts in all")
@@ -86,7 +90,7 @@ def operations_options(args: argparse.Namespace) -> OperationsOptions:
 
     return OperationsOptions(
         home_of(args), args.log, args.data, args.policy, args.capacity, args.what_if_seconds,
-        args.second_person == "yes",
+        args.second_person == "yes", kafka_settings(args.kafka) if args.kafka else None,
     )  # fmt: skip
 
 

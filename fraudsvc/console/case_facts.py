@@ -316,11 +316,13 @@ def likeness(one: bytes, rows: Sequence[Mapping[str, Any]], most: int) -> list[t
     own = vector_of(one)
     if own is None:
         return []
-    found = []
-    for row in rows:
-        other = vector_of(decision_pb2.Decision.FromString(row["body"]).contributions)
-        if other is None:
-            continue
-        length = float(np.linalg.norm(own) * np.linalg.norm(other))
-        found.append((float(own @ other) / length if length else 0.0, row))
-    return sorted(found, key=lambda pair: -pair[0])[:most]
+    bodies = (decision_pb2.Decision.FromString(row["body"]) for row in rows)
+    vectors = [vector_of(each.contributions) for each in bodies]
+    known = [(row, other) for row, other in zip(rows, vectors, strict=True) if other is not None]
+    if not known:
+        return []
+    others = np.stack([other for _, other in known])
+    lengths = np.linalg.norm(others, axis=1) * np.linalg.norm(own)
+    near = np.divide(others @ own, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    order = np.argsort(-near, kind="stable")[:most]
+    return [(float(near[i]), known[i][0]) for i in order.tolist()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from fraud.v1 import decision_pb2, label_pb2, model_event_pb2
 from starlette.requests import Request
@@ -83,26 +83,33 @@ class CasePages:
             back = ("/queue", "Back to the queue")
             return desk.templates.message(request, 404, "No such case", what, back)
         desk.trail.audit(person, "read case", decision_id)
-        if row["is_open"] and person.may(ANALYST):
-            before = desk.queue.held_by([decision_id], now_ms).get(decision_id, "")
-            taken = desk.queue.claim(decision_id, person.name, now_ms, desk.claim_ms)
-            if taken and before != person.name:
-                desk.trail.audit(person, "claim case", decision_id, before, person.name)
+        held = self._hold(row, person, now_ms)
         with desk.model.reading():
             told = self._told(row, person, now_ms)
-        return desk.templates.page(request, "case.html", **told)
+        return desk.templates.page(request, "case.html", **told, holder=held)
+
+    def _hold(self, row: Row, person: Person, now_ms: int) -> str:
+        """Claim an open case for who may decide it; return who holds it then."""
+        desk, decision_id = self._desk, row["decision_id"]
+        before = desk.queue.held_by([decision_id], now_ms).get(decision_id, "")
+        if not row["is_open"] or not person.may(ANALYST):
+            return before
+        if not desk.queue.claim(decision_id, person.name, now_ms, desk.claim_ms):
+            return desk.queue.held_by([decision_id], now_ms).get(decision_id, "")
+        if before != person.name:
+            desk.trail.audit(person, "claim case", decision_id, before, person.name)
+        return person.name
 
     def _told(self, row: Row, person: Person, now_ms: int) -> dict[str, Any]:
         desk, decision = self._desk, decision_pb2.Decision.FromString(row["body"])
-        payment, decision_id = decision.transaction, row["decision_id"]
-        labels = [self._label(each, person, now_ms) for each in desk.model.labels(decision_id)]
-        shared = case_facts.shared_things(payment)
-        held = desk.queue.held_by([decision_id], now_ms).get(decision_id, "")
+        payment, around = decision.transaction, self._around(row, decision)
+        own = around.said.get(row["decision_id"], ())
+        labels = [self._label(each, person, now_ms) for each in own]
         left_s = (row["receive_time_ms"] + desk.review_ms - now_ms) / 1000
         contributions = case_facts.contributions(decision)
         return {
             "row": row, "payment": case_facts.payment_facts(payment), "labels": labels,
-            "status": self._status(row, labels), "holder": held, "left": left_s, "now_ms": now_ms,
+            "status": self._status(row, labels), "left": left_s, "now_ms": now_ms,
             "event_ms": payment.event_time.ToMilliseconds(),
             "cause": word(
                 decision_pb2.RungCause, decision.assessment.rung_cause, "RUNG_CAUSE_"
@@ -113,9 +120,9 @@ class CasePages:
                 (each.entity, drawings.bars(each)) for each in case_facts.velocities(decision)
             ],
             "bar": drawings, "states": case_facts.states(decision),
-            "log_position": decision.log_position, "timeline": self._timeline(row),
-            "graph": self._graph(row, shared), "shared": len(shared),
-            "similar": self._similar(row, decision),
+            "log_position": decision.log_position, "timeline": _timeline(around),
+            "graph": _graph(row, around), "shared": len(around.things),
+            "similar": _similar(around),
             "steps": drawings.waterfall(row["trace_id"], desk.model.trace(row["trace_id"])),
             "reasons": REASONS, "may": person.may(ANALYST), "may_override": person.may(LEAD),
             "fields": [(n, read(payment)) for n, read in LISTABLE.items() if read(payment)],
@@ -154,43 +161,21 @@ class CasePages:
             return verdict_of(left[-1]["verdict"])
         return "open" if row["is_open"] else "not for review"
 
-    def _timeline(self, row: Row) -> list[dict[str, Any]]:
-        rows = self._desk.files.timeline(row["customer_id"], row["receive_time_ms"])
-        said = self._desk.files.labels_of([each["decision_id"] for each in rows])
-        return [
-            {**each, "standing": _word_of(said.get(each["decision_id"], ()), None)} for each in rows
-        ]
-
-    def _graph(self, row: Row, shared: Sequence[tuple[int, str]]) -> drawings.Graph:
-        """Return who else used the same things until then, one row a customer."""
-        until_ms = row["receive_time_ms"]
-        rows = self._desk.files.sharing(row["decision_id"], shared, until_ms)
-        rows = [each for each in rows if each["customer_id"] != row["customer_id"]]
-        said = self._desk.files.labels_of(sorted({each["decision_id"] for each in rows}))
-        others: dict[tuple[int, str], dict[str, Any]] = {}
-        for each in rows:
-            standing_then = _word_of(said.get(each["decision_id"], ()), until_ms)
-            of_thing = others.setdefault((each["kind"], each["value"]), {})
-            known = of_thing.get(each["customer_id"])
-            if known is None or _RANK[standing_then] < _RANK[known["standing"]]:
-                of_thing[each["customer_id"]] = {**each, "standing": standing_then}
-        ranked = {
-            thing: sorted(found.values(), key=lambda one: _RANK[one["standing"]])
-            for thing, found in others.items()
-        }
-        return drawings.graph(row["customer_id"], shared, ranked)
-
-    def _similar(self, row: Row, decision: decision_pb2.Decision) -> list[dict[str, Any]]:
-        files, codes = self._desk.files, json.loads(row["codes"])[:CODES_COMPARED]
-        rows = files.alike(row["decision_id"], codes)
-        near = case_facts.likeness(decision.contributions, rows, SIMILAR_SHOWN)
-        if not near:
-            near = [(0.0, each) for each in rows[:SIMILAR_SHOWN]]
-        said = files.labels_of([each["decision_id"] for _, each in near])
-        return [
-            {**each, "likeness": close, "standing": _word_of(said[each["decision_id"]], None)}
-            for close, each in near
+    def _around(self, row: Row, decision: decision_pb2.Decision) -> _Around:
+        """Look up what surrounds a decision, and what was said of all of it."""
+        files, until_ms = self._desk.files, row["receive_time_ms"]
+        things = case_facts.shared_things(decision.transaction)
+        timeline = files.timeline(row["customer_id"], until_ms)
+        sharing = [
+            each for each in files.sharing(row["decision_id"], things, until_ms)
+            if each["customer_id"] != row["customer_id"]
         ]  # fmt: skip
+        alike = files.alike(row["decision_id"], json.loads(row["codes"])[:CODES_COMPARED])
+        near = case_facts.likeness(decision.contributions, alike, SIMILAR_SHOWN)
+        near = near or [(0.0, each) for each in alike[:SIMILAR_SHOWN]]
+        rows = [row, *timeline, *sharing, *(each for _, each in near)]
+        said = files.labels_of(sorted({each["decision_id"] for each in rows}))
+        return _Around(things, timeline, sharing, near, said)
 
     def linked(self, request: Request) -> Response:
         """Show the open cases that share something with this, to be decided with it."""
@@ -209,6 +194,48 @@ class CasePages:
         told = [{**each, "holder": held.get(each["decision_id"], "")} for each in rows]
         desk.trail.audit(person, "list linked cases", request.path_params["id"])
         return desk.templates.page(request, "linked.html", rows=told)
+
+
+class _Around(NamedTuple):
+    """What surrounds a decision: things it may share, decisions, and labels by decision."""
+
+    things: list[tuple[int, str]]
+    timeline: list[Row]
+    sharing: list[Row]
+    near: list[tuple[float, Row]]
+    said: dict[str, list[Row]]
+
+    def standing(self, row: Row, then_ms: int | None = None) -> str:
+        """Return what is known of one of the decisions."""
+        return _word_of(self.said.get(row["decision_id"], ()), then_ms)
+
+
+def _timeline(around: _Around) -> list[dict[str, Any]]:
+    return [{**each, "standing": around.standing(each)} for each in around.timeline]
+
+
+def _similar(around: _Around) -> list[dict[str, Any]]:
+    return [
+        {**each, "likeness": close, "standing": around.standing(each)}
+        for close, each in around.near
+    ]
+
+
+def _graph(row: Row, around: _Around) -> drawings.Graph:
+    """Return who else used the same things until then, one row a customer."""
+    until_ms = row["receive_time_ms"]
+    others: dict[tuple[int, str], dict[str, Any]] = {}
+    for each in around.sharing:
+        standing_then = around.standing(each, until_ms)
+        of_thing = others.setdefault((each["kind"], each["value"]), {})
+        known = of_thing.get(each["customer_id"])
+        if known is None or _RANK[standing_then] < _RANK[known["standing"]]:
+            of_thing[each["customer_id"]] = {**each, "standing": standing_then}
+    ranked = {
+        thing: sorted(found.values(), key=lambda one: _RANK[one["standing"]])
+        for thing, found in others.items()
+    }
+    return drawings.graph(row["customer_id"], around.things, ranked)
 
 
 _RANK = {

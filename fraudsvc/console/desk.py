@@ -5,7 +5,6 @@ Must not know what is shown on them.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from fraudsvc.console.readmodel_case import CaseFiles
 from fraudsvc.console.readmodel_queue import CaseQueue
 from fraudsvc.console.replays import Replays
 from fraudsvc.console.scorer_client import ScorerClient
+from fraudsvc.console.streams import Streams
 
 MINUTE_MS = 60_000
 FIELDS_MAX = 2_000
@@ -72,7 +72,7 @@ class Desk:
     scorer: ScorerClient = field(init=False)
     replays: Replays = field(init=False)
     limits: LimitsFinder = field(init=False)
-    closing: threading.Event = field(default_factory=threading.Event)
+    streams: Streams = field(default_factory=Streams)
 
     def __post_init__(self) -> None:
         """Open what is asked of others."""
@@ -101,5 +101,5 @@ class Desk:
 
     def close(self) -> None:
         """End the streams of events, and let go of the connection to the scorer."""
-        self.closing.set()
+        self.streams.close()
         self.scorer.close()

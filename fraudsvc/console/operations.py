@@ -14,8 +14,10 @@ from typing import Any
 from starlette.routing import BaseRoute
 
 from featurizer.eventlog import EventLog
+from featurizer.kafka_settings import KafkaSettings
 from fraudsvc.console.audit import AuditTrail
 from fraudsvc.console.health_figures import History
+from fraudsvc.console.letters import HostLetters, KafkaLetters, Letters
 from fraudsvc.console.ops_drift import DriftPage
 from fraudsvc.console.ops_health import HealthPage
 from fraudsvc.console.ops_letters import LettersPage
@@ -27,6 +29,7 @@ from fraudsvc.console.pages import Templates
 from fraudsvc.console.proposals import Proposals
 from fraudsvc.console.readmodel import ReadModel
 from fraudsvc.console.readmodel_operations import Operations
+from fraudsvc.console.streams import Streams
 from fraudsvc.console.what_if_runs import RunOptions, Runs
 
 
@@ -34,8 +37,9 @@ from fraudsvc.console.what_if_runs import RunOptions, Runs
 class OperationsOptions:
     """Where things are, and how a change of the policy goes live.
 
-    ``home`` keeps what-ifs, ``data`` is the folder of ``up``. A backtest ends after
-    ``what_if_seconds``; with ``second_person`` who made a change cannot take it live.
+    ``home`` keeps what-ifs, ``data`` is the folder of ``up``, ``kafka`` has further dead letters.
+    A backtest ends after ``what_if_seconds``; with ``second_person`` who made a change cannot take
+    it live.
     """
 
     home: Path
@@ -45,6 +49,7 @@ class OperationsOptions:
     capacity: float
     what_if_seconds: float = 300.0
     second_person: bool = True
+    kafka: KafkaSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,7 @@ class Around:
     trail: AuditTrail
     history: History
     health: Callable[[], Mapping[str, Any]]
+    streams: Streams
 
 
 class OperationPages:
@@ -71,15 +77,20 @@ class OperationPages:
             self._proposals,
         )
         places = ModelPlaces(data / "bundle", data / "models", data / "key.pub")
+        letters: dict[str, Letters] = {"host": HostLetters(asked, log)}
+        if options.kafka is not None:
+            letters["kafka"] = KafkaLetters(options.kafka)
         what_if = WhatIfOptions(options.policy, options.second_person)
         self._pages = (
-            HealthPage(templates, around.history, around.health, trail),
+            HealthPage(templates, around.history, around.health, trail, around.streams),
             ModelsPage(templates, asked, trail, places, log),
             DriftPage(templates, asked, trail),
             QualityPages(templates, asked, trail, options.policy),
-            LettersPage(templates, asked, trail, log),
+            LettersPage(templates, trail, letters),
             TrailPage(templates, asked, trail),
-            WhatIfPages(templates, trail, self._proposals, self._runs, what_if, _now_ms),
+            WhatIfPages(
+                templates, trail, self._proposals, self._runs, what_if, around.streams, _now_ms
+            ),
         )
 
     def routes(self) -> list[BaseRoute]:

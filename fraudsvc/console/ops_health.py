@@ -16,6 +16,7 @@ from fraudsvc.console.audit import AuditTrail
 from fraudsvc.console.health_figures import PLOT_HEIGHT, PLOT_WIDTH, History, polyline
 from fraudsvc.console.pages import Templates
 from fraudsvc.console.sheets import Column, Sheet, exported
+from fraudsvc.console.streams import Streams
 
 COLUMNS = (
     Column("what", "What"), Column("rate", "A second", "number"), Column("p50", "p50 ms", "number"),
@@ -25,6 +26,7 @@ LAGS = (
     Column("consumer", "Who"), Column("lag_s", "Behind, s", "number"),
     Column("behind", "Bytes", "count"),
 )  # fmt: skip
+EVERY_S = 2.0
 
 
 class HealthPage:
@@ -36,13 +38,15 @@ class HealthPage:
         history: History,
         state: Callable[[], Mapping[str, Any]],
         trail: AuditTrail,
+        streams: Streams,
     ) -> None:
-        self._templates, self._history = templates, history
+        self._templates, self._history, self._streams = templates, history, streams
         self._state, self._trail = state, trail
 
     def routes(self) -> list[BaseRoute]:
         """Return the paths."""
-        return [Route("/health", self.page), Route("/health/live", self.live)]
+        live = self._streams.live(self.live, EVERY_S)
+        return [Route("/health", self.page), Route("/health/live", live)]
 
     def page(self, request: Request) -> Response:
         """Show the page, or export its times."""

@@ -1,25 +1,25 @@
 """The page of dead letters: what was passed over, and sending it again.
 
-Owns how a letter is shown. What sending again means is ``dead_letters_local``'s.
+Owns how a letter is shown. Where letters come from, and what sending again means, is ``letters``'.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from featurizer.eventlog import EventLog, LogError
+from featurizer.eventlog import LogError
 from fraudsvc.console.audit import AuditTrail
 from fraudsvc.console.forms import Form, posted
+from fraudsvc.console.letters import Letters
 from fraudsvc.console.pages import Templates, see
 from fraudsvc.console.person import LEAD
-from fraudsvc.console.readmodel_operations import Operations
 from fraudsvc.console.sheets import Column, Sheet, exported
-from fraudsvc.dead_letters import SECRET_REASONS, Letter, joined_letters
-from fraudsvc.dead_letters_local import LocalDeadLetters
+from fraudsvc.dead_letters import SECRET_REASONS, Letter
 
 COLUMNS = (
     Column("number", "Number", "count"), Column("letter_time_ms", "When", "time"),
@@ -41,13 +41,17 @@ def _row(letter: Letter) -> dict[str, Any]:
 
 
 class LettersPage:
-    """Shows letters of this host's log, and sends one again."""
+    """Shows letters of each of ``places``, the first unless told, and sends one again."""
 
     def __init__(
-        self, templates: Templates, operations: Operations, trail: AuditTrail, log: EventLog
+        self, templates: Templates, trail: AuditTrail, places: Mapping[str, Letters]
     ) -> None:
-        self._templates, self._operations, self._trail = templates, operations, trail
-        self._letters = LocalDeadLetters(log)
+        self._templates, self._trail, self._places = templates, trail, places
+
+    def _at(self, name: str) -> tuple[str, Letters]:
+        """Return the place of a name, the first for none of ours."""
+        name = name if name in self._places else next(iter(self._places))
+        return name, self._places[name]
 
     def routes(self) -> list[BaseRoute]:
         """Return the paths."""
@@ -55,7 +59,12 @@ class LettersPage:
 
     def page(self, request: Request) -> Response:
         """Show letters, newest first, or export them."""
-        letters = joined_letters(self._operations.letters())[::-1]
+        at, place = self._at(request.query_params.get("at", ""))
+        try:
+            letters = place.all()[::-1]
+        except LogError as error:
+            what, again = f"They cannot be read: {error}.", (f"/dead-letters?at={at}", "Try again")
+            return self._templates.message(request, 503, "Not available right now", what, again)
         wanted = request.query_params.get("reason", "")
         rows = [_row(each) for each in letters if each.content.reason.startswith(wanted)]
         sheet = Sheet("dead-letters", COLUMNS, rows)
@@ -64,13 +73,20 @@ class LettersPage:
             return answer
         return self._templates.page(
             request, "letters.html", sheet=Sheet("dead-letters", COLUMNS, rows[:SHOWN]),
-            total=len(rows), reason=wanted, may=request.state.person.may(LEAD),
+            total=len(rows), reason=wanted, at=at, places=[*self._places],
+            may=request.state.person.may(LEAD),
             reasons=sorted({each.content.reason for each in letters}),
         )  # fmt: skip
 
     def _resend(self, request: Request, form: Form) -> Response:
-        back, number = ("/dead-letters", "Back to the letters"), form("number")
-        told = {str(each.number): each for each in joined_letters(self._operations.letters())}
+        at, place = self._at(form("at"))
+        path, number = f"/dead-letters?at={at}", form("number")
+        back = (path, "Back to the letters")
+        try:
+            told = {str(each.number): each for each in place.all()}
+        except LogError as error:
+            what = f"Letters cannot be read: {error}."
+            return self._templates.message(request, 503, "Not sent", what, back)
         letter = told.get(number)
         if letter is None or letter.content.reason in SECRET_REASONS:
             what = "There is no such letter, or it may hold a card number: its sender must mend it."
@@ -79,10 +95,10 @@ class LettersPage:
             what = f"It was sent again already, as {letter.resent[-1]}. Send it once more by hand."
             return self._templates.message(request, 409, "Not sent", what, back)
         person = request.state.person
-        self._trail.audit(person, "resend dead letter", number, new=letter.content.reason)
+        self._trail.audit(person, "resend dead letter", f"{at} {number}", new=letter.content.reason)
         try:
-            self._letters.resend(letter, person.name)
+            place.resend(letter, person.name)
         except LogError as error:
             what = f"It cannot be sent again: {error}."
             return self._templates.message(request, 409, "Not sent", what, back)
-        return see("/dead-letters")
+        return see(path)

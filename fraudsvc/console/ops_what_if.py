@@ -24,12 +24,14 @@ from fraudsvc.console.pages import Templates, see
 from fraudsvc.console.person import ANALYST, LEAD, Person
 from fraudsvc.console.proposals import DONE, LIVE, PROPOSED, REJECTED, RUNNING, Proposals
 from fraudsvc.console.sheets import Column, Sheet, exported
+from fraudsvc.console.streams import Streams
 from fraudsvc.console.what_if_runs import Runs
 from fraudsvc.look_back_command import span_of
 from fraudsvc.policy import PolicyError, load_policy
 from fraudsvc.policy.editing import replace_policy, with_rule, with_threshold
 
 TEXT_MAX = 4_000  # characters of a rule
+EVERY_S = 1.0
 RULE_ACTIONS = ("review", "decline", "approve", "flag")
 COLUMNS = (
     Column("id", "What if", "text", "/what-if/"), Column("made_ms", "When", "time"),
@@ -69,9 +71,10 @@ class WhatIfPages:
         proposals: Proposals,
         runs: Runs,
         options: WhatIfOptions,
+        streams: Streams,
         now_ms: Any,
     ) -> None:
-        self._templates, self._trail = templates, trail
+        self._templates, self._trail, self._streams = templates, trail, streams
         self._proposals, self._runs = proposals, runs
         self._options, self._now_ms = options, now_ms
 
@@ -80,7 +83,7 @@ class WhatIfPages:
         return [
             Route("/what-if", self.page),
             Route("/what-if/{id}", self.one),
-            Route("/what-if/{id}/live", self.one_live),
+            Route("/what-if/{id}/live", self._streams.live(self.one_live, EVERY_S)),
             posted("/what-if/run", self._run),
             posted("/what-if/propose", self._propose),
             posted("/what-if/proposals/live", self._go_live),

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
@@ -140,9 +141,16 @@ class Templates:
 
     def refusal(self, request: Request, status: int, reason: str, message: str) -> Response:
         """Answer that who asks may not, before any page was asked; ``reason`` is for machines."""
-        ways = {401: ("/sign-in", "Sign in")}
+        ways = {401: (f"/sign-in?next={quote(_came_from(request))}", "Sign in")}
         title = reason.replace("_", " ").capitalize()
         return self.message(request, status, title, message, ways.get(status, _BACK))
+
+
+def _came_from(request: Request) -> str:
+    """Return the page of ours that a form was on; the sign-in page judges what it is given."""
+    told = urlsplit(request.headers.get("referer", ""))
+    is_ours = told.netloc == request.headers.get("host", "")
+    return told.path + (f"?{told.query}" if told.query else "") if is_ours else _BACK[0]
 
 
 def wants_json(request: Request) -> bool:

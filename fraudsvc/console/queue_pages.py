@@ -5,18 +5,16 @@ Owns the queue's page and the stream of events. Must not know SQL.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from fraud.v1 import decision_pb2, transaction_pb2
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from fraudsvc.console.case_facts import channel_of
@@ -26,17 +24,26 @@ from fraudsvc.console.pages import person_of, see, wants_json
 from fraudsvc.console.person import ANALYST
 from fraudsvc.console.readmodel import ReadModelError
 from fraudsvc.console.readmodel_queue import Filter
+from fraudsvc.console.sheets import Column, Sheet, exported
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
-STREAMS_MAX = 128
-LOOK_S = 1.0
+EXPORTED_MAX = 50_000
 _KEY = re.compile(r"[0-9.e+-]{1,32}:[0-9a-f-]{1,36}")
-LOOKS = 5  # at whether the console closes, between two looks at what is new
 _FIELDS = ("rung", "channel", "code", "merchant", "model", "from", "until", "age", "holder")
 _AGES = {
     "1h": (HOUR_MS, None), "4h": (4 * HOUR_MS, None), "1d": (DAY_MS, None),
     "older": (None, DAY_MS),
 }  # fmt: skip
+
+COLUMNS = (
+    Column("decision_id", "Case"), Column("transaction_id", "Transaction"),
+    Column("receive_time_ms", "Decided", "time"),
+    Column("expected_loss", "Expected loss", "number"), Column("score", "Score", "number"),
+    Column("amount_minor", "Amount, minor units", "count"), Column("currency_code", "Currency"),
+    Column("customer_id", "Customer"), Column("merchant_id", "Merchant"),
+    Column("channel", "Channel"), Column("rung", "Rung"), Column("codes", "Reasons"),
+    Column("model_version", "Model"), Column("holder", "Held by"),
+)  # fmt: skip
 
 
 class Asked(NamedTuple):
@@ -81,7 +88,6 @@ class QueuePages:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._streams = 0
         self._choices = {
             "rung": _choices(decision_pb2.Rung, rung_of),
             "channel": _choices(transaction_pb2.Channel, channel_of),
@@ -99,11 +105,17 @@ class QueuePages:
         """Show a page of the queue."""
         desk, person, now_ms = self._desk, person_of(request), self._desk.now_ms()
         told = asked(request.query_params, person.name, now_ms)
+        if "format" in request.query_params:
+            answer = exported(request, self._sheet(told.wanted, now_ms), desk.trail)
+            if answer is not None:
+                return answer
         try:
             after = _opened(request.query_params.get("after", ""))
             with desk.model.reading():
                 page = desk.queue.page(told.wanted, now_ms, after)
                 counts = desk.queue.counts(person.name, now_ms, now_ms - now_ms % DAY_MS)
+                is_filtered = told.wanted != Filter()
+                matching = desk.queue.matching(told.wanted, now_ms) if is_filtered else counts.open
         except ValueError:
             what = "The link to this page of the queue is cut short. Begin at the top."
             begin = ("/queue", "Go to the queue")
@@ -113,12 +125,25 @@ class QueuePages:
         desk.trail.audit(person, "list cases", "queue", new=urlencode(told.plain))
         return desk.templates.page(
             request, "queue.html", rows=rows, counts=counts, plain=told.plain, faults=told.faults,
-            matching=page.matching, following=urlencode(following) if page.after else "",
+            query=urlencode(told.plain), matching=matching,
+            following=urlencode(following) if page.after else "",
             is_first=not after, choices=self._choices, capacity=desk.options.capacity,
             now_ms=now_ms, codes=_codes(rows), behind=desk.health(),
             oldest=self._left(counts.oldest_ms, now_ms),
             may_claim=person.may(ANALYST),
         )  # fmt: skip
+
+    def _sheet(self, wanted: Filter, now_ms: int) -> Sheet:
+        """Return the cases that a filter shows, to be taken away."""
+        rows = self._desk.queue.page(wanted, now_ms, limit=EXPORTED_MAX).rows
+        told = [
+            {
+                **row, "channel": channel_of(row["channel"]), "rung": rung_of(row["rung"]),
+                "codes": ", ".join(json.loads(row["codes"])),
+            }
+            for row in rows
+        ]  # fmt: skip
+        return Sheet("queue", COLUMNS, told)
 
     def _row(self, row: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
         codes = json.loads(row["codes"])
@@ -143,37 +168,14 @@ class QueuePages:
         path = f"/cases/{found}"
         return JSONResponse({"path": path}) if wants_json(request) else see(path)
 
-    async def events(self, request: Request) -> Response:
+    def events(self, request: Request) -> Response:
         """Stream how many cases are new, and whether a case changed; only where it is news."""
-        if self._streams >= STREAMS_MAX:
-            return JSONResponse({"error": {"title": "Busy", "message": "too many streams"}}, 503)
         try:
             since_ms = int(request.query_params.get("since", "0"))
         except ValueError:
             return JSONResponse({"error": {"title": "Bad link", "message": "since"}}, 400)
         case = request.query_params.get("case", "")
-        return StreamingResponse(
-            self._stream(since_ms, case), media_type="text/event-stream",
-            headers={"x-accel-buffering": "no"},
-        )  # fmt: skip
-
-    async def _stream(self, since_ms: int, case: str) -> AsyncIterator[str]:
-        self._streams += 1
-        try:
-            yield "retry: 3000\n\n"
-            before: dict[str, Any] = {}
-            quiet = 0
-            while not self._desk.closing.is_set():
-                now = await run_in_threadpool(self._look, since_ms, case)
-                quiet = 0 if now != before else quiet + 1
-                if now != before or quiet % 15 == 0:
-                    yield f"data: {json.dumps(now)}\n\n"
-                before = now
-                for _ in range(LOOKS):
-                    if not self._desk.closing.is_set():
-                        await asyncio.sleep(LOOK_S / LOOKS)
-        finally:
-            self._streams -= 1
+        return self._desk.streams.answer(lambda: self._look(since_ms, case))
 
     def _look(self, since_ms: int, case: str) -> dict[str, Any]:
         desk = self._desk

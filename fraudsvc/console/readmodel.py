@@ -290,7 +290,9 @@ class ReadModel:
         shared: Connection | None = getattr(self._shared, "connection", None)
         with _refusals("read"), contextlib.ExitStack() as stack:
             connection = shared or stack.enter_context(self._engine.connect())
-            return [dict(row) for row in connection.execute(query).mappings()]
+            found = connection.execute(query)
+            names = tuple(found.keys())
+            return [dict(zip(names, row, strict=True)) for row in found]
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:

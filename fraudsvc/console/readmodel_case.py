@@ -6,15 +6,17 @@ Owns the queries of one case and of verdicts. Every one is bounded. Must not kno
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import and_, or_, select, tuple_
+from sqlalchemy import and_, or_, select, tuple_, union_all
 
 from fraudsvc.console.readmodel import ReadModel, Row
 from fraudsvc.console.readmodel_tables import CASES, DECISIONS, ENTITIES, LABELS, MODEL_EVENTS
 
 TIMELINE_MAX = 40
 SHARED_MAX = 40  # decisions that have one thing in common with this
-SIMILAR_MAX = 300  # labelled decisions that are compared
+LABELLED_MAX = 300  # newest labelled decisions that similar ones are looked for among
+COMPARED_MAX = 60  # of those, whose bodies are read
 ANALYST = 2
 _LOADED = 13
 _BRIEF = (
@@ -42,25 +44,13 @@ class CaseFiles:
         self, decision_id: str, around: Sequence[tuple[int, str]], until_ms: int
     ) -> list[Row]:
         """Return of others' decisions up to a time which share some (kind, value), with both."""
-        found: list[Row] = []
-        for kind, value in around:
-            shared = and_(
-                ENTITIES.c.kind == kind, ENTITIES.c.value == value,
-                ENTITIES.c.decision_id != decision_id,
-                ENTITIES.c.receive_time_ms <= until_ms,
-            )  # fmt: skip
-            newest = (
-                select(ENTITIES)
-                .where(shared)
-                .order_by(ENTITIES.c.receive_time_ms.desc())
-                .limit(SHARED_MAX)
-                .subquery()
-            )
-            query = select(newest.c.kind, newest.c.value, *_BRIEF)
-            found += self._model.rows(
-                query.join(DECISIONS, DECISIONS.c.decision_id == newest.c.decision_id)
-            )
-        return found
+        if not around:
+            return []
+        newest = union_all(*(_newest(decision_id, thing, until_ms) for thing in around)).subquery()
+        query = select(newest.c.kind, newest.c.value, *_BRIEF)
+        return self._model.rows(
+            query.join(DECISIONS, DECISIONS.c.decision_id == newest.c.decision_id)
+        )
 
     def labels_of(self, decision_ids: Sequence[str]) -> dict[str, list[Row]]:
         """Return the labels of some decisions, oldest first."""
@@ -76,14 +66,17 @@ class CaseFiles:
             select(LABELS.c.decision_id)
             .where(LABELS.c.decision_id.is_not(None), LABELS.c.decision_id != decision_id)
             .order_by(LABELS.c.seen_ms.desc())
-            .limit(SIMILAR_MAX)
+            .limit(LABELLED_MAX)
             .subquery()
         )
         has_one = or_(*(DECISIONS.c.codes.contains(f'"{code}"', autoescape=True) for code in codes))
-        query = select(*_BRIEF, DECISIONS.c.body).where(
-            DECISIONS.c.decision_id.in_(select(recent.c.decision_id)), has_one
+        alike = (
+            select(*_BRIEF, DECISIONS.c.body)
+            .where(DECISIONS.c.decision_id.in_(select(recent.c.decision_id)), has_one)
+            .order_by(DECISIONS.c.receive_time_ms.desc())
+            .limit(COMPARED_MAX)
         )
-        return self._model.rows(query) if codes else []
+        return self._model.rows(alike) if codes else []
 
     def runs_on(self, journal: str, position: int) -> list[Row]:
         """Return what became of the bundles that learnt from a label: events, oldest first."""
@@ -124,3 +117,14 @@ class CaseFiles:
         which = CASES.c.decision_id.in_(decision_ids) & CASES.c.is_open.is_(True)
         query = select(CASES).where(which).order_by(CASES.c.expected_loss.desc())
         return self._model.rows(query) if decision_ids else []
+
+
+def _newest(decision_id: str, thing: tuple[int, str], until_ms: int) -> Any:
+    """Return the query of the newest decisions but one that have a thing, up to a time."""
+    kind, value = thing
+    shared = and_(
+        ENTITIES.c.kind == kind, ENTITIES.c.value == value, ENTITIES.c.decision_id != decision_id,
+        ENTITIES.c.receive_time_ms <= until_ms,
+    )  # fmt: skip
+    newest = select(ENTITIES).where(shared).order_by(ENTITIES.c.receive_time_ms.desc())
+    return select(newest.limit(SHARED_MAX).subquery())

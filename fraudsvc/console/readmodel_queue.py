@@ -46,14 +46,13 @@ class Counts(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Rows of the queue with ``holder`` and ``until_ms``, the key of what follows, and of how many.
+    """Rows of the queue with ``holder`` and ``until_ms``; ``after`` is the key of what follows.
 
-    ``after`` is "" at the end.
+    It is "" at the end.
     """
 
     rows: list[Row]
     after: str
-    matching: int
 
 
 def _like(text: str) -> str:
@@ -92,8 +91,8 @@ class CaseQueue:
 
     def page(self, wanted: Filter, now_ms: int, after: str = "", limit: int = PAGE_ROWS) -> Page:
         """Return open cases, the dearest first. Raises ValueError for an ``after`` of no page."""
-        where = [*_conditions(wanted)]
-        query = _queue(now_ms, CASES, CLAIMS.c.holder, CLAIMS.c.until_ms).where(*where)
+        query = _queue(now_ms, CASES, CLAIMS.c.holder, CLAIMS.c.until_ms)
+        query = query.where(*_conditions(wanted))
         if after:
             loss, _, last = after.partition(":")
             same = and_(CASES.c.expected_loss == float(loss), CASES.c.decision_id < last)
@@ -102,9 +101,15 @@ class CaseQueue:
         rows = self._model.rows(query.order_by(*by).limit(limit + 1))
         more, rows = len(rows) > limit, rows[:limit]
         key = f"{rows[-1]['expected_loss']!r}:{rows[-1]['decision_id']}" if more else ""
-        inner = _queue(now_ms, CASES.c.decision_id).where(*where).limit(COUNT_MAX).subquery()
-        matching = self._number(select(func.count()).select_from(inner))
-        return Page(rows, key, matching)
+        return Page(rows, key)
+
+    def matching(self, wanted: Filter, now_ms: int) -> int:
+        """Return how many open cases a filter shows; who holds them is looked at where it asks."""
+        query = select(CASES.c.decision_id)
+        if wanted.holder:
+            query = _queue(now_ms, CASES.c.decision_id)
+        inner = query.where(*_conditions(wanted)).limit(COUNT_MAX).subquery()
+        return self._number(select(func.count()).select_from(inner))
 
     def counts(self, person: str, now_ms: int, day_ms: int) -> Counts:
         """Return what is open and held, and what analysts decided since ``day_ms``."""
@@ -113,19 +118,27 @@ class CaseQueue:
             select(func.count().label("open"), func.min(CASES.c.receive_time_ms).label("oldest"))
             .where(is_open)
         )[0]  # fmt: skip
-        held = self._model.rows(
-            select(CLAIMS.c.holder)
-            .join(CASES, CASES.c.decision_id == CLAIMS.c.decision_id)
-            .where(is_open, CLAIMS.c.until_ms > now_ms)
+        live = self._model.rows(
+            select(CLAIMS.c.decision_id, CLAIMS.c.holder).where(CLAIMS.c.until_ms > now_ms)
         )
-        done = self._model.rows(
-            select(LABELS.c.decision_id, func.max(LABELS.c.reporter).label("reporter"))
+        # Two queries, as a join is planned as if there were as many claims as cases.
+        theirs = CASES.c.decision_id.in_([row["decision_id"] for row in live])
+        still = self._model.rows(select(CASES.c.decision_id).where(is_open, theirs)) if live else []
+        open_ids = {row["decision_id"] for row in still}
+        held = [row for row in live if row["decision_id"] in open_ids]
+        judged = (
+            select(func.max(LABELS.c.reporter).label("reporter"))
             .where(LABELS.c.seen_ms >= day_ms, LABELS.c.source == 2, LABELS.c.verdict <= 3)
             .group_by(LABELS.c.decision_id)
+            .subquery()
         )
+        done = self._model.rows(
+            select(judged.c.reporter, func.count().label("cases")).group_by(judged.c.reporter)
+        )
+        done_by = {row["reporter"]: row["cases"] for row in done}
         return Counts(
             first["open"], len(held), sum(row["holder"] == person for row in held),
-            first["oldest"], len(done), sum(row["reporter"] == person for row in done),
+            first["oldest"], sum(done_by.values()), done_by.get(person, 0),
         )  # fmt: skip
 
     def newer(self, since_ms: int) -> int:

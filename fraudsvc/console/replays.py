@@ -13,6 +13,7 @@ import threading
 from typing import Any, NamedTuple
 
 from fraudsvc.console.desk_command import DeskOptions
+from fraudsvc.console.priority import yield_process
 
 TIMEOUT_S = 120.0
 WAIT_S = 1.0
@@ -39,15 +40,19 @@ class Replays:
         if not self._busy.acquire(timeout=WAIT_S):
             return Replayed(False, "another replay is running: try again in a moment", [])
         try:
-            done = subprocess.run(
-                self._argv(decision_id), check=False, capture_output=True, text=True,
-                timeout=TIMEOUT_S,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return Replayed(False, f"not done within {TIMEOUT_S:.0f} s: the log is long", [])
+            with subprocess.Popen(
+                self._argv(decision_id), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            ) as process:
+                yield_process(process.pid)
+                try:
+                    return _told(*process.communicate(timeout=TIMEOUT_S))
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    return Replayed(
+                        False, f"not done within {TIMEOUT_S:.0f} s: the log is long", []
+                    )
         finally:
             self._busy.release()
-        return _told(done.stdout, done.stderr)
 
     def _argv(self, decision_id: str) -> list[str]:
         options = self._options

@@ -1,13 +1,14 @@
 """The console role: one process beside the others that shows what they do.
 
 Owns its loop: follow the log, take spans in, look at meters, and keep the read model bounded. It
-runs with low priority and nothing waits for it. Must not read the environment but what it is given.
+runs with low priority and nothing waits for it; pages have that of any process. Must not read the
+environment but what it is given.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
-import os
 import queue
 import signal
 import threading
@@ -51,11 +52,11 @@ from fraudsvc.console.observations import Observations
 from fraudsvc.console.operations import Around, OperationPages, OperationsOptions
 from fraudsvc.console.otlp_receiver import OtlpReceiver
 from fraudsvc.console.pages import Templates
+from fraudsvc.console.priority import yield_thread
 from fraudsvc.console.prometheus import Exposition
 from fraudsvc.console.readmodel import OTLP, Changes, ReadModel, ReadModelError
 from fraudsvc.console.site import site
 
-NICENESS = 10
 IDLE_S = 0.2  # many small reads would take the time of those who decide
 RETRY_S = 1.0
 TICK_S = 1.0
@@ -281,7 +282,6 @@ def run_console(options: ConsoleOptions) -> int:
     Raises ReadModelError, ValueError.
     """
     _refuse_itself(options)
-    os.nice(NICENESS)
     # To load kernels takes long on a busy machine, and until then there is nothing to finish.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     model = ReadModel(options.read_model)
@@ -294,7 +294,6 @@ def run_console(options: ConsoleOptions) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     console = Console(options, log, model, meters)
-    receiver = OtlpReceiver(options.otlp, console.take) if options.otlp else None
     exposition = Exposition(console.families)
     trail_log, templates = open_log(options.log), Templates()
     trail = AuditTrail(trail_log.append)
@@ -302,11 +301,14 @@ def run_console(options: ConsoleOptions) -> int:
     api = Api(model, exposition, console.health, trail)
     desk = Desk(model, templates, trail, options.desk, options.log, health=console.health)
     operations = OperationPages(
-        templates, Around(model, trail_log, trail, console.history, console.health),
+        templates, Around(model, trail_log, trail, console.history, console.health, desk.streams),
         options.operations,
     )  # fmt: skip
     routes = [*gate.routes(), *api.routes(), *desk_routes(desk), *operations.routes()]
     server = HttpServer(gate.before(site(templates, routes)), options.http)
+    gc.freeze()  # to look through all that was imported takes long, most of all at the end
+    yield_thread()  # from here on nobody waits
+    receiver = OtlpReceiver(options.otlp, console.take) if options.otlp else None
     threading.Thread(
         target=_send_metrics, args=(console, options, stopping), name="metrics", daemon=True
     ).start()

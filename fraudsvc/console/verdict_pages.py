@@ -13,8 +13,15 @@ from starlette.routing import BaseRoute, Route
 from fraudsvc.console.case_pages import verdict_of
 from fraudsvc.console.desk import Desk
 from fraudsvc.console.pages import person_of
+from fraudsvc.console.sheets import Column, Sheet, exported
 
-ROWS = 50
+ROWS, EXPORTED_MAX = 50, 50_000
+COLUMNS = (
+    Column("seen_ms", "When", "time"), Column("verdict", "Verdict"), Column("reporter", "By"),
+    Column("decision_id", "Case"), Column("transaction_id", "Transaction"),
+    Column("customer_id", "Customer"), Column("amount_minor", "Amount, minor units", "count"),
+    Column("currency_code", "Currency"), Column("note", "Note"),
+)  # fmt: skip
 _PLACE = re.compile(r"\d{1,18}:\d{1,18}")
 
 
@@ -32,6 +39,10 @@ class VerdictPages:
         """Show the newest verdicts, of everybody or of who asks."""
         desk, person, now_ms = self._desk, person_of(request), self._desk.now_ms()
         mine = request.query_params.get("by", "") == "me"
+        if "format" in request.query_params:
+            answer = exported(request, self._sheet(person.name if mine else ""), desk.trail)
+            if answer is not None:
+                return answer
         before = request.query_params.get("before", "")
         if not _PLACE.fullmatch(before):
             before = ""
@@ -55,3 +66,8 @@ class VerdictPages:
             request, "verdicts.html", rows=told, mine=mine,
             following=urlencode(following) if more else "",
         )  # fmt: skip
+
+    def _sheet(self, reporter: str) -> Sheet:
+        rows, _ = self._desk.files.verdicts(reporter, "", EXPORTED_MAX)
+        told = [{**row, "verdict": verdict_of(row["verdict"])} for row in rows]
+        return Sheet("verdicts", COLUMNS, told)

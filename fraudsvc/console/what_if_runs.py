@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fraudsvc.console.priority import yield_process
 from fraudsvc.console.proposals import DONE, FAILED, Proposals, ProposalsError
 
 KILL_S = 5.0
@@ -86,6 +87,7 @@ class Runs:
         file.write_text(text)
         with (folder / "out").open("w+b") as out, (folder / "err").open("w+b") as err:
             self._process = subprocess.Popen(self._argv(file, first, stop), stdout=out, stderr=err)
+            yield_process(self._process.pid)
             if self._closing:
                 self._process.kill()
             try:

@@ -18,7 +18,7 @@ async function act(name, values = {}) {
   try {
     return await post(`${path}/${name}`, values);
   } catch (error) {
-    toast(error.message, "error");
+    toast(error.message, "error", error.action);
     return null;
   }
 }
@@ -75,9 +75,12 @@ async function send(form, done) {
   const error = form.querySelector(".error");
   button.disabled = true;
   try {
-    done(await post(form.getAttribute("action"), values(form)));
+    const told = await post(form.getAttribute("action"), values(form));
+    dropDraft(form);
+    done(told);
   } catch (refused) {
     error.textContent = refused.message; // what was written stays in the form
+    if (refused.action) error.append(" ", actionButton(refused.action));
     error.hidden = false;
     button.disabled = false;
   }
@@ -98,7 +101,7 @@ async function next() {
   try {
     location.assign((await post("/queue/next", { but: box.dataset.id })).path);
   } catch (error) {
-    toast(error.message, "error", { title: "Queue", run: () => location.assign("/queue") });
+    toast(error.message, "error", error.action ?? { title: "Queue", run: () => location.assign("/queue") });
   }
 }
 async function release() {
@@ -165,6 +168,6 @@ stream.addEventListener("message", (event) => {
 });
 if (box.dataset.open && box.dataset.holder === box.dataset.me) {
   setInterval(() => {
-    if (!document.hidden) post(`${path}/claim`).catch((error) => toast(error.message, "error"));
+    if (!document.hidden) post(`${path}/claim`).catch((error) => toast(error.message, "error", error.action));
   }, Math.max(20, Number(box.dataset.claim) / 3) * 1000);
 }

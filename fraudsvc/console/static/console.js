@@ -9,6 +9,14 @@ function onKey(key, action) {
   keyActions.set(key, action);
 }
 
+function actionButton(action) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = action.title;
+  button.addEventListener("click", () => action.run());
+  return button;
+}
+
 function toast(text, kind = "plain", action = null) {
   const box = document.createElement("div");
   box.className = `toast toast-${kind}`;
@@ -16,10 +24,8 @@ function toast(text, kind = "plain", action = null) {
   said.textContent = text;
   box.append(said);
   if (action) {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.textContent = action.title;
-    button.addEventListener("click", () => { box.remove(); action.run(); });
+    const button = actionButton(action);
+    button.addEventListener("click", () => box.remove());
     box.append(button);
   }
   const close = document.createElement("button");
@@ -52,10 +58,65 @@ async function post(path, values = {}) {
   }
   let told = {};
   try { told = await answer.json(); } catch { /* said below */ }
-  if (answer.status === 401) throw new Error("Your session ran out. Sign in again: nothing was changed.");
+  if (answer.status === 401) throw signInNeeded();
   if (!answer.ok) throw new Error(told.error ? `${told.error.title}: ${told.error.message}` : `Refused (${answer.status})`);
   return told;
 }
+
+function signInNeeded() {
+  const error = new Error("Your session ran out: nothing was changed, and what you typed is kept.");
+  error.action = {
+    title: "Sign in",
+    run: () => location.assign(`/sign-in?next=${encodeURIComponent(location.pathname + location.search)}`),
+  };
+  return error;
+}
+
+// --- drafts: what is typed outlives a session that ran out, and a refusal ---
+// In this tab alone, of one person, page and form, until the console has taken the form.
+const drafted = "textarea, select, input[type=text], input:not([type])";
+const who = document.querySelector(".person")?.textContent ?? "";
+function draftKey(form) {
+  const hidden = form.closest("dialog") ? [] : form.querySelectorAll("input[type=hidden]:not([name=csrf])");
+  const what = [...hidden].map((each) => each.value).join(" ");
+  return `draft ${who} ${location.pathname} ${form.getAttribute("action")} ${what}`;
+}
+function keepDraft(form, sent = false) {
+  const values = {};
+  for (const field of form.querySelectorAll(drafted)) values[field.name] = field.value;
+  sessionStorage.setItem(draftKey(form), JSON.stringify({ values, sent }));
+}
+function dropDraft(form) { sessionStorage.removeItem(draftKey(form)); }
+function restoreDraft(form) {
+  const draft = JSON.parse(sessionStorage.getItem(draftKey(form)) ?? "null");
+  let restored = false;
+  for (const field of draft ? form.querySelectorAll(drafted) : []) {
+    const value = draft.values[field.name];
+    if (value === undefined || value === field.value) continue;
+    field.value = value;
+    restored = true;
+  }
+  return restored;
+}
+// A page that is no refusal follows a form that was taken.
+for (const key of Object.keys(sessionStorage).filter((each) => each.startsWith("draft "))) {
+  const draft = JSON.parse(sessionStorage.getItem(key));
+  if (!draft.sent) continue;
+  if (!document.querySelector(".message, [role=alert].trouble")) sessionStorage.removeItem(key);
+  else sessionStorage.setItem(key, JSON.stringify({ ...draft, sent: false }));
+}
+let restored = 0;
+for (const form of document.querySelectorAll("form[method=post]")) {
+  if (form.closest(".who") || !form.querySelector(drafted)) continue;
+  restored += restoreDraft(form);
+  form.addEventListener("input", () => keepDraft(form));
+  form.dataset.kept = "";
+}
+document.addEventListener("submit", (event) => { // after the form's own handlers
+  if (!event.defaultPrevented && event.target.dataset.kept !== undefined) keepDraft(event.target, true);
+});
+if (restored) toast("What you had typed here, and the console has not taken, is in its form again.");
+document.getElementById("sign-out")?.form.addEventListener("submit", () => sessionStorage.clear());
 
 // --- times in the viewer's zone; UTC stays in the title ---
 const zone = new Intl.DateTimeFormat(undefined, {

@@ -2,22 +2,28 @@
 // Pages of operations: figures renewed in place, and a question before what cannot be undone.
 
 for (const live of document.querySelectorAll("[data-live]")) {
-  const renew = async () => {
-    if (document.hidden || live.contains(document.activeElement) || !getSelection().isCollapsed) return;
-    try {
-      const answer = await fetch(live.dataset.live, { credentials: "same-origin" });
-      if (answer.redirected || answer.status === 401) { location.reload(); return; }
-      if (!answer.ok) throw new Error(`${answer.status}`);
-      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-      live.replaceChildren(...fresh.body.childNodes);
-      live.classList.remove("stale");
-      if (live.querySelector("[data-done]")) { clearInterval(timer); }
-      localTimes(live);
-    } catch {
-      live.classList.add("stale");
-    }
+  const stream = new EventSource(live.dataset.live);
+  let newest = null;
+  const show = () => {
+    const read = live.contains(document.activeElement) || !getSelection().isCollapsed;
+    if (newest === null || document.hidden || read) return;
+    const fresh = new DOMParser().parseFromString(newest, "text/html");
+    newest = null;
+    live.replaceChildren(...fresh.body.childNodes);
+    localTimes(live);
   };
-  const timer = setInterval(renew, Number(live.dataset.every || 2000));
+  stream.addEventListener("message", (event) => {
+    newest = JSON.parse(event.data);
+    live.classList.remove("stale");
+    show();
+    if (live.querySelector("[data-done]")) stream.close();
+  });
+  stream.addEventListener("error", () => {
+    live.classList.add("stale");
+    // A stream that was refused is not tried again by itself: the page says why, or asks to sign in.
+    if (stream.readyState === EventSource.CLOSED) setTimeout(() => location.reload(), 5000);
+  });
+  for (const what of ["visibilitychange", "selectionchange", "focusout"]) document.addEventListener(what, show);
 }
 
 for (const form of document.querySelectorAll("form[data-confirm]")) {
