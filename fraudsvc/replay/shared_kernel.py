@@ -69,8 +69,11 @@ def serve(memory, updates, positions, at, needs, keys, cursor, rows):  # type: i
 
 
 @njit(cache=True, nogil=True)
-def _catch_up(row, entity, own, journal, seen):  # type: ignore[no-untyped-def]
-    """Fold into a state those of the journal's records that had come and that it lacks."""
+def _catch_up(row, entity, own, journal, seen, version, told):  # type: ignore[no-untyped-def]
+    """Fold into a state those of the journal's records that had come and that it lacks.
+
+    It lacks what came to the updates after ``version``, though none of them may be its own.
+    """
     records, positions, frames, updated, before, newest = journal
     stored = row[POSITION]
     lacking = 0
@@ -78,8 +81,8 @@ def _catch_up(row, entity, own, journal, seen):  # type: ignore[no-untyped-def]
         found = np.empty(lacking, np.int64)  # none in the first turn, which counts
         lacking = 0
         i = before[own, entity]
-        while i >= 0 and newest[i, entity] > stored:
-            if updated[i, entity] > stored and (positions[i] < seen or frames[i] == frames[own]):
+        while i >= 0 and newest[i, entity] > version:
+            if updated[i, entity] > version and (positions[i] < seen or frames[i] == frames[own]):
                 if turn == 1:
                     found[lacking] = i
                 lacking += 1
@@ -87,7 +90,7 @@ def _catch_up(row, entity, own, journal, seen):  # type: ignore[no-untyped-def]
     for k in range(lacking - 1, -1, -1):
         i = found[k]
         fold(row, entity, records[i], positions[i] + AFTER_ALL)
-    row[POSITION] = stored
+    row[POSITION] = max(stored, told)
 
 
 @njit(cache=True, nogil=True)
@@ -95,11 +98,12 @@ def look_shared(rows, cases, journal, lines, out):  # type: ignore[no-untyped-de
     """Look at each case with its stored states in ``rows`` int64[cases, entities, ROW_WORDS].
 
     ``cases``: the place of its own record in the journal and the position that it had seen,
-    int64[n] each, and whether the journal's records were folded on top, bool[n]. ``journal`` are
-    its records, positions and frames, and what ``link`` made, int64[n, entities] each. ``out``:
+    int64[n] each; whether the journal's records were folded on top, bool[n]; the version of each
+    state, and the last of the journal's updates up to there, int64[n, entities] each. ``journal``
+    are its records, positions and frames, and what ``link`` made, int64[n, entities] each. ``out``:
     the records as shown, which get their marks, vectors and versions.
     """
-    own, seen, caught_up = cases
+    own, seen, caught_up, logged, told = cases
     shown, vectors, versions = out
     for n in range(len(own)):
         rec = shown[n]
@@ -110,7 +114,8 @@ def look_shared(rows, cases, journal, lines, out):  # type: ignore[no-untyped-de
                 row[META] = 0
                 continue
             if caught_up[n]:
-                _catch_up(row, entity, own[n], journal, seen[n])
+                of_state = logged[n, entity], told[n, entity]
+                _catch_up(row, entity, own[n], journal, seen[n], *of_state)
             if row[META] != 0:
                 versions[n, entity] = row[POSITION]
         shown[n].flags |= view(rows[n], rec, OPS, lines, vectors[n])

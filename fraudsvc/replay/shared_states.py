@@ -1,9 +1,10 @@
 """States as of a decision where hosts share them: those of its versions, and its own records since.
 
-A decision says up to which update each state was that it read. So updates are folded in their order
-and each state is taken at its version; then those records of the same journal that had come and
-were not among the updates are folded on top, as the scorer and the stream do. A decision with
-stale states met them as they were stored. Must not know what a decision makes of its vector.
+A decision says up to which update each state was that it read, be the last one the state's own or
+another of the same journal's. So updates are folded in their order and each state is taken at its
+version; then those records of the same journal that had come and were not among the updates are
+folded on top, as the scorer and the stream do. A decision with stale states met them as they were
+stored. Must not know what a decision makes of its vector.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class SharedWalk:
             journal.newest,
         )  # fmt: skip
         out = records, vectors, versions
-        look_shared(self._rows, (own, seen, caught_up), more, self._lines, out)
+        newest = _newest(journal, records["entities"], logged)
+        of_cases = own, seen, caught_up, logged, newest
+        look_shared(self._rows, of_cases, more, self._lines, out)
         late: NDArray[np.bool_] = np.any(versions > logged, axis=1)
         kept = [cases[i] for i in np.flatnonzero(~late).tolist()]
         rest = [cases[i] for i in np.flatnonzero(late).tolist()]
@@ -86,3 +89,16 @@ class SharedWalk:
                 serve, updates[at:stop], positions[at:stop], needs, wanted, cursor, self._rows
             )
             self._at[partition] = stop
+
+
+def _newest(
+    journal: Journal, keys: NDArray[np.int64], versions: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return int64[cases, entities]: the journal's last update up to each version, 0 for none."""
+    found = np.zeros(versions.shape, np.int64)
+    homes = np.ascontiguousarray(keys).view(np.uint64) % np.uint64(len(journal.arrived))
+    for partition, arrived in enumerate(journal.arrived):
+        here = homes == partition
+        count = np.searchsorted(arrived, versions[here], side="right")
+        found[here] = np.concatenate([[0], arrived])[count]
+    return found
