@@ -108,7 +108,7 @@ def judge_shared(replayer: Replayer, spool: Spool, journal: Journal, case: Case)
     """Make one decision again."""
     if case.rung == RULES_ONLY:
         return next(replayer.judge_by_rules([case]))
-    views, _ = SharedWalk(spool).look(journal, [case])
+    views, _ = SharedWalk(spool, journal).look([case])
     return next(judged(replayer, views))
 
 
@@ -122,7 +122,7 @@ class _Run:
         """Look at a journal's decisions, in passes over the updates until none is late."""
         wanted = self._wanted(journal)
         while wanted:
-            walk, late = SharedWalk(self._job.spool), []
+            walk, late = SharedWalk(self._job.spool, journal), []
             for first in range(0, len(wanted), CASES_AT_ONCE):
                 late += self._look(walk, journal, wanted[first : first + CASES_AT_ONCE])
                 done = self.summary.decisions
@@ -139,7 +139,7 @@ class _Run:
         whole = [case for case in cases if case.rung != RULES_ONLY]
         if not whole:
             return []
-        views, late = walk.look(journal, whole)
+        views, late = walk.look(whole)
         self._note(judged(self._replayer, views))
         return [case.number for case in late]
 

@@ -20,7 +20,7 @@ from featurizer.features import FEATURES
 from featurizer.records import Entity
 from featurizer.slots import LINES, SLOTS
 from featurizer.state import HEADER, ROW_WORDS
-from fraudsvc.replay.shared_kernel import look_shared, serve
+from fraudsvc.replay.shared_kernel import kept_states, look_shared, serve
 from fraudsvc.replay.spool import Journal, Spool
 from fraudsvc.replay.states import Case, Views, shown, told_of_all
 from fraudsvc.replay.told import Told
@@ -31,24 +31,26 @@ _STALE = decision_pb2.RUNG_CAUSE_STATE_STALE
 
 
 class SharedWalk:
-    """Folds the updates of all partitions, each as far as the cases need.
+    """Folds the updates of all partitions, each as far as the cases of ``journal`` need.
 
     It never goes back: cases that come in the order in which they read the states find them.
     """
 
-    def __init__(self, spool: Spool, bytes_max: int = 64 << 30) -> None:
+    def __init__(self, spool: Spool, journal: Journal, bytes_max: int = 64 << 30) -> None:
         self._updates = [spool.updates(n) for n in range(spool.partitions)]
+        self._journal = journal
+        self._kept = kept_states()
         self._at = [0] * spool.partitions
         self._arena = Arena(bytes_max)
         self._rows = np.zeros((CASES_AT_ONCE, _ENTITIES, ROW_WORDS), np.int64)
         self._lines = np.zeros((LINES, SLOTS))
 
-    def look(self, journal: Journal, cases: Sequence[Case]) -> tuple[Views, list[Case]]:
+    def look(self, cases: Sequence[Case]) -> tuple[Views, list[Case]]:
         """Return what was seen of at most CASES_AT_ONCE cases, and those that are too late.
 
         A case is late where one of its states is past its version by now.
         """
-        records = shown(cases)
+        records, journal = shown(cases), self._journal
         vectors = np.zeros((len(cases), len(FEATURES)), np.float32)
         versions = np.zeros((len(cases), _ENTITIES), np.int64)
         told = told_of_all(cases)
@@ -64,7 +66,7 @@ class SharedWalk:
         out = records, vectors, versions
         newest = _newest(journal, records["entities"], logged)
         of_cases = own, seen, caught_up, logged, newest
-        look_shared(self._rows, of_cases, more, self._lines, out)
+        look_shared(self._rows, of_cases, more, self._kept, self._lines, out)
         late: NDArray[np.bool_] = np.any(versions > logged, axis=1)
         kept = [cases[i] for i in np.flatnonzero(~late).tolist()]
         rest = [cases[i] for i in np.flatnonzero(late).tolist()]
