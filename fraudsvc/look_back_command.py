@@ -22,7 +22,7 @@ from fraudsvc.decide import RULES_ONLY
 from fraudsvc.replay.again import Replayer, Verdict
 from fraudsvc.replay.judges import Finder, Places
 from fraudsvc.replay.log import Pieces, Place, Span, find_decision, frame_of
-from fraudsvc.replay.range import Job, Summary, judged, replay_range
+from fraudsvc.replay.range import Job, Summary, replay_range
 from fraudsvc.replay.shared_range import (
     SharedJob,
     find_shared,
@@ -112,7 +112,7 @@ def replay_one(decision_id: str, options: ReplayOptions) -> tuple[Verdict, Rebui
     replayer = Replayer(Finder(options.places).judges, IdHasher(options.secret).key, oldest)
     if case.rung == RULES_ONLY:
         return next(replayer.judge_by_rules([case])), rebuilt
-    return next(judged(replayer, rebuilt.views())), rebuilt
+    return replayer.verdict(rebuilt.views()), rebuilt
 
 
 def steps_of(verdict: Verdict, rebuilt: Rebuilt, options: ReplayOptions) -> dict[str, Any]:

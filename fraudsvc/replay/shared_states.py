@@ -50,10 +50,10 @@ class SharedWalk:
 
         A case is late where one of its states is past its version by now.
         """
-        records, journal = shown(cases), self._journal
+        told, journal = told_of_all(cases), self._journal
+        records = shown(cases, told)
         vectors = np.zeros((len(cases), len(FEATURES)), np.float32)
         versions = np.zeros((len(cases), _ENTITIES), np.int64)
-        told = told_of_all(cases)
         logged = np.ascontiguousarray(told[:, Told.FIRST_VERSION :])
         self._serve(records["entities"], logged)
         own = np.searchsorted(journal.positions, [case.position for case in cases])
@@ -67,10 +67,10 @@ class SharedWalk:
         newest = _newest(journal, records["entities"], logged)
         of_cases = own, seen, caught_up, logged, newest
         look_shared(self._rows, of_cases, more, self._kept, self._lines, out)
+        views = Views(cases, records, vectors, versions, told)
         late: NDArray[np.bool_] = np.any(versions > logged, axis=1)
-        kept = [cases[i] for i in np.flatnonzero(~late).tolist()]
         rest = [cases[i] for i in np.flatnonzero(late).tolist()]
-        return Views(kept, records[~late], vectors[~late], versions[~late]), rest
+        return views.rows(np.flatnonzero(~late).tolist()), rest
 
     def _serve(self, keys: NDArray[np.int64], versions: NDArray[np.int64]) -> None:
         """Fill the rows with the states of ``keys`` int64[cases, entities] as of versions."""
