@@ -158,12 +158,12 @@ def replay_many(span: Span, options: ReplayOptions, tell: Tell) -> Summary:
 
     ``tell`` hears the position reached and how many decisions are done. Raises LogError.
     """
-    processes = options.processes or len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
     if is_kafka(options.log):
-        return _replay_cluster(span, options, processes, tell)
+        return _replay_cluster(span, options, options.processes or cores, tell)
     stop = min(end_of(options.log), span.stop)
     job = Job(options.log, options.places, options.secret, span, stop)
-    return replay_range(job, processes, tell)
+    return replay_range(job, options.processes or max(1, cores // 2), tell)
 
 
 def _replay_cluster(span: Span, options: ReplayOptions, processes: int, tell: Tell) -> Summary:

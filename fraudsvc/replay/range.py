@@ -1,14 +1,15 @@
 """A range of decisions made again, on all cores, and what came of it.
 
-Each process reads and folds the whole log up to the end of the range, which is cheap, and looks at
-the decisions of its own stretches of it. Owns how the work is shared. Must not know how a decision
-is made again. Nothing is ever written.
+Each process reads and folds the whole log up to the end of the range, and looks at the decisions of
+its own stretches of it: one thread folds and looks, the other reads and judges. Owns how the work
+is shared. Must not know how a decision is made again. Nothing is ever written.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -147,24 +148,34 @@ class _Run:
 
     def run(self) -> Summary:
         pieces, walk = Pieces(self._log), Walk()
-        for piece in pieces.read(self._job.stop):
-            cases = self._cases(piece)
-            by_rules = [case for case in cases if case.rung == RULES_ONLY]
-            self._note(self._replayer.judge_by_rules(by_rules))
-            whole = [case for case in cases if case.rung != RULES_ONLY]
-            self._look(walk, walk.take(piece, whole))
-            self._tell(piece.end, self._summary.decisions)
-        self._look(walk, walk.finish())
+        walked: deque[Future[tuple[Views, list[Case]]]] = deque()
+        # One piece is walked, by kernels without the interpreter's lock, while the one before is
+        # judged and the one after is read.
+        with ThreadPoolExecutor(1) as walking:
+            for piece in pieces.read(self._job.stop):
+                walked.append(walking.submit(walk.take, piece, self._with_model(piece)))
+                if len(walked) > 1:
+                    self._look(*walked.popleft().result())
+                self._tell(piece.end, self._summary.decisions)
+            for each in walked:
+                self._look(*each.result())
+        self._look(walk.finish(), [])
         self._rebuild()
         summary = self._summary
         summary.lost_bytes, summary.log_begins = pieces.lost_bytes, pieces.first
         self._tell(self._job.stop, summary.decisions)
         return summary
 
-    def _look(self, walk: Walk, views: Views) -> None:
+    def _with_model(self, piece: Piece) -> list[Case]:
+        """Judge those cases of a piece that were decided without a model; return the others."""
+        cases = self._cases(piece)
+        by_rules = [case for case in cases if case.rung == RULES_ONLY]
+        self._note(self._replayer.judge_by_rules(by_rules))
+        return [case for case in cases if case.rung != RULES_ONLY]
+
+    def _look(self, views: Views, late: Sequence[Case]) -> None:
         same, rest = views.split()
-        self._rest += [*rest.cases, *walk.late]
-        walk.late.clear()
+        self._rest += [*rest.cases, *late]
         self._summary.judge(self._replayer, same)
         if len(self._rest) >= RESTS_MAX:
             self._rebuild()

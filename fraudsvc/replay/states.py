@@ -197,10 +197,7 @@ def _places(cases: Sequence[Case]) -> tuple[NDArray[np.int64], NDArray[np.int64]
 
 
 class Walk:
-    """Folds a log, piece by piece, and looks at cases on the way.
-
-    ``late`` has the cases that had seen less than what was folded when they came.
-    """
+    """Folds a log, piece by piece, and looks at cases on the way."""
 
     def __init__(self, bytes_max: int = 64 << 30) -> None:
         self._arena = Arena(bytes_max)
@@ -208,16 +205,18 @@ class Walk:
         none = np.zeros(0, np.int64)
         self._waiting = _Waiting(np.zeros(0, RECORD), none, none, np.zeros(0, bool), [], none)
         self._folded = -1  # position of the last record that is in the states
-        self.late: list[Case] = []
 
-    def take(self, piece: Piece, cases: Sequence[Case]) -> Views:
-        """Take in a piece and its cases; return what was seen of those that are due."""
+    def take(self, piece: Piece, cases: Sequence[Case]) -> tuple[Views, list[Case]]:
+        """Take in a piece and its cases; return what was seen of those that are due.
+
+        And those cases that had seen less than what was folded when they came.
+        """
         dues = _dues(piece, cases)
         is_early = dues > self._folded
-        self.late += [cases[i] for i in np.flatnonzero(~is_early).tolist()]
+        late = [cases[i] for i in np.flatnonzero(~is_early).tolist()]
         early = [cases[i] for i in np.flatnonzero(is_early).tolist()]
         self._waiting.add(piece, early, dues[is_early])
-        return self._go_to(piece.end - LOOK_BACK_BYTES)
+        return self._go_to(piece.end - LOOK_BACK_BYTES), late
 
     def finish(self) -> Views:
         """Return what was seen of the cases that are left."""
