@@ -16,14 +16,48 @@ from featurizer.arena_memory import (
     SIZE,
     SIZES_WORDS,
     find,
+    first_row,
     reserve,
 )
 from featurizer.fold import fold
+from featurizer.prefetch import LINE_WORDS, prefetch
 from featurizer.records import Kind
 from featurizer.state import HEADER, length
 from featurizer.view import view
 
+ALL = -1  # every entity
 GROWTH_WORDS = 16  # more than one fold can add: an event, a bucket, a day and a label
+
+
+@njit(cache=True, nogil=True)
+def hint(words, index, rec, mask, ahead):  # type: ignore[no-untyped-def]
+    """Ask for what a record meets that comes ``ahead`` records from now: the nearer, the more.
+
+    Of the entities in ``mask``: 3 records ahead where the index says where their states lie, 2
+    ahead their beginnings, 1 ahead all of them. With a million states this halves a fold's time.
+    """
+    for entity in range(len(rec.entities)):
+        key = rec.entities[entity]
+        if key == 0 or not mask >> entity & 1:
+            continue
+        if ahead == 3:
+            prefetch(index.reshape(index.size), index.shape[1] * first_row(index, key))
+            continue
+        row = find(index, key)
+        if index[row, KEY] == EMPTY:
+            continue
+        place = index[row, PLACE]
+        stop = place + (length(words[place:]) if ahead == 1 else 1)
+        for at in range(place, stop, LINE_WORDS):
+            prefetch(words, at)
+
+
+@njit(cache=True, nogil=True)
+def hint_all(words, index, records, at):  # type: ignore[no-untyped-def]
+    """Ask for what the records after ``at`` meet."""
+    for ahead in range(1, 4):
+        if at + ahead < len(records):
+            hint(words, index, records[at + ahead], ALL, ahead)
 
 
 @njit(cache=True, nogil=True)
@@ -81,6 +115,7 @@ def run_all(words, index, counters, changed, records, positions, marks, at, ops,
         if len(marks) > 0 and marks[i] >= 0:
             records[i].flags = records[marks[i]].flags
         rec = records[i]
+        hint_all(words, index, records, i)
         if not reserve_all(words, index, counters, rec):
             return i
         if len(out) > 0 and rec.kind == Kind.TRANSACTION:
@@ -201,6 +236,9 @@ def apply_all(words, index, counters, changed, updates, positions, at):  # type:
     """Fold each update from ``at`` on into the entities that its mask names; return the end."""
     for i in range(at, len(updates)):
         rec = updates[i].record
+        for ahead in range(1, 4):
+            if i + ahead < len(updates):
+                hint(words, index, updates[i + ahead].record, updates[i + ahead].mask, ahead)
         for entity in range(len(rec.entities)):
             key = rec.entities[entity]
             if not updates[i].mask >> entity & 1:

@@ -39,10 +39,16 @@ def reserve_words(count: int) -> NDArray[np.int64]:
 
 
 @njit(cache=True, nogil=True)
+def first_row(index, key):  # type: ignore[no-untyped-def]
+    """Return the index row at which the search for a key begins."""
+    return (key ^ (key >> 32)) & (index.shape[0] - 1)
+
+
+@njit(cache=True, nogil=True)
 def find(index, key):  # type: ignore[no-untyped-def]
     """Return the index row of a key, or of the empty row where it belongs."""
     mask = index.shape[0] - 1
-    row = (key ^ (key >> 32)) & mask
+    row = first_row(index, key)
     while index[row, KEY] != key and index[row, KEY] != EMPTY:
         row = (row + 1) & mask
     return row

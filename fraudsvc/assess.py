@@ -13,7 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from featurizer.arena import Arena
-from featurizer.arena_kernels import fold_all, gather, reserve_all
+from featurizer.arena_kernels import fold_all, gather, hint_all, reserve_all
 from featurizer.features import FEATURES, OPS
 from featurizer.records import Entity
 from featurizer.slots import LINES, SLOTS
@@ -100,6 +100,7 @@ def _assess_all(memory, records, positions, at, stored, ops, judge, space, sheet
     model, knots, table = judge
     vectors, parts, figures, bodies, reasons, found = sheet
     for i in range(at, len(records)):
+        hint_all(words, index, records, i)
         if not reserve_all(words, index, counters, records[i]):
             return i
         gather(words, index, records[i], rows)
