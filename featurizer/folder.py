@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from featurizer.arena import Arena
 from featurizer.eventlog_kafka import Consumer, Partition, Received
 from featurizer.kafka_settings import KafkaSettings
-from featurizer.progress import pack_progress, progress_key, read_progress
+from featurizer.progress import Reached, pack_progress, progress_key, read_progress
 from featurizer.store import Store
 from featurizer.tracing import Tracer, traces_of
 from featurizer.updates import KINDS, PLACE_BITS, sources_of, unpack
@@ -53,7 +53,7 @@ class FoldLane:
         self._arena = Arena(arena_bytes_max)
         self._arena_bytes_max = arena_bytes_max
         self._store: Store | None = None
-        self._hosts: dict[int, NDArray[np.int64]] = {}
+        self._hosts: dict[int, Reached] = {}
         self.offset = 0
 
     async def start(self, reader: Consumer) -> dict[Partition, int]:
@@ -74,8 +74,7 @@ class FoldLane:
 
     def states(self) -> list[tuple[int, bytes]]:
         """Return every state in memory, and what each host has in them."""
-        rows = [(progress_key(host), pack_progress(row)) for host, row in self._hosts.items()]
-        return self._arena.states() + rows
+        return self._arena.states() + self._rows(self._hosts)
 
     async def stop(self) -> None:
         """Close the store."""
@@ -95,7 +94,7 @@ class FoldLane:
             source, rows = unpack(record.value or b"", self._schema)
             arrays.append(rows)
             positions.append((record.offset << PLACE_BITS) + np.arange(1, len(rows) + 1))
-            changed |= self._note(source, rows)
+            changed |= self._note(source, rows, positions[-1])
         updates = np.concatenate(arrays)
         self._load(updates)
         self._arena.apply(updates, np.concatenate(positions))
@@ -113,8 +112,7 @@ class FoldLane:
 
     def _write(self, changed: set[int], offset: int) -> None:
         states = self._arena.states(dirty_only=True)
-        states += [(progress_key(h), pack_progress(self._hosts[h])) for h in sorted(changed)]
-        self._live().write(states, [], offset)
+        self._live().write(states + self._rows(sorted(changed)), [], offset)
         self._arena.clean()
         self.offset = offset
 
@@ -122,7 +120,14 @@ class FoldLane:
         assert self._store is not None  # noqa: S101 - a lane is fed only after its start
         return self._store
 
-    def _note(self, partition: int, rows: NDArray[np.void]) -> set[int]:
+    def _rows(self, hosts: Iterable[int]) -> list[tuple[int, bytes]]:
+        """Return key and row of what is in the states of each host."""
+        reached = [(host, self._hosts[host]) for host in hosts]
+        return [(progress_key(host), pack_progress(at.positions, at.as_of)) for host, at in reached]
+
+    def _note(
+        self, partition: int, rows: NDArray[np.void], positions: NDArray[np.int64]
+    ) -> set[int]:
         """Take in how far each host is; return which ones moved."""
         moved = set()
         for host, source, last in sources_of(rows, partition):
@@ -130,11 +135,15 @@ class FoldLane:
                 continue  # from no journal that anybody follows
             if host not in self._hosts:
                 self._hosts[host] = self._read_progress(host)
-            self._hosts[host][source] = max(int(self._hosts[host][source]), last)
+            reached = self._hosts[host].positions
+            reached[source] = max(int(reached[source]), last)
             moved.add(host)
+        for host in moved:
+            as_of = int(positions[rows["host"] == host][-1])
+            self._hosts[host] = self._hosts[host]._replace(as_of=as_of)
         return moved
 
-    def _read_progress(self, host: int) -> NDArray[np.int64]:
+    def _read_progress(self, host: int) -> Reached:
         snapshot = self._live().snapshot()
         try:
             return read_progress(snapshot.get_many([progress_key(host)])[0], self._sources)

@@ -140,7 +140,7 @@ class Relay:
         snapshot = index.snapshot()
         shape = (kafka.entity_partitions, kafka.event_partitions * KINDS)
         [row] = snapshot.get_many([SHIPPED_KEY])
-        self._sources = read_progress(row, shape[0] * shape[1]).reshape(shape)
+        self._sources = read_progress(row, shape[0] * shape[1]).positions.reshape(shape)
         self.position = max(snapshot.position, journal.ends()[0])
         snapshot.close()
 

@@ -36,11 +36,9 @@ def records_of(batch: Batch) -> tuple[NDArray[np.void], NDArray[np.int64], NDArr
     """Return the records (RECORD[n]) of a batch, their positions and their frames' positions."""
     wanted = (batch.topics == Topic.TRANSACTIONS) | (batch.topics == Topic.FEEDBACK)
     wanted &= batch.lengths == RECORD.itemsize
-    starts = batch.starts[wanted]
-    data = np.frombuffer(batch.data, np.uint8)
-    rows = data[starts[:, None] + np.arange(RECORD.itemsize)] if len(starts) else data[:0]
-    records = np.ascontiguousarray(rows).reshape(-1).view(RECORD)
-    return records, batch.positions[wanted], batch.frames[wanted]
+    data, size = batch.data, RECORD.itemsize
+    rows = bytearray().join([data[start : start + size] for start in batch.starts[wanted].tolist()])
+    return np.frombuffer(rows, RECORD), batch.positions[wanted], batch.frames[wanted]
 
 
 class Worker:

@@ -111,7 +111,7 @@ def _add_history(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
         "--policy-in-use", type=Path, default=defaults.policy, help="policy file (FRAUD_POLICY)"
     )
     parser.add_argument("--id-secret", default=defaults.id_secret, help="file (FRAUD_ID_SECRET)")
-    parser.add_argument("--processes", type=int, default=0, help="0 for one a core")
+    parser.add_argument("--processes", type=int, default=0, help="0 for all cores")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.set_defaults(read_secret=defaults.read_secret)
 

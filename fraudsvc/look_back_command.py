@@ -22,7 +22,7 @@ from fraudsvc.decide import RULES_ONLY
 from fraudsvc.replay.again import Replayer, Verdict
 from fraudsvc.replay.judges import Finder, Places
 from fraudsvc.replay.log import Pieces, Place, Span, find_decision, frame_of
-from fraudsvc.replay.range import Job, Summary, judged, replay_range
+from fraudsvc.replay.range import Job, Summary, replay_range
 from fraudsvc.replay.shared_range import (
     SharedJob,
     find_shared,
@@ -112,7 +112,7 @@ def replay_one(decision_id: str, options: ReplayOptions) -> tuple[Verdict, Rebui
     replayer = Replayer(Finder(options.places).judges, IdHasher(options.secret).key, oldest)
     if case.rung == RULES_ONLY:
         return next(replayer.judge_by_rules([case])), rebuilt
-    return next(judged(replayer, rebuilt.views())), rebuilt
+    return replayer.verdict(rebuilt.views()), rebuilt
 
 
 def steps_of(verdict: Verdict, rebuilt: Rebuilt, options: ReplayOptions) -> dict[str, Any]:
@@ -158,12 +158,12 @@ def replay_many(span: Span, options: ReplayOptions, tell: Tell) -> Summary:
 
     ``tell`` hears the position reached and how many decisions are done. Raises LogError.
     """
-    processes = options.processes or len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
     if is_kafka(options.log):
-        return _replay_cluster(span, options, processes, tell)
+        return _replay_cluster(span, options, options.processes or cores, tell)
     stop = min(end_of(options.log), span.stop)
     job = Job(options.log, options.places, options.secret, span, stop)
-    return replay_range(job, processes, tell)
+    return replay_range(job, options.processes or max(1, cores // 2), tell)
 
 
 def _replay_cluster(span: Span, options: ReplayOptions, processes: int, tell: Tell) -> Summary:

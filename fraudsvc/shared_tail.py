@@ -59,12 +59,15 @@ def _note_dropped(pending, positions, first, stop, dropped):  # type: ignore[no-
 
 
 @njit(cache=True)
-def _catch_up(records, rows, progress, pending, positions, first, stop, dropped):  # type: ignore[no-untyped-def]
+def _catch_up(records, rows, progress, as_of, pending, positions, first, stop, dropped):  # type: ignore[no-untyped-def]
     """Fold what is pending into the rows that lack it; return False where they lack more.
 
-    ``progress`` int64[entities, sources] is how much of our journal each row has. A row keeps the
-    position that it was stored with. With a gap in it, nobody could say later what a state was
-    made of: where one lacks what is pending no more, all stay as they were stored.
+    ``progress`` int64[entities, sources] is how much of our journal each row has, and ``as_of``
+    int64[entities] the update that told it. A row gets the later position of that update and its
+    own last one: up to there it is the same state, and what it had of our journal can be told
+    later, also of a record that no update is of, as another host's came first. With a gap in it,
+    nobody could say later what a state was made of: where one lacks what is pending no more, all
+    stay as they were stored.
     """
     rec = records[0]
     for entity in range(_ENTITIES):
@@ -86,7 +89,7 @@ def _catch_up(records, rows, progress, pending, positions, first, stop, dropped)
             source = _source_of(pending[i], dropped.shape[1] // KINDS)
             if positions[i] > progress[entity, source]:
                 fold(rows[entity], entity, pending[i], positions[i] + AFTER_ALL)
-        rows[entity, POSITION] = stored
+        rows[entity, POSITION] = max(stored, as_of[entity])
     return True
 
 
@@ -114,6 +117,7 @@ class SharedTail(JournalTail):
         self._sources = inputs * KINDS
         self._lost = np.full((partitions, self._sources), NONE, np.int64)
         self._progress = np.full((_ENTITIES, self._sources), NONE, np.int64)
+        self._as_of = np.zeros(_ENTITIES, np.int64)
 
     def load(self, _: Snapshot, record: NDArray[np.void], rows: NDArray[np.int64]) -> bool:
         """Fill ``rows`` with the states that ``record`` meets; return if all are whole.
@@ -132,14 +136,14 @@ class SharedTail(JournalTail):
         }
         rows[:, :HEADER] = 0
         for entity, home, blob in zip(present, homes, blobs, strict=False):
-            self._progress[entity] = progress[home]
+            self._as_of[entity], self._progress[entity] = progress[home]
             if blob is not None:
                 rows[entity].view(np.uint8)[: len(blob)] = np.frombuffer(blob, np.uint8)
         if self.behind:
             return False
         whole: bool = _catch_up(
-            record, rows, self._progress, self._records, self._positions, self._first,
-            self._stop, self._lost,
+            record, rows, self._progress, self._as_of, self._records, self._positions,
+            self._first, self._stop, self._lost,
         )  # fmt: skip
         return whole
 
@@ -171,7 +175,7 @@ class SharedTail(JournalTail):
     def _begin_at(self, snapshot: Snapshot) -> None:
         """Go to where the relay is; all before that is lost until the states have it."""
         [row] = snapshot.get_many([SHIPPED_KEY])
-        shipped = read_progress(row, self._lost.size)
+        shipped = read_progress(row, self._lost.size).positions
         self._lost = np.maximum(self._lost, shipped.reshape(self._lost.shape))
         self._forget_all(snapshot.position)
 
@@ -195,4 +199,5 @@ def compile_kernels() -> None:
     progress = np.zeros((_ENTITIES, KINDS), np.int64)
     lost = np.zeros((1, KINDS), np.int64)
     _note_dropped(records, positions, 0, 1, lost)
-    _catch_up(records, rows, progress, records, positions, 0, 1, lost)
+    as_of = np.zeros(_ENTITIES, np.int64)
+    _catch_up(records, rows, progress, as_of, records, positions, 0, 1, lost)

@@ -69,7 +69,7 @@ class StreamStates:
         """
         partitions = list(range(self._partitions))
         rows = self._states.read([self._row_key] * self._partitions, partitions)
-        progress = self._progress_of(rows)
+        progress, _ = self._progress_of(rows)
         self._forget(progress)
         return bool((progress >= self.sent).all())
 
@@ -82,17 +82,19 @@ class StreamStates:
         partitions = list(range(self._partitions))
         asked = keys.tolist() + [self._row_key] * self._partitions
         blobs = self._states.read(asked, homes.tolist() + partitions)
-        self._forget(self._progress_of(blobs[len(keys) :]))
+        progress, as_of = self._progress_of(blobs[len(keys) :])
+        self._forget(progress)
         self.arena.clear()
         self._keys, self._versions = keys, np.zeros(len(keys), np.int64)
         known = [blob for blob in blobs[: len(keys)] if blob is not None]
         there = np.array([blob is not None for blob in blobs[: len(keys)]], bool)
         self.arena.put_new(keys[there], known)
         self._versions[there] = [_POSITION.unpack_from(blob, 8 * POSITION)[0] for blob in known]
+        self._versions = np.maximum(self._versions, as_of[homes])
         self._catch_up(keys)
 
     def stored(self, records: NDArray[np.void]) -> NDArray[np.int64]:
-        """Return int64[n, entities]: the positions that the states were stored with, 0 for none."""
+        """Return int64[n, entities]: the positions that the states are as of, as in the tail."""
         keys = records["entities"]
         places = np.searchsorted(self._keys, keys)
         places[places == len(self._keys)] = 0
@@ -114,9 +116,15 @@ class StreamStates:
             there = records["entities"][:, entity] != 0
             np.maximum.at(self.sent, (homes[there, entity], sources[there]), positions[there])
 
-    def _progress_of(self, rows: Sequence[bytes | None]) -> NDArray[np.int64]:
-        """Return int64[partitions, sources]: how much of our records each partition has."""
-        return np.stack([read_progress(row, self._inputs * KINDS) for row in rows])
+    def _progress_of(
+        self, rows: Sequence[bytes | None]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return how much of our records each partition has, and as of which update.
+
+        int64[partitions, sources] and int64[partitions].
+        """
+        reached = [read_progress(row, self._inputs * KINDS) for row in rows]
+        return np.stack([at.positions for at in reached]), np.array([at.as_of for at in reached])
 
     def _forget(self, progress: NDArray[np.int64]) -> None:
         """Leave pending only what some state lacks, and of each record those entities."""

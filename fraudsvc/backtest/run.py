@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from featurizer.adapters import open_log
 from featurizer.eventlog import Batch, Topic
 from featurizer.features import INDEX, SCHEMA_VERSION
-from featurizer.records import Entity
+from featurizer.records import RECORD, Entity
 from fraudsvc.assess import Sheet
 from fraudsvc.backtest.figures import ROW, SAID
-from fraudsvc.decide import RULES_ONLY, Workspace, decide, decide_on
+from fraudsvc.decide import RULES_ONLY, Workspace, decide, decide_all
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy, load_policy
 from fraudsvc.replay.again import GoneError
@@ -157,11 +157,13 @@ def _cases(piece: Piece, span: Span, share: Share) -> Iterator[_Case]:
     frames = piece.frames[piece.owners]
     wanted = (frames >= span.first) & (frames < span.stop) & share.has_each(frames)
     numbers = np.flatnonzero(wanted & piece.counts[piece.owners])
-    for number, told in zip(numbers.tolist(), piece.told(numbers), strict=True):
-        if span.has_time(told):
-            owner = int(piece.owners[number])
-            record = piece.records[owner : owner + 1]
-            yield _Case(piece.value(number), told, record, int(piece.positions[owner]))
+    told = piece.told(numbers)
+    in_time = span.have_time(told)
+    numbers, told = numbers[in_time], told[in_time]
+    owners = piece.owners[numbers]
+    records, positions = piece.records[owners], piece.positions[owners].tolist()
+    for i, value in enumerate(piece.values(numbers)):
+        yield _Case(value, told[i], records[i : i + 1], positions[i])
 
 
 def _labels(batch: Batch, share: Share) -> Iterator[tuple[int, ...]]:
@@ -187,7 +189,7 @@ class _Again:
         rows = np.zeros(len(cases), ROW)
         if not cases:
             return rows
-        records = np.concatenate([case.record for case in cases])
+        records = _records_of(cases)
         told = np.stack([case.told for case in cases])
         rows["transaction"], rows["amount_ref"] = records["transaction"], records["amount_ref"]
         rows["mcc"], rows["region"] = records["mcc"], records["merchant_region"]
@@ -204,29 +206,32 @@ class _Again:
 
     def _outcomes(
         self, schema: str, model_version: str, policy_version: str, cases: Sequence[_Case]
-    ) -> list[int]:
+    ) -> Sequence[int] | NDArray[np.int64]:
         policy = self._changed.policy(policy_version)
         if not model_version:  # no vector was made, so no bundle could have said anything
             return [self._by_rules(case, policy) for case in cases]
         if schema != SCHEMA_VERSION:
             raise GoneError(f"vectors of schema {schema}, this process has {SCHEMA_VERSION}")
         bundle = self._changed.bundle(model_version)
-        records = np.concatenate([case.record for case in cases])
+        records = _records_of(cases)
         data = b"".join(case.part(Told.FEATURES, Told.FEATURES_END) for case in cases)
         vectors = np.frombuffer(data, "<f4").reshape(len(cases), -1)
         versions = np.zeros((len(cases), len(Entity)), np.int64)
         sheet = self._sheet = self._sheet.with_room(len(cases))
         sheet.appraise(vectors, records, versions, bundle, policy.table)
-        return [
-            decide_on(_payment(case), sheet, row, bundle, policy).outcome
-            for row, case in enumerate(cases)
-        ]
+        drafts = decide_all(lambda i: _payment(cases[i]), len(cases), sheet, bundle, policy)
+        return drafts.outcomes
 
     def _by_rules(self, case: _Case, policy: Policy) -> int:
         payment = _payment(case)
         cause = cast(decision_pb2.RungCause, int(case.told[Told.CAUSE]))
         space = self._space
         return decide(payment, case.record, space, None, policy, RULES_ONLY, cause).outcome
+
+
+def _records_of(cases: Sequence[_Case]) -> NDArray[np.void]:
+    """Return RECORD[n], by their bytes: numpy would join them field by field."""
+    return np.frombuffer(bytearray().join([case.record.tobytes() for case in cases]), RECORD)
 
 
 def _groups(cases: Sequence[_Case]) -> dict[tuple[str, str, str], list[int]]:

@@ -175,6 +175,24 @@ class Policy:
         reasons = tuple(step.reason for step in steps)
         return Ruling(outcome, reasons if score is not None else (*reasons, _FALLBACK))
 
+    def rule_by_score(
+        self,
+        scores: NDArray[np.float64],
+        looked_up: NDArray[np.int64],
+        thresholds_from_model: tuple[float, float],
+    ) -> NDArray[np.int64]:
+        """Return int64[n]: the outcome where the score alone has a say, 0 where ``rule`` must."""
+        found = np.zeros(len(scores), np.int64)
+        if not self._is_plain:
+            return found
+        review, decline = (
+            model if own is None else own
+            for own, model in zip(self._thresholds, thresholds_from_model, strict=True)
+        )
+        found[:] = np.where(scores >= decline, DECLINE, np.where(scores >= review, REVIEW, APPROVE))
+        found[looked_up != 0] = 0
+        return found
+
     def _found(self, payment: Payment) -> Iterator[Listed]:
         for read, values in self._listed:
             for listed in values.get(read(payment.message), ()):

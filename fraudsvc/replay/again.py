@@ -18,7 +18,7 @@ from featurizer.features import SCHEMA_VERSION
 from featurizer.records import RECORD
 from fraudsvc.answers import Draft, Stamp, Writer, origin_of
 from fraudsvc.assess import VIEWED_NS, Sheet
-from fraudsvc.decide import RULES_ONLY, Workspace, decide, decide_on
+from fraudsvc.decide import RULES_ONLY, Drafts, Workspace, decide, decide_all
 from fraudsvc.journal_tail import REQUEST_WORD
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
@@ -31,8 +31,8 @@ from fraudsvc.replay.differences import (
     cause_of,
     differences,
 )
-from fraudsvc.replay.states import Case, Views, shown, told_of_all
-from fraudsvc.replay.told import Told
+from fraudsvc.replay.states import Case, Views, shown
+from fraudsvc.replay.told import Told, decided_by
 from trainer.bundle import Bundle
 
 
@@ -70,6 +70,18 @@ class Verdict(NamedTuple):
         return self.kind is Kind.SAME
 
 
+class Judged(NamedTuple):
+    """What came of cases that one bundle and one policy decided.
+
+    ``by`` are the versions of schema, model and policy, ``told`` int64[n, Told.COLUMNS] what those
+    decisions say that came out the same; ``others`` the verdicts on those that did not.
+    """
+
+    by: tuple[str, str, str]
+    told: NDArray[np.int64]
+    others: Sequence[Verdict]
+
+
 class Replayer:
     """Makes decisions again and compares.
 
@@ -93,13 +105,22 @@ class Replayer:
         self._sheet = Sheet(0)
         self._space = Workspace()
 
-    def judge(self, views: Views) -> Iterator[Verdict]:
-        """Yield a verdict for each case that was decided with a model."""
-        groups: dict[tuple[str, str, str], list[int]] = {}
-        for i, case in enumerate(views.cases):
-            groups.setdefault(case.by, []).append(i)
-        for versions, rows in groups.items():
-            yield from self._judge_group(_rows(views, rows), *versions)
+    def judge(self, views: Views) -> Iterator[Judged]:
+        """Yield what came of cases that were decided with a model, those of one bundle together."""
+        groups: dict[bytes, list[int]] = {}
+        places = views.told[:, Told.BY : Told.BY_END + 1].tolist()
+        for i, (case, (start, end)) in enumerate(zip(views.cases, places, strict=True)):
+            groups.setdefault(case.value[start:end], []).append(i)
+        for fields, rows in groups.items():
+            yield self._judge_group(views.rows(rows), decided_by(fields))
+
+    def verdict(self, views: Views) -> Verdict:
+        """Return the verdict on the one case that was seen."""
+        [case] = views.cases
+        if not views.are_as_logged[0]:
+            return self.unmatched(case, views.versions[0])
+        [judged] = self.judge(views)
+        return next(iter(judged.others), Verdict(case, Kind.SAME, again=case.value))
 
     def judge_by_rules(self, cases: Sequence[Case]) -> Iterator[Verdict]:
         """Yield a verdict for each case that was decided without a model."""
@@ -131,9 +152,8 @@ class Replayer:
             return Verdict(case, Kind.GONE, cause, found, again)
         return Verdict(case, Kind.DIFFERENT, cause, found, again)
 
-    def _judge_group(
-        self, views: Views, schema: str, model_version: str, policy_version: str
-    ) -> Iterator[Verdict]:
+    def _judge_group(self, views: Views, by: tuple[str, str, str]) -> Judged:
+        schema, model_version, policy_version = by
         try:
             if schema != SCHEMA_VERSION:
                 raise GoneError(
@@ -142,30 +162,29 @@ class Replayer:
             bundle = self._judges.bundle(model_version)
             policy = self._judges.policy(policy_version)
         except GoneError as error:
-            yield from (Verdict(case, Kind.GONE, str(error)) for case in views.cases)
-            return
+            gone = [Verdict(case, Kind.GONE, str(error)) for case in views.cases]
+            return Judged(by, views.told[:0], gone)
         sheet = self._sheet = self._sheet.with_room(len(views.cases))
         sheet.appraise(views.vectors, views.records, views.versions, bundle, policy.table)
-        payments = [
-            payment_of(case, views.records[row : row + 1]) for row, case in enumerate(views.cases)
-        ]
-        drafts = [decide_on(each, sheet, row, bundle, policy) for row, each in enumerate(payments)]
-        same = self._same(views, drafts).tolist()
-        for row, (case, payment, draft) in enumerate(
-            zip(views.cases, payments, drafts, strict=True)
-        ):
-            if same[row]:
-                yield Verdict(case, Kind.SAME, again=case.value)
-                continue
-            as_told = draft._replace(rung=case.rung, cause=case.cause)
-            parts = sheet.bodies[row], sheet.reasons[row], sheet.figures[row]
-            yield self._compared(case, payment, as_told, *parts)
 
-    def _same(self, views: Views, drafts: Sequence[Draft]) -> NDArray[np.bool_]:
+        def payment(row: int) -> Payment:
+            return payment_of(views.cases[row], views.records[row : row + 1])
+
+        drafts = decide_all(payment, len(views.cases), sheet, bundle, policy)
+        same = self._same(views, drafts)
+        others = []
+        for row in np.flatnonzero(~same).tolist():
+            case = views.cases[row]
+            draft = drafts.draft(row, case.rung, case.cause)
+            parts = sheet.bodies[row], sheet.reasons[row], sheet.figures[row]
+            others.append(self._compared(case, payment(row), draft, *parts))
+        return Judged(by, views.told[same], others)
+
+    def _same(self, views: Views, drafts: Drafts) -> NDArray[np.bool_]:
         """Return bool[n]: which came out with the same bytes and marks, without parsing any."""
-        values, told = [case.value for case in views.cases], told_of_all(views.cases)
+        values = [case.value for case in views.cases]
         requests = np.ascontiguousarray(views.records["request"])
-        same = self._comparer.same(values, told, drafts, requests, self._sheet)
+        same = self._comparer.same(values, views.told, drafts, requests, self._sheet)
         logged = np.frombuffer(b"".join(case.record for case in views.cases), RECORD)
         marked: NDArray[np.bool_] = logged["flags"] == views.records["flags"]
         return same & marked
@@ -200,13 +219,6 @@ def payment_of(case: Case, record: NDArray[np.void]) -> Payment:
     data = case.value[told[Told.TRANSACTION] : told[Told.TRANSACTION_END]]
     ids = record.view(np.int64).reshape(1, -1)
     return Payment(data, record, ids, int(told[Told.RECEIVED_MS]))
-
-
-def _rows(views: Views, rows: list[int]) -> Views:
-    if len(rows) == len(views.cases):
-        return views
-    cases = [views.cases[i] for i in rows]
-    return Views(cases, views.records[rows], views.vectors[rows], views.versions[rows])
 
 
 def _stamp(case: Case, payment: Payment) -> Stamp:

@@ -59,9 +59,9 @@ def walk(memory, records, positions, at, log, cases, limit, cursor, space, out):
 
     ``records`` are those of ``log`` that are to be folded now: records RECORD[m], positions and
     frames int64[m], and which count, bool[m]. ``cases``, sorted by ``seen``: the places of its
-    own record and of its frame's first in the log, and the position that it had seen, int64[n]
-    each. ``cursor`` int64[1] is the next case; beyond ``limit`` none is looked at. Returns where
-    there was no room, or how many.
+    own record and of the first in the log that is to be staged before it, and the position that
+    it had seen, int64[n] each. ``cursor`` int64[1] is the next case; beyond ``limit`` none is
+    looked at. Returns where there was no room, or how many.
     """
     words, index, counters, changed = memory
     counts, seen = log[3], cases[2]

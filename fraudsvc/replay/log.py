@@ -30,9 +30,11 @@ class Span(NamedTuple):
     from_ms: int = 0
     until_ms: int = 1 << 62
 
-    def has_time(self, told: NDArray[np.int64]) -> bool:
-        """Return whether a decision was received within the range, by what it says."""
-        return bool(self.from_ms <= told[Told.RECEIVED_MS] < self.until_ms)
+    def have_time(self, told: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return bool[n]: which decisions were received within the range, by what they say."""
+        received = told[:, Told.RECEIVED_MS]
+        found: NDArray[np.bool_] = (self.from_ms <= received) & (received < self.until_ms)
+        return found
 
 
 @dataclass(slots=True, eq=False)
@@ -57,9 +59,12 @@ class Piece:
         """Where the next piece begins."""
         return self.batch.next_position
 
-    def value(self, number: int) -> bytes:
-        """Return the bytes of a decision."""
-        return self.batch.value(int(self.places[number]))
+    def values(self, numbers: NDArray[np.int64]) -> list[bytes]:
+        """Return the bytes of decisions."""
+        places, data = self.places[numbers], self.batch.data
+        starts = self.batch.starts[places]
+        stops = starts + self.batch.lengths[places]
+        return [data[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]
 
     def told(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return what decisions say, int64[n, Told.COLUMNS]. Raises LogError for no decision."""

@@ -1,14 +1,15 @@
 """A range of decisions made again, on all cores, and what came of it.
 
-Each process reads and folds the whole log up to the end of the range, which is cheap, and looks at
-the decisions of its own stretches of it. Owns how the work is shared. Must not know how a decision
-is made again. Nothing is ever written.
+Each process reads and folds the whole log up to the end of the range, and looks at the decisions of
+its own stretches of it: one thread folds and looks, the other reads and judges. Owns how the work
+is shared. Must not know how a decision is made again. Nothing is ever written.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,11 +19,13 @@ from fraud.v1 import decision_pb2
 from featurizer.adapters import open_log
 from featurizer.eventlog import EventLog
 from featurizer.hashing import IdHasher
+from featurizer.records import RECORD
 from fraudsvc.decide import RULES_ONLY
-from fraudsvc.replay.again import Kind, Replayer, Verdict
+from fraudsvc.replay.again import Judged, Kind, Replayer, Verdict
 from fraudsvc.replay.judges import Finder, Places
 from fraudsvc.replay.log import Piece, Pieces, Span
 from fraudsvc.replay.states import REBUILT_AT_ONCE, Case, Rebuilt, Views, Walk
+from fraudsvc.replay.told import Told
 from fraudsvc.shares import Share, Tell, share_out
 
 EXAMPLES_MAX = 20
@@ -70,6 +73,28 @@ class Summary:
         self.fields.update(each.field for each in verdict.differences)
         if len(self.examples) < EXAMPLES_MAX:
             self.examples.append(example(verdict))
+
+    def judge(self, replayer: Replayer, views: Views) -> None:
+        """Make cases again and take in what came of it; other states than logged are unmatched."""
+        same, rest = views.split()
+        for judged in replayer.judge(same):
+            self._note_same(judged)
+            for verdict in judged.others:
+                self.note(verdict)
+        for case, versions in zip(rest.cases, rest.versions, strict=True):
+            self.note(replayer.unmatched(case, versions))
+
+    def _note_same(self, judged: Judged) -> None:
+        count, (_, model, policy) = len(judged.told), judged.by
+        if not count:
+            return
+        self.kinds[Kind.SAME.value] += count
+        self.policies[policy] += count
+        if model:
+            self.bundles[model] += count
+        rungs, counts = np.unique(judged.told[:, Told.RUNG], return_counts=True)
+        for rung, of_rung in zip(rungs.tolist(), counts.tolist(), strict=True):
+            self.rungs[_RUNGS[rung]] += of_rung
 
     def add(self, other: Summary) -> None:
         """Take in what another process found."""
@@ -123,25 +148,35 @@ class _Run:
 
     def run(self) -> Summary:
         pieces, walk = Pieces(self._log), Walk()
-        for piece in pieces.read(self._job.stop):
-            cases = self._cases(piece)
-            by_rules = [case for case in cases if case.rung == RULES_ONLY]
-            self._note(self._replayer.judge_by_rules(by_rules))
-            whole = [case for case in cases if case.rung != RULES_ONLY]
-            self._look(walk, walk.take(piece, whole))
-            self._tell(piece.end, self._summary.decisions)
-        self._look(walk, walk.finish())
+        walked: deque[Future[tuple[Views, list[Case]]]] = deque()
+        # One piece is walked, by kernels without the interpreter's lock, while the one before is
+        # judged and the one after is read.
+        with ThreadPoolExecutor(1) as walking:
+            for piece in pieces.read(self._job.stop):
+                walked.append(walking.submit(walk.take, piece, self._with_model(piece)))
+                if len(walked) > 1:
+                    self._look(*walked.popleft().result())
+                self._tell(piece.end, self._summary.decisions)
+            for each in walked:
+                self._look(*each.result())
+        self._look(walk.finish(), [])
         self._rebuild()
         summary = self._summary
         summary.lost_bytes, summary.log_begins = pieces.lost_bytes, pieces.first
         self._tell(self._job.stop, summary.decisions)
         return summary
 
-    def _look(self, walk: Walk, views: Views) -> None:
+    def _with_model(self, piece: Piece) -> list[Case]:
+        """Judge those cases of a piece that were decided without a model; return the others."""
+        cases = self._cases(piece)
+        by_rules = [case for case in cases if case.rung == RULES_ONLY]
+        self._note(self._replayer.judge_by_rules(by_rules))
+        return [case for case in cases if case.rung != RULES_ONLY]
+
+    def _look(self, views: Views, late: Sequence[Case]) -> None:
         same, rest = views.split()
-        self._rest += rest + walk.late
-        walk.late.clear()
-        self._note(self._replayer.judge(same))
+        self._rest += [*rest.cases, *late]
+        self._summary.judge(self._replayer, same)
         if len(self._rest) >= RESTS_MAX:
             self._rebuild()
 
@@ -154,7 +189,7 @@ class _Run:
             rebuilt.add(piece)
         for first in range(0, len(self._rest), REBUILT_AT_ONCE):
             views = rebuilt.views(first, first + REBUILT_AT_ONCE)
-            self._note(judged(self._replayer, views))
+            self._summary.judge(self._replayer, views)
         self._summary.rebuilt += len(self._rest)
         self._rest = []
 
@@ -164,29 +199,22 @@ class _Run:
         counts = piece.counts[piece.owners]
         self._summary.repeats += int((mine & ~counts).sum())
         numbers = np.flatnonzero(mine & counts)
-        cases = []
-        for number, told in zip(numbers.tolist(), piece.told(numbers), strict=True):
-            if span.has_time(told):
-                self._numbers += 1
-                owner = int(piece.owners[number])
-                record, position = piece.records[owner].tobytes(), int(piece.positions[owner])
-                frame = int(frames[number])
-                value = piece.value(number)
-                cases.append(Case(self._numbers, value, told, record, frame, position))
-        return cases
+        told = piece.told(numbers)
+        in_time = span.have_time(told)
+        numbers, told = numbers[in_time], told[in_time]
+        owners, size = piece.owners[numbers], RECORD.itemsize
+        records = piece.records[owners].tobytes()
+        values, first = piece.values(numbers), self._numbers + 1
+        self._numbers += len(numbers)
+        columns = frames[numbers].tolist(), piece.positions[owners].tolist()
+        return [
+            Case(first + i, values[i], told[i], records[i * size : (i + 1) * size], frame, position)
+            for i, (frame, position) in enumerate(zip(*columns, strict=True))
+        ]
 
     def _note(self, verdicts: Iterator[Verdict]) -> None:
         for verdict in verdicts:
             self._summary.note(verdict)
-
-
-def judged(replayer: Replayer, views: Views) -> Iterator[Verdict]:
-    """Yield verdicts on rebuilt cases, those among them whose states cannot be had."""
-    same, rest = views.split()
-    yield from replayer.judge(same)
-    versions = {case.number: row for case, row in zip(views.cases, views.versions, strict=True)}
-    for case in rest:
-        yield replayer.unmatched(case, versions[case.number])
 
 
 def replay_range(job: Job, processes: int, tell: Tell) -> Summary:

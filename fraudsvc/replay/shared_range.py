@@ -25,10 +25,10 @@ from fraudsvc.decide import RULES_ONLY
 from fraudsvc.replay.again import Replayer, Verdict
 from fraudsvc.replay.judges import Finder, Places
 from fraudsvc.replay.log import Span
-from fraudsvc.replay.range import Summary, judged
+from fraudsvc.replay.range import Summary
 from fraudsvc.replay.shared_states import CASES_AT_ONCE, SharedWalk
 from fraudsvc.replay.spool import Journal, Spool, count, fill
-from fraudsvc.replay.states import Case
+from fraudsvc.replay.states import Case, told_of_all
 from fraudsvc.replay.told import Told, read_told
 from fraudsvc.shares import Share, Tell, share_out
 
@@ -108,8 +108,8 @@ def judge_shared(replayer: Replayer, spool: Spool, journal: Journal, case: Case)
     """Make one decision again."""
     if case.rung == RULES_ONLY:
         return next(replayer.judge_by_rules([case]))
-    views, _ = SharedWalk(spool).look(journal, [case])
-    return next(judged(replayer, views))
+    views, _ = SharedWalk(spool, journal).look([case])
+    return replayer.verdict(views)
 
 
 class _Run:
@@ -122,7 +122,7 @@ class _Run:
         """Look at a journal's decisions, in passes over the updates until none is late."""
         wanted = self._wanted(journal)
         while wanted:
-            walk, late = SharedWalk(self._job.spool), []
+            walk, late = SharedWalk(self._job.spool, journal), []
             for first in range(0, len(wanted), CASES_AT_ONCE):
                 late += self._look(walk, journal, wanted[first : first + CASES_AT_ONCE])
                 done = self.summary.decisions
@@ -133,14 +133,15 @@ class _Run:
     def _look(self, walk: SharedWalk, journal: Journal, numbers: Sequence[int]) -> list[int]:
         """Make decisions again; return the numbers of those that are too late for this pass."""
         cases = cases_of(journal, numbers)
-        cases = [case for case in cases if self._job.span.has_time(case.told)]
+        in_time = self._job.span.have_time(told_of_all(cases)).tolist()
+        cases = [case for case, is_so in zip(cases, in_time, strict=True) if is_so]
         by_rules = [case for case in cases if case.rung == RULES_ONLY]
         self._note(self._replayer.judge_by_rules(by_rules))
         whole = [case for case in cases if case.rung != RULES_ONLY]
         if not whole:
             return []
-        views, late = walk.look(journal, whole)
-        self._note(judged(self._replayer, views))
+        views, late = walk.look(whole)
+        self.summary.judge(self._replayer, views)
         return [case.number for case in late]
 
     def _wanted(self, journal: Journal) -> list[int]:

@@ -1,9 +1,10 @@
 """States as of a decision where hosts share them: those of its versions, and its own records since.
 
-A decision says up to which update each state was that it read. So updates are folded in their order
-and each state is taken at its version; then those records of the same journal that had come and
-were not among the updates are folded on top, as the scorer and the stream do. A decision with
-stale states met them as they were stored. Must not know what a decision makes of its vector.
+A decision says up to which update each state was that it read, be the last one the state's own or
+another of the same journal's. So updates are folded in their order and each state is taken at its
+version; then those records of the same journal that had come and were not among the updates are
+folded on top, as the scorer and the stream do. A decision with stale states met them as they were
+stored. Must not know what a decision makes of its vector.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from featurizer.features import FEATURES
 from featurizer.records import Entity
 from featurizer.slots import LINES, SLOTS
 from featurizer.state import HEADER, ROW_WORDS
-from fraudsvc.replay.shared_kernel import look_shared, serve
+from fraudsvc.replay.shared_kernel import kept_states, look_shared, serve
 from fraudsvc.replay.spool import Journal, Spool
 from fraudsvc.replay.states import Case, Views, shown, told_of_all
 from fraudsvc.replay.told import Told
@@ -30,27 +31,29 @@ _STALE = decision_pb2.RUNG_CAUSE_STATE_STALE
 
 
 class SharedWalk:
-    """Folds the updates of all partitions, each as far as the cases need.
+    """Folds the updates of all partitions, each as far as the cases of ``journal`` need.
 
     It never goes back: cases that come in the order in which they read the states find them.
     """
 
-    def __init__(self, spool: Spool, bytes_max: int = 64 << 30) -> None:
+    def __init__(self, spool: Spool, journal: Journal, bytes_max: int = 64 << 30) -> None:
         self._updates = [spool.updates(n) for n in range(spool.partitions)]
+        self._journal = journal
+        self._kept = kept_states()
         self._at = [0] * spool.partitions
         self._arena = Arena(bytes_max)
         self._rows = np.zeros((CASES_AT_ONCE, _ENTITIES, ROW_WORDS), np.int64)
         self._lines = np.zeros((LINES, SLOTS))
 
-    def look(self, journal: Journal, cases: Sequence[Case]) -> tuple[Views, list[Case]]:
+    def look(self, cases: Sequence[Case]) -> tuple[Views, list[Case]]:
         """Return what was seen of at most CASES_AT_ONCE cases, and those that are too late.
 
         A case is late where one of its states is past its version by now.
         """
-        records = shown(cases)
+        told, journal = told_of_all(cases), self._journal
+        records = shown(cases, told)
         vectors = np.zeros((len(cases), len(FEATURES)), np.float32)
         versions = np.zeros((len(cases), _ENTITIES), np.int64)
-        told = told_of_all(cases)
         logged = np.ascontiguousarray(told[:, Told.FIRST_VERSION :])
         self._serve(records["entities"], logged)
         own = np.searchsorted(journal.positions, [case.position for case in cases])
@@ -61,11 +64,13 @@ class SharedWalk:
             journal.newest,
         )  # fmt: skip
         out = records, vectors, versions
-        look_shared(self._rows, (own, seen, caught_up), more, self._lines, out)
+        newest = _newest(journal, records["entities"], logged)
+        of_cases = own, seen, caught_up, logged, newest
+        look_shared(self._rows, of_cases, more, self._kept, self._lines, out)
+        views = Views(cases, records, vectors, versions, told)
         late: NDArray[np.bool_] = np.any(versions > logged, axis=1)
-        kept = [cases[i] for i in np.flatnonzero(~late).tolist()]
         rest = [cases[i] for i in np.flatnonzero(late).tolist()]
-        return Views(kept, records[~late], vectors[~late], versions[~late]), rest
+        return views.rows(np.flatnonzero(~late).tolist()), rest
 
     def _serve(self, keys: NDArray[np.int64], versions: NDArray[np.int64]) -> None:
         """Fill the rows with the states of ``keys`` int64[cases, entities] as of versions."""
@@ -86,3 +91,16 @@ class SharedWalk:
                 serve, updates[at:stop], positions[at:stop], needs, wanted, cursor, self._rows
             )
             self._at[partition] = stop
+
+
+def _newest(
+    journal: Journal, keys: NDArray[np.int64], versions: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return int64[cases, entities]: the journal's last update up to each version, 0 for none."""
+    found = np.zeros(versions.shape, np.int64)
+    homes = np.ascontiguousarray(keys).view(np.uint64) % np.uint64(len(journal.arrived))
+    for partition, arrived in enumerate(journal.arrived):
+        here = homes == partition
+        count = np.searchsorted(arrived, versions[here], side="right")
+        found[here] = np.concatenate([[0], arrived])[count]
+    return found

@@ -42,7 +42,8 @@ class Journal:
     records RECORD[n], their positions and frames int64[n]; ``counts`` bool[n], false for a request
     that came before. Per entity, int64[n, entities]: ``updated`` is where in the updates each came
     (NEVER where it did not), ``before`` and ``newest`` what ``link`` makes. ``decided`` DECIDED[m]
-    tells where the decisions stand in ``values``.
+    tells where the decisions stand in ``values``. ``arrived`` are the positions of its updates in
+    each partition, in order.
     """
 
     records: NDArray[np.void]
@@ -54,6 +55,7 @@ class Journal:
     newest: NDArray[np.int64]
     decided: NDArray[np.void]
     values: NDArray[np.uint8]
+    arrived: Sequence[NDArray[np.int64]]
 
     def value(self, number: int) -> bytes:
         """Return the bytes of a decision."""
@@ -82,7 +84,8 @@ class Spool(NamedTuple):
         values = np.frombuffer(b"", np.uint8)
         if path.exists() and path.stat().st_size:
             values = np.asarray(np.memmap(path, np.uint8, mode="r"))
-        return Journal(**arrays, values=values)
+        arrived = [_opened(self.folder / f"{host}.arrived-{n}.npy") for n in range(self.partitions)]
+        return Journal(**arrays, values=values, arrived=arrived)
 
     def updates(self, partition: int) -> tuple[NDArray[np.void], NDArray[np.int64]]:
         """Return the updates of a partition, UPDATE[n], and their positions int64[n]."""
@@ -194,6 +197,10 @@ class Filling:
             arrays = _journal(self._parts, host, spool, self._kafka.event_partitions)
             for name, array in zip(_ARRAYS, arrays, strict=True):
                 np.save(self._folder / (_host(host, name) + ".npy"), array)
+            for partition in range(spool.partitions):
+                rows, at = spool.updates(partition)
+                name = _host(host, f"arrived-{partition}.npy")
+                np.save(self._folder / name, at[rows["host"] == host])
         return spool
 
     def close(self) -> None:

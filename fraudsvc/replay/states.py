@@ -88,46 +88,62 @@ class Case(NamedTuple):
 class Views(NamedTuple):
     """What was seen of cases: their records RECORD[n] with marks, vectors and versions.
 
-    vectors float32[n, features], versions int64[n, entities].
+    vectors float32[n, features], versions int64[n, entities]; ``told`` int64[n, Told.COLUMNS] is
+    what the decisions say.
     """
 
     cases: Sequence[Case]
     records: NDArray[np.void]
     vectors: NDArray[np.float32]
     versions: NDArray[np.int64]
+    told: NDArray[np.int64]
 
-    def split(self) -> tuple[Views, list[Case]]:
-        """Return those whose states have the logged versions, and the cases that have others."""
-        if not self.cases:
-            return self, []
-        logged = told_of_all(self.cases)[:, Told.FIRST_VERSION :]
-        same = (logged == self.versions).all(axis=1)
-        kept = [case for case, is_same in zip(self.cases, same.tolist(), strict=True) if is_same]
-        rest = [c for c, is_same in zip(self.cases, same.tolist(), strict=True) if not is_same]
-        return Views(kept, self.records[same], self.vectors[same], self.versions[same]), rest
+    @property
+    def are_as_logged(self) -> NDArray[np.bool_]:
+        """Whose states have the logged versions, bool[n]."""
+        same: NDArray[np.bool_] = np.all(
+            self.told[:, Told.FIRST_VERSION :] == self.versions, axis=1
+        )
+        return same
+
+    def rows(self, rows: Sequence[int]) -> Views:
+        """Return some of them."""
+        if len(rows) == len(self.cases):
+            return self
+        chosen = list(rows)
+        return Views(
+            [self.cases[row] for row in chosen], self.records[chosen], self.vectors[chosen],
+            self.versions[chosen], self.told[chosen],
+        )  # fmt: skip
+
+    def split(self) -> tuple[Views, Views]:
+        """Return those whose states have the logged versions, and those that have others."""
+        same = self.are_as_logged
+        return self.rows(np.flatnonzero(same).tolist()), self.rows(np.flatnonzero(~same).tolist())
 
 
 def told_of_all(cases: Sequence[Case]) -> NDArray[np.int64]:
     """Return what the decisions of cases say, int64[n, Told.COLUMNS]."""
-    rows = np.zeros((len(cases), Told.COLUMNS), np.int64)
-    for row, case in zip(rows, cases, strict=True):
-        row[:] = case.told
-    return rows
+    none = np.zeros(0, np.int64)
+    return np.concatenate([none, *(case.told for case in cases)]).reshape(-1, Told.COLUMNS)
 
 
-def shown(cases: Sequence[Case]) -> NDArray[np.void]:
-    """Return the records of cases as the kernel was to see them, RECORD[n]."""
-    records = np.frombuffer(b"".join(case.record for case in cases), RECORD).copy()
+def shown(cases: Sequence[Case], told: NDArray[np.int64] | None = None) -> NDArray[np.void]:
+    """Return the records of cases as the kernel was to see them, RECORD[n].
+
+    ``told`` is what their decisions say, where that is at hand.
+    """
+    records = np.frombuffer(b"".join([case.record for case in cases]), RECORD).copy()
     records["flags"] &= ~np.uint16(_MARKS)
-    blind = [case.is_blind for case in cases]
-    records["entities"][blind] = 0
+    causes = (told_of_all(cases) if told is None else told)[:, Told.CAUSE]
+    records["entities"][causes == decision_pb2.RUNG_CAUSE_STATE_UNAVAILABLE] = 0
     return records
 
 
 def _views(cases: Sequence[Case]) -> Views:
     vectors = np.zeros((len(cases), len(FEATURES)), np.float32)
-    versions = np.zeros((len(cases), _ENTITIES), np.int64)
-    return Views(cases, shown(cases), vectors, versions)
+    versions, told = np.zeros((len(cases), _ENTITIES), np.int64), told_of_all(cases)
+    return Views(cases, shown(cases, told), vectors, versions, told)
 
 
 def _space() -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -136,47 +152,71 @@ def _space() -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """Records that are not folded yet, and cases that were not looked at, sorted by ``seen``."""
+    """Records that are not folded yet, and cases that were not looked at, sorted by ``due``."""
 
     records: NDArray[np.void]
     positions: NDArray[np.int64]
     frames: NDArray[np.int64]
     counts: NDArray[np.bool_]
     cases: list[Case]
+    due: NDArray[np.int64]
 
-    def add(self, piece: Piece, cases: Sequence[Case]) -> None:
+    def add(self, piece: Piece, cases: Sequence[Case], dues: NDArray[np.int64]) -> None:
         self.records = np.concatenate([self.records, piece.records])
         self.positions = np.concatenate([self.positions, piece.positions])
         self.frames = np.concatenate([self.frames, piece.frames])
         self.counts = np.concatenate([self.counts, piece.counts])
-        self.cases = sorted([*self.cases, *cases], key=lambda c: c.log_position)
+        every = [*self.cases, *cases]
+        due = np.concatenate([self.due, dues])
+        order = np.argsort(due, kind="stable")
+        self.cases, self.due = [every[i] for i in order.tolist()], due[order]
 
     def drop(self, records: int, cases: int) -> None:
         self.records, self.positions = self.records[records:], self.positions[records:]
         self.frames, self.counts = self.frames[records:], self.counts[records:]
-        self.cases = self.cases[cases:]
+        self.cases, self.due = self.cases[cases:], self.due[cases:]
+
+
+def _dues(piece: Piece, cases: Sequence[Case]) -> NDArray[np.int64]:
+    """Return int64[n]: each case is to be looked at before what stands there is folded.
+
+    That is the position that it had seen; or, where its frame stands there, as it was thought to,
+    and nothing in it is a repeat, its own record's, so that none of the frame is folded twice.
+    """
+    seen = told_of_all(cases)[:, Told.LOG_POSITION]
+    positions, frames = _places(cases)
+    repeats = np.concatenate([[0], np.cumsum(~piece.counts)])
+    own, first = np.searchsorted(piece.positions, positions), np.searchsorted(piece.frames, frames)
+    return np.where((seen == frames) & (repeats[own] == repeats[first]), positions, seen)
+
+
+def _places(cases: Sequence[Case]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the positions of cases' records and of their frames, int64[n] each."""
+    positions = np.array([case.position for case in cases], np.int64)
+    return positions, np.array([case.frame for case in cases], np.int64)
 
 
 class Walk:
-    """Folds a log, piece by piece, and looks at cases on the way.
-
-    ``late`` has the cases that had seen less than what was folded when they came.
-    """
+    """Folds a log, piece by piece, and looks at cases on the way."""
 
     def __init__(self, bytes_max: int = 64 << 30) -> None:
         self._arena = Arena(bytes_max)
         self._space = _space()
         none = np.zeros(0, np.int64)
-        self._waiting = _Waiting(np.zeros(0, RECORD), none, none, np.zeros(0, bool), [])
+        self._waiting = _Waiting(np.zeros(0, RECORD), none, none, np.zeros(0, bool), [], none)
         self._folded = -1  # position of the last record that is in the states
-        self.late: list[Case] = []
 
-    def take(self, piece: Piece, cases: Sequence[Case]) -> Views:
-        """Take in a piece and its cases; return what was seen of those that are due."""
-        early = [case for case in cases if case.log_position > self._folded]
-        self.late += [case for case in cases if case.log_position <= self._folded]
-        self._waiting.add(piece, early)
-        return self._go_to(piece.end - LOOK_BACK_BYTES)
+    def take(self, piece: Piece, cases: Sequence[Case]) -> tuple[Views, list[Case]]:
+        """Take in a piece and its cases; return what was seen of those that are due.
+
+        And those cases that had seen less than what was folded when they came.
+        """
+        dues = _dues(piece, cases)
+        is_early = dues > self._folded
+        late = [cases[i] for i in np.flatnonzero(~is_early).tolist()]
+        early = [cases[i] for i in np.flatnonzero(is_early).tolist()]
+        self._waiting.add(piece, early, dues[is_early])
+        return self._go_to(piece.end - LOOK_BACK_BYTES), late
 
     def finish(self) -> Views:
         """Return what was seen of the cases that are left."""
@@ -186,16 +226,15 @@ class Walk:
         waiting = self._waiting
         stop = int(np.searchsorted(waiting.positions, horizon))
         limit = int(waiting.positions[stop]) if stop < len(waiting.positions) else horizon
-        seen = np.array([c.log_position for c in waiting.cases], np.int64)
-        due = int(np.searchsorted(seen, limit, side="right"))
-        views = _views(waiting.cases[:due])
-        own = np.searchsorted(
-            waiting.positions, np.array([c.position for c in views.cases], np.int64)
-        )
-        first = np.searchsorted(waiting.frames, np.array([c.frame for c in views.cases], np.int64))
+        due = int(np.searchsorted(waiting.due, limit, side="right"))
+        views, dues = _views(waiting.cases[:due]), waiting.due[:due]
+        positions, frames = _places(views.cases)
+        own = np.searchsorted(waiting.positions, positions)
+        first = np.searchsorted(waiting.frames, frames)
+        first = np.where(dues == positions, own, first)  # its frame's are folded by then
         log = (waiting.records, waiting.positions, waiting.frames, waiting.counts)
         cursor = np.zeros(1, np.int64)
-        more = (log, (own, first, seen[:due]), limit, cursor, self._space, views[1:])
+        more = (log, (own, first, dues), limit, cursor, self._space, views[1:4])
         self._arena.run_by(walk, waiting.records[:stop], waiting.positions[:stop], *more)
         if stop:
             self._folded = int(waiting.positions[stop - 1])

@@ -197,7 +197,8 @@ def _reached(
         if stores[number] is None:
             stores[number] = read_partition(cluster.place, number)
         snapshot = stores[number].snapshot()
-        progress[number] = read_progress(snapshot.get_many([progress_key(host)])[0], count * KINDS)
+        [row] = snapshot.get_many([progress_key(host)])
+        progress[number] = read_progress(row, count * KINDS).positions
         snapshot.close()
     keys = np.ascontiguousarray(records["entities"])
     homes = (keys.view(np.uint64) % np.uint64(count)).astype(np.int64)
