@@ -19,7 +19,9 @@ _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     # The usual pause of a second after a failed connection would hide how soon a server is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Despite its name, how long one attempt may take, greeting and TLS included: a server that is
+    # far or busy would never be reached with less.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
 # A retry inside the library would hide from the figures.
