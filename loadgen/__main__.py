@@ -33,7 +33,7 @@ from loadgen.drill_page import page
 from loadgen.drill_run import Progress as DrillProgress
 from loadgen.drill_run import Result, RunSettings
 from loadgen.drill_runs import add_runs, last_run
-from loadgen.drills import DRILLS, STRETCH
+from loadgen.drills import DRILLS, MODES, STRETCH
 from loadgen.drills_report import list_table, live, result_view, summary_table
 from loadgen.driver import Driver, DriveSettings, Prepared, prepare
 from loadgen.history import HistoryWriter
@@ -224,7 +224,8 @@ def _run_drill(args: argparse.Namespace, console: Console) -> int:
         return 0
     settings = RunSettings(1.0 if args.quick else STRETCH, args.seed)
     options = DrillOptions(
-        chosen(args.name), args.home, settings, args.target or "", args.data,
+        chosen(args.name), args.home, settings,
+        MODES if args.mode == "both" else (args.mode,), args.target or "", args.data,
         tuple(args.bundle), args.key,
     )  # fmt: skip
     gc.collect()
@@ -241,10 +242,10 @@ def _run_drill(args: argparse.Namespace, console: Console) -> int:
                 shown.update(live(progress), refresh=True)
 
         for result in Session(options, on_progress, console.print).results():
-            before = last_run(kept, result.drill.name, args.quick)
-            console.print(result_view(result, before))
+            found = _drill_facts(result, time_text, args)
+            console.print(result_view(result, last_run(kept, found)))
             results.append(result)
-            add_runs(kept, [_drill_facts(result, time_text, args)])
+            add_runs(kept, [found])
     console.print(summary_table(results))
     return _report_drills(results, time_text, args)
 
@@ -334,6 +335,9 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
 def _add_drill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="of a drill; or all, or list")
     parser.add_argument("--quick", action="store_true", help="a sixth of the time")
+    parser.add_argument(
+        "--mode", choices=(*MODES, "both"), default="embedded", help="what is started"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the results there, - for standard output")
     parser.add_argument("--report", type=Path, metavar="HTML", help="write a page with plots there")

@@ -69,9 +69,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a drill found. ``skipped`` says why it was not run; then there are no verdicts."""
+    """What a drill found. ``skipped`` says why it was not run; then there are no verdicts.
+
+    ``mode`` is what it was run against, "target" for somebody else's service.
+    """
 
     drill: Drill
+    mode: str
     capacity_per_s: float
     figures: dict[str, float]
     verdicts: list[Verdict]
@@ -81,6 +85,11 @@ class Result:
     skipped: str = ""
 
     @property
+    def title(self) -> str:
+        """The drill, and against what."""
+        return f"{self.drill.name} ({self.mode})"
+
+    @property
     def passed(self) -> bool:
         """Whether every objective was met."""
         return all(verdict.met for verdict in self.verdicts)
@@ -88,7 +97,8 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """Return the result without its windows as plain values."""
         return {
-            "drill": self.drill.name, "skipped": self.skipped, "passed": self.passed,
+            "drill": self.drill.name, "mode": self.mode,
+            "skipped": self.skipped, "passed": self.passed,
             "capacity_per_s": self.capacity_per_s,
             "statuses": self.statuses,
             "verdicts": [verdict.to_json() for verdict in self.verdicts],
@@ -215,6 +225,7 @@ class DrillRun:
         verdicts = judge([objectives[name] for name in drill.asked], figures)
         return Result(
             drill,
+            self._system.mode,
             self._capacity,
             figures,
             verdicts,

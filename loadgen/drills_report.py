@@ -24,9 +24,10 @@ COMPARED = ("p50_ms", "p99_ms", "p999_ms", "in_time_accepted", "recovery_s", "ca
 
 def list_table(drills: Iterable[Drill]) -> Table:
     """Return the drills with what they do and ask."""
-    table = Table("drill", "what", "objectives", "ends")
+    table = Table("drill", "modes", "what", "objectives", "ends")
     for drill in drills:
-        table.add_row(drill.name, drill.what, ", ".join(drill.asked), drill.ends)
+        modes, asked = ", ".join(drill.modes), ", ".join(drill.asked)
+        table.add_row(drill.name, modes, drill.what, asked, drill.ends)
     return table
 
 
@@ -80,7 +81,7 @@ def verdict_mark(verdict: Verdict) -> str:
 
 def result_view(result: Result, before: Mapping[str, Any] | None) -> RenderableType:
     """Return the verdicts of a run, and how it compares with the last of its kind."""
-    name = result.drill.name
+    name = result.title
     if result.skipped:
         return Text(f"{name}: SKIPPED, {result.skipped}", style="yellow")
     table = Table("objective", "kind", "figure", "bound", "measured", "verdict", title=name)
@@ -121,5 +122,5 @@ def summary_table(results: Iterable[Result]) -> Table:
     for result in results:
         missed = [v.objective.name for v in result.verdicts if not v.met]
         word = "skipped" if result.skipped else "MISSED" if missed else "met"
-        table.add_row(result.drill.name, word, result.skipped or ", ".join(missed))
+        table.add_row(result.title, word, result.skipped or ", ".join(missed))
     return table
