@@ -120,3 +120,10 @@ def report_labels_method(
         request_serializer=fraud_service_pb2.ReportLabelsRequest.SerializeToString,
         response_deserializer=fraud_service_pb2.ReportLabelsResponse.FromString,
     )
+
+
+def bytes_method(channel: grpc.Channel, name: str) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
+    """Return a method of that name, from bytes to bytes."""
+    return channel.unary_unary(
+        f"/{_SERVICE}/{name}", request_serializer=None, response_deserializer=None
+    )

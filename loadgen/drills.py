@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, get_args
 
 from loadgen import faults, state_faults
+from loadgen.card_numbers import card_number
 from loadgen.faults import Fault
 from loadgen.state_faults import until_full
 from loadgen.system import Plan
@@ -146,5 +147,8 @@ DRILLS: Final[dict[str, Drill]] = {
         Drill("redis-flush", "Redis forgets all", HALF, (*_UNHARMED, "says_so", "whole_again"),
               "when all answers are full again", until_full(state_faults.flush),
               modes=_SHARED),
+        Drill("card-number", "a card number in every field of every call; then a search for it",
+              (Phase(4, 0.5),), ("no_failure", "says_why", "found_nowhere", "search_finds"),
+              "when every file was searched", card_number, None),
     )
 }  # fmt: skip

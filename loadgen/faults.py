@@ -31,7 +31,7 @@ from loadgen.system import System, UnfitError, signal_process
 CALL_S: Final = 5.0
 FILL_STEP: Final = 1 << 20
 LABELS: Final = 200  # a report of the flood
-SWAP_S: Final = 0.25
+SWAP_LOOK_S: Final = 0.1
 SAMPLE_S: Final = 0.5
 PAUSE_S: Final = 0.02
 _SHED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -217,17 +217,32 @@ def _serve(link: Path, model: Path) -> None:
 
 
 def swap_models(scene: Scene) -> Figures:
-    """Serve the two models in turn, as fast as scorers look."""
+    """Serve the two models in turn, each as soon as the other was seen to answer."""
     link, models = _models(scene)
     before = link.resolve()
     swaps = 0
     with scene.lasting():
         end_s = scene.clock() + scene.hold_s
-        while scene.clock() < end_s and not scene.stop.wait(SWAP_S):
-            swaps += 1
-            _serve(link, models[swaps % len(models)])
+        answers = _model_that_answers(scene)
+        while scene.clock() < end_s and not scene.stop.is_set():
+            _serve(link, models[(swaps + 1) % len(models)])
+            while scene.clock() < end_s and not scene.stop.wait(SWAP_LOOK_S):
+                if (now := _model_that_answers(scene)) not in ("", answers):
+                    swaps, answers = swaps + 1, now
+                    break
         _serve(link, before)
     return {"swaps": float(swaps)}
+
+
+def _model_that_answers(scene: Scene) -> str:
+    """Return the model of an answer that nobody keeps, nothing where there is no answer."""
+    request = fraud_service_pb2.ScoreRequest.FromString(_transaction())
+    request.validate_only = True
+    try:
+        answer = score_method(scene.channel)(request.SerializeToString(), timeout=CALL_S)
+    except grpc.RpcError:
+        return ""
+    return answer.assessment.model_version
 
 
 def _flip(path: Path) -> None:

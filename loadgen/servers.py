@@ -19,7 +19,7 @@ from typing import Any, Final
 COMMAND: Final = (sys.executable, "-m", "deploy.testing.servers")
 PARTITIONS: Final = 2
 STOP_S: Final = 30.0
-_CALL_S: Final = 5.0
+CALL_S: Final = 20.0
 
 
 @dataclass
@@ -82,12 +82,20 @@ class Servers:
         return f"{self._told()['redis']}/{prefix}?partitions={PARTITIONS}&inputs={PARTITIONS}"
 
     def flush_redis(self) -> None:
-        """Let Redis forget all. Raises OSError where it does not answer."""
+        """Let Redis forget all. Raises OSError where it does not."""
+        self._redis("FLUSHALL")
+
+    def dump_redis(self) -> None:
+        """Let Redis write what it has into a file, as it is. Raises OSError where it does not."""
+        self._redis("CONFIG SET rdbcompression no", "SAVE")
+
+    def _redis(self, *commands: str) -> None:
         host, _, port = self._told()["redis"].rpartition("/")[2].rpartition(":")
-        with socket.create_connection((host, int(port)), _CALL_S) as redis:
-            redis.sendall(b"FLUSHALL\r\n")
-            if not (answer := redis.recv(64)).startswith(b"+OK"):
-                raise OSError(f"Redis said {answer!r}")
+        with socket.create_connection((host, int(port)), CALL_S) as redis:
+            for command in commands:
+                redis.sendall(f"{command}\r\n".encode())
+                if not (answer := redis.recv(64)).startswith(b"+OK"):
+                    raise OSError(f"{command}: Redis said {answer!r}")
 
     def _told(self) -> dict[str, Any]:
         try:
