@@ -6,6 +6,7 @@ those of faults.py do. Must not know the load, nor what is asked of the figures.
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 import uuid
@@ -86,6 +87,17 @@ def rebuild(scene: Scene) -> Figures:
         return {}
     different = sum(a != b for a, b in zip(before, after, strict=True))
     return {"probes": float(len(before)), "different": float(different)}
+
+
+def compare_states(scene: Scene) -> Figures:
+    """Let the states be folded again beside the live ones, by the public command; count both."""
+    with scene.lasting():
+        said = scene.system.compare_states()
+    states, different = (
+        sum(int(count) for count in re.findall(rf"(\d+) {word}", said))
+        for word in ("states", "different")
+    )
+    return {"states": float(states), "states_different": float(different)} if states else {}
 
 
 def _forget(system: System) -> None:

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -141,10 +141,20 @@ class System:
         """Make the topics where there are servers; return the flags that say where those are."""
         if self.servers is None:
             return []
-        prefix = self.folder.parent.name
-        kafka, store = self.servers.kafka_url(prefix), self.servers.store_url(prefix)
+        kafka, store = self._urls()
         _run("featurizer", "topics", "--kafka", kafka)
         return ["--kafka", kafka, "--store", store, "--stages", str(STAGES)]
+
+    def _urls(self) -> tuple[str, str]:
+        if self.servers is None:
+            raise UnfitError("the states are not shared, or where they are is not known")
+        prefix = self.folder.parent.name
+        return self.servers.kafka_url(prefix), self.servers.store_url(prefix)
+
+    def compare_states(self) -> str:
+        """Return what `featurizer rebuild` says of the states. Raises RoleError where it fails."""
+        kafka, store = self._urls()
+        return _run("featurizer", "rebuild", "--kafka", kafka, "--store", store, statuses=(0, 1))
 
     def stop(self) -> None:
         """Stop what was started here."""
@@ -254,8 +264,10 @@ def make_models(home: Path, seed: int) -> Models:
     return models
 
 
-def _run(module: str, *arguments: str) -> None:
+def _run(module: str, *arguments: str, statuses: Sequence[int] = (0,)) -> str:
+    """Return what a command of this repository prints. Raises RoleError for another status."""
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=START_S * 4)
-    if done.returncode:
+    if done.returncode not in statuses:
         raise RoleError(f"python -m {module} {arguments[0]}: {done.stderr[-2000:]}")
+    return done.stdout
