@@ -34,7 +34,7 @@ from loadgen.drill_run import Progress as DrillProgress
 from loadgen.drill_run import Result, RunSettings
 from loadgen.drill_runs import add_runs, last_run
 from loadgen.drills import DRILLS, MODES, STRETCH
-from loadgen.drills_report import list_table, live, result_view, summary_table
+from loadgen.drills_report import list_table, live, markdown, result_view, summary_table
 from loadgen.driver import Driver, DriveSettings, Prepared, prepare
 from loadgen.history import HistoryWriter
 from loadgen.replay import Replayer, ReplaySettings
@@ -262,8 +262,9 @@ def _report_drills(results: Sequence[Result], time_text: str, args: argparse.Nam
              "cores": str(os.cpu_count())}  # fmt: skip
     runs = [_drill_facts(result, time_text, args) for result in results]
     _write_json(args.json, {**facts, "passed": passed, "drills": runs})
-    if args.report is not None:
-        args.report.write_text(page(results, facts))
+    for report in args.report:
+        write = markdown if report.suffix == ".md" else page
+        report.write_text(write(results, facts))
     return 0 if passed else FAILED
 
 
@@ -340,7 +341,10 @@ def _add_drill(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the results there, - for standard output")
-    parser.add_argument("--report", type=Path, metavar="HTML", help="write a page with plots there")
+    parser.add_argument(
+        "--report", type=Path, action="append", default=[], metavar="FILE",
+        help="write a page with plots there, or a table where its name ends in .md",
+    )  # fmt: skip
     parser.add_argument("--target", metavar="HOST:PORT", help="a service that runs; start none")
     parser.add_argument("--data", type=Path, help="its data folder, for faults of its roles")
     parser.add_argument(

@@ -23,7 +23,7 @@ def last_run(path: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
             earlier = json.loads(line)
         except ValueError:
             continue  # a run that was cut off while it wrote
-        if not earlier["skipped"] and all(earlier[name] == run[name] for name in _KIND):
+        if not earlier["skipped"] and all(earlier.get(name) == run[name] for name in _KIND):
             found = earlier
     return found
 
