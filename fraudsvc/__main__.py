@@ -9,6 +9,7 @@ import logging
 import logging.handlers
 import os
 import queue
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -337,6 +338,8 @@ def main() -> int:
     add_client(commands, os.environ)
     _add_look_back(commands)
     args = parser.parse_args()
+    # A dump of a process would hold what callers have just sent; what it starts has none either.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         if "text" in args:
             print(args.text(args))
