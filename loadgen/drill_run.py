@@ -35,7 +35,8 @@ DEADLINE_S: Final = 5.0
 CONNECT_S: Final = 30.0
 CONNECTIONS: Final = 4
 CALIBRATE_IN_FLIGHT: Final = 4
-SETTLE_S: Final = 7.0  # after a fault: to recover in 5 s, and to show it for 2
+SETTLE_S: Final = 2.0  # after a fault
+RECOVER_S: Final = 7.0  # after one that is felt: to recover in 5 s, and to show it for 2
 FAULT_S_MAX: Final = 300.0
 RATE_MIN: Final = 5.0
 READ_BACK_MAX: Final = 20_000
@@ -123,8 +124,9 @@ def calibrate(target: str, requests: Sequence[Prepared], seconds: float) -> floa
 class _Act:
     """The drill's fault in a thread of its own, and what came of it."""
 
-    def __init__(self, fault: Fault, scene: Scene, at_s: float) -> None:
+    def __init__(self, fault: Fault, scene: Scene, at_s: float, settle_s: float) -> None:
         self._fault, self.scene, self._at_s = fault, scene, at_s
+        self._settle_s = settle_s
         self.figures: dict[str, float] = {}
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run)
@@ -143,7 +145,7 @@ class _Act:
     def over(self) -> bool:
         """Whether it has ended, and the service had time to settle."""
         now_s, ended_s = self.scene.clock(), self.scene.ended_s
-        settled = 0 <= ended_s < now_s - SETTLE_S
+        settled = 0 <= ended_s < now_s - self._settle_s
         return self.error is not None or settled or now_s > self._given_up_s
 
     def end(self) -> timeline.Fault | None:
@@ -238,8 +240,9 @@ class DrillRun:
         drill = self._drill
         if drill.fault is None:
             return None
-        at_s = drill.fault_at
-        return _Act(drill.fault, scene, after_s if at_s is None else at_s * self._settings.stretch)
+        at_s = after_s if drill.fault_at is None else drill.fault_at * self._settings.stretch
+        settle_s = RECOVER_S if "recovers" in drill.objectives else SETTLE_S
+        return _Act(drill.fault, scene, at_s, settle_s)
 
     def _steps(self) -> list[tuple[float, float, float]]:
         stretch = self._settings.stretch
