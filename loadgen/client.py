@@ -26,7 +26,8 @@ _OPTIONS = (
 )
 # A retry inside the library would hide from the figures.
 _NO_RETRY = (("grpc.enable_retries", 0),)
-# What a client is told to do (AIP-194): UNAVAILABLE alone is tried again.
+# What a client is told to do: UNAVAILABLE (AIP-194), and CANCELLED, by which gRPC's server ends
+# what it has not begun when it closes, are tried again.
 _RETRY = (
     ("grpc.enable_retries", 1),
     (
@@ -41,7 +42,7 @@ _RETRY = (
                             "initialBackoff": "0.1s",
                             "maxBackoff": "1s",
                             "backoffMultiplier": 2,
-                            "retryableStatusCodes": ["UNAVAILABLE"],
+                            "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                         },
                     }
                 ]
@@ -62,7 +63,8 @@ def connect(
 ) -> Iterator[list[grpc.Channel]]:
     """Open connections and wait until each is ready; close them at the end.
 
-    With ``retry`` a call that gets UNAVAILABLE is repeated up to four times, and its time goes on.
+    With ``retry`` a call that gets UNAVAILABLE or CANCELLED is repeated up to four times, and its
+    time goes on.
     Raises TargetUnreachableError after ``timeout_s``, ValueError for a number out of range.
     """
     if not 1 <= connections <= CONNECTIONS_MAX:

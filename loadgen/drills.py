@@ -36,7 +36,8 @@ class Drill:
     """A row. The fault begins ``fault_at`` s (quick) after the start, or after the load if None.
 
     It lasts ``hold_s`` (quick) where it can be chosen. With ``retry``, the client repeats calls
-    that got UNAVAILABLE, as it is told to. ``modes`` are those that have what it is done to.
+    that got UNAVAILABLE or CANCELLED, as it is told to. ``modes`` are those that have what it is
+    done to.
     """
 
     name: str

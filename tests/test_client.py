@@ -62,6 +62,8 @@ class Scripted:
                 time.sleep(2.5)
             elif reason == "BARE":
                 context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no hint")
+            elif reason == "CLOSING":
+                context.abort(grpc.StatusCode.CANCELLED, "as gRPC does by itself")
             else:
                 abort(context, ServiceError(reason))
         outcome = decision_pb2.OUTCOME_APPROVE
@@ -118,9 +120,9 @@ Call = Callable[..., decision_pb2.Assessment]
 
 @BOTH
 def test_unavailable_is_tried_again_under_one_request_id(call: Call, scripted: Any) -> None:
-    script, target = scripted("DRAINING", "LOG_UNAVAILABLE")
+    script, target = scripted("DRAINING", "CLOSING", "LOG_UNAVAILABLE")
     assert call(target, PATIENT).outcome == decision_pb2.OUTCOME_APPROVE
-    assert len(script.asked) == 3
+    assert len(script.asked) == 4
     [request_id] = {each.transaction.request_id for each in script.asked}
     assert len(request_id) == 36
 
