@@ -148,7 +148,7 @@ DRILLS: Final[dict[str, Drill]] = {
               faults.kill("fold-0"), modes=_SHARED),
         Drill("rebalance", "a split and a fold hang until others have their partitions", HALF,
               (*_UNHARMED, "whole_again"), "when all answers are full again",
-              until_full(faults.pause("split-0", "fold-0")), 2.0, 9.0, modes=_SHARED),
+              until_full(faults.pause("split-0", "fold-0")), 2.0, 10.0, modes=_SHARED),
         Drill("states", "states are made again from Kafka, beside those in use", (Phase(4, 0.5),),
               ("no_failure", "same_states"), "when each byte was compared",
               state_faults.compare_states, None, modes=_SHARED),

@@ -74,7 +74,7 @@ class Servers:
     def kafka_url(self, prefix: str) -> str:
         """Return what `--kafka` is given."""
         counts = f"event_partitions={PARTITIONS}&entity_partitions={PARTITIONS}&replication=3"
-        times = "session_ms=6000&request_ms=4000&transaction_ms=6000"
+        times = "session_ms=4000&request_ms=4000&transaction_ms=6000"
         return f"kafka://{self._told()['kafka']}/{prefix}?{counts}&{times}"
 
     def store_url(self, prefix: str) -> str:

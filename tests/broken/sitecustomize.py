@@ -1,6 +1,7 @@
-"""Breaks every fold that is started with this folder on PYTHONPATH: its writes have no fence.
+"""Breaks every fold that is started with this folder on PYTHONPATH: its fence comes too late.
 
-It also takes its time before a write, so that one that is stopped has most likely a write to make
+States are written, and only then it is asked whether another has taken the partition over. It
+also takes its time before a write, so that one that is stopped has most likely a write to make
 when it goes on. Whoever starts the roles does not know of it.
 """
 
@@ -13,7 +14,7 @@ from itertools import chain
 
 if "fold" in sys.orig_argv:
     from featurizer.folder import FoldLane
-    from featurizer.redis_partition import Partition
+    from featurizer.redis_partition import OtherLabel, Partition
 
     _write = FoldLane._write
 
@@ -23,11 +24,13 @@ if "fold" in sys.orig_argv:
         _write(self, changed, offset)
 
     def write_unfenced(
-        self: Partition, _before: bytes, pairs: Sequence[tuple[bytes, bytes]], after: bytes
+        self: Partition, before: bytes, pairs: Sequence[tuple[bytes, bytes]], after: bytes
     ) -> None:
-        """Set values and label, whoever has the partition now."""
-        sets = [(b"MSET", *chain.from_iterable(chunk)) for chunk in self.chunks(pairs)]
-        self.ask_all([*sets, (b"SET", self.names.label, after)])
+        """Set values, whoever has the partition now."""
+        self.ask_all([(b"MSET", *chain.from_iterable(chunk)) for chunk in self.chunks(pairs)])
+        if (found := self.label()) != before:
+            raise OtherLabel(found)
+        self.ask(b"SET", self.names.label, after)
 
     FoldLane._write = write_late  # type: ignore[method-assign]
     Partition.write = write_unfenced  # type: ignore[method-assign, assignment]
