@@ -119,7 +119,8 @@ def comparison(result: Result, before: Mapping[str, Any] | None) -> str:
 _COLUMNS: tuple[tuple[str, str], ...] = (
     ("calls", "calls"), ("shed", "shed"), ("failed", "failed"), ("p50_ms", "p50, ms"),
     ("p99_ms", "p99, ms"), ("in_time_accepted", "in time"), ("full_share", "full rung"),
-    ("fault_s", "fault, s"), ("recovery_s", "recovery, s"), ("machine_load", "machine's load"),
+    ("fault_s", "fault, s"), ("recovery_s", "recovery, s"), ("whole_s", "whole, s"),
+    ("machine_load", "machine's load"),
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ SHORT = RunSettings(stretch=0.2, seed=5, calibrate_s=1.0)
 MEASURED_ELSEWHERE = {
     "lost", "knee", "wrong_status", "different", "memory_mib_per_minute", "descriptors_grown",
     "labels_failed", "fault_s", "recovery_s", "card_numbers", "controls",
-    "states_different",
+    "states_different", "whole_s",
 }  # fmt: skip
 
 

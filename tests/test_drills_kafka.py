@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ def awaiting(tmp_path: Path, host: Host) -> Iterator[str]:
         roles = {f"kafka-{n}": {"state": "ready", "pid": pid, "restarts": 0} for n in (1, 2, 3)}
         (tmp_path / "roles.json").write_text(json.dumps(roles))
         log = Awaited(host.open_log(), settings)
+        host.now_ms = time.time_ns() // 1_000_000 + 600_000
         try:
             with serving(host.scorer(log), wait_ms_max=25.0) as (server, _):
                 yield f"127.0.0.1:{server.port}"

@@ -33,4 +33,4 @@ if "fold" in sys.orig_argv:
         self.ask(b"SET", self.names.label, after)
 
     FoldLane._write = write_late  # type: ignore[method-assign]
-    Partition.write = write_unfenced  # type: ignore[method-assign, assignment]
+    Partition.write = write_unfenced  # type: ignore[method-assign]
