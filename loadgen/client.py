@@ -74,10 +74,19 @@ def connect(
     try:
         for channel in channels:
             _wait_until_ready(channel, target, timeout_s)
+            channel.subscribe(_watched, try_to_connect=True)
         yield channels
     finally:
         for channel in channels:
             channel.close()
+
+
+def _watched(_: grpc.ChannelConnectivity) -> None:
+    """Do nothing: that a channel is watched has grpc look at its socket all the time.
+
+    Else only calls do, and those that fail at once do not: a connection under way then goes on
+    when grpc looks by itself, each 5 s, and calls fail until then though the server is back.
+    """
 
 
 def _wait_until_ready(channel: grpc.Channel, target: str, timeout_s: float) -> None:
