@@ -7,6 +7,7 @@ import re
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from fraudsvc.console.sign_in import Tries
 from tests.conftest import read_all, until
 from tests.consoles import Client, Place, console, path_of
 
+IDLE_S = 0.5
 TEST_CARD = "4111 1111 1111 1111"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -140,14 +141,37 @@ def test_every_link_leads_somewhere(path: Path) -> None:
             assert anchor in {title.lower().replace(" ", "-") for title in titles}, target
 
 
+# One process for all commands of a module: what each imports is imported once.
+_HELPS = """
+import contextlib, io, json, runpy, sys
+helps = {}
+module, *commands = sys.argv[1:]
+for command in commands:
+    sys.argv, said = [module, command, "--help"], io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    helps[command] = said.getvalue()
+print(json.dumps(helps))
+"""
+
+
 @cache
-def help_of(module: str, command: str) -> str:
+def helps_of(module: str) -> dict[str, str]:
+    """Return what each command in the documents says of itself; "" for one that is not known."""
+    named = sorted({command for each, command, _ in commands() if each == module})
     done = subprocess.run(
-        [sys.executable, "-m", module, command, "--help"],
+        [sys.executable, "-c", _HELPS, module, *named],
         check=False, cwd=ROOT, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S,
     )  # fmt: skip
-    assert done.returncode == 0, f"python -m {module} {command}: {done.stderr}"
-    return done.stdout
+    assert done.returncode == 0, f"python -m {module} --help: {done.stderr}"
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def help_of(module: str, command: str) -> str:
+    said = helps_of(module).get(command, "")
+    assert said.startswith("usage:"), f"python -m {module} {command} --help: nothing"
+    return said
 
 
 @cache

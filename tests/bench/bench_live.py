@@ -15,16 +15,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fraud.v1 import fraud_service_pb2 as pb
-from fraud.v1 import label_pb2, model_event_pb2
+from fraud.v1 import label_pb2, model_event_pb2, transaction_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from featurizer.adapters import open_log
 from featurizer.eventlog import Topic
 from featurizer.features import SCHEMA_VERSION
 from fraudsvc.models_command import ModelsOptions, run_models
+from tests.bench.bench_score import live_requests, prepare
 from tests.bench.claims import claim
-from tests.bench.serving import CLIENT_CPU, SERVER_CPU, make_bundle, started
-from tests.conftest import Connected, Payments, connected, score_patiently
-from tests.live_loop import APPROVE, attack
+from tests.bench.serving import CLIENT_CPU, SERVER_CPU, started
+from tests.conftest import Connected, connected, score_patiently
+from tests.live_loop import APPROVE
 from trainer.bundle import load_content, write_bundle
 from trainer.shelf import Shelf
 from trainer.thresholds import Thresholds
@@ -42,9 +44,10 @@ class Seen:
     """When each model version was first in an answer, by the monotonic clock."""
 
     client: Connected
-    payments: Payments = field(default_factory=Payments)
+    live: Iterator[pb.ScoreRequest]  # a world's payments, in their order
     first: dict[str, float] = field(default_factory=dict)
     last: str = ""
+    now: Timestamp = field(default_factory=Timestamp)  # of the last payment
     stop: threading.Event = field(default_factory=threading.Event)
 
     def send(self) -> None:
@@ -54,22 +57,35 @@ class Seen:
 
     def score(self, number: int | None = None) -> tuple[str, int]:
         """Score a payment, or one of the attack; return its id and the outcome."""
-        made = self.payments.one() if number is None else attack(self.payments, number)
-        told = score_patiently(self.client, pb.ScoreRequest(transaction=made))
+        request = next(self.live)
+        if number is not None:
+            _attack(request.transaction, number)
+        told = score_patiently(self.client, request)
         self.first.setdefault(told.model_version, time.monotonic())
-        self.last = told.model_version
-        return made.transaction_id, told.outcome
+        self.last, self.now = told.model_version, request.transaction.event_time
+        return request.transaction.transaction_id, told.outcome
 
     def report(self, ids: list[str]) -> None:
         """Report payments as fraud, by two analysts in turn."""
-        labels = []
-        for number, each in enumerate(ids):
-            label = self.payments.label(each)
-            label.verdict = label_pb2.VERDICT_FRAUD
-            label.source = label_pb2.LABEL_SOURCE_ANALYST
-            label.reporter = f"analyst-{number % 2}"
-            labels.append(label)
+        labels = [
+            label_pb2.Label(
+                transaction_id=each, verdict=label_pb2.VERDICT_FRAUD, label_time=self.now,
+                source=label_pb2.LABEL_SOURCE_ANALYST, reporter=f"analyst-{number % 2}",
+            )
+            for number, each in enumerate(ids)
+        ]  # fmt: skip
         self.client.stub.ReportLabels(pb.ReportLabelsRequest(labels=labels), timeout=CALL_S)
+
+
+def _attack(payment: transaction_pb2.Transaction, number: int) -> None:
+    """Make of a payment one of a kind that the world has none of: by customers nobody knows."""
+    payment.customer_id = f"mule-{number}"
+    payment.card.token = f"mule-card-{number}"
+    payment.amount_minor = 2_600 + number
+    payment.channel = transaction_pb2.CHANNEL_ECOMMERCE
+    payment.cvv_result = transaction_pb2.CVV_RESULT_MATCH
+    for each in ("terminal_id", "device_id", "email", "position", "account_created_time"):
+        payment.ClearField(each)
 
 
 @contextlib.contextmanager
@@ -144,9 +160,9 @@ def rows() -> list[dict[str, object]]:
     """Return one row per claim."""
     with tempfile.TemporaryDirectory() as directory:
         where = Path(directory)
-        make_bundle(where)
+        live_ms = prepare(where)
         with _roles(where) as client:
-            seen = Seen(client)
+            seen = Seen(client, iter(live_requests(where / "world.parquet", live_ms)))
             for _ in range(TRAFFIC):
                 seen.score()
             attacks = [seen.score(number) for number in range(FRAUDS)]
