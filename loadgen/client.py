@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 
 import grpc
 from fraud.v1 import fraud_service_pb2
 
 CONNECTIONS_MAX = 256
+_WATCH_S = 0.3  # a little more than grpc's thread takes to see that a channel is watched no more
 _OPTIONS = (
     # Without it, channels to one address share one connection.
     ("grpc.use_local_subchannel_pool", 1),
@@ -76,6 +78,9 @@ def connect(
             _wait_until_ready(channel, target, timeout_s)
             channel.subscribe(_watched, try_to_connect=True)
         yield channels
+        for channel in channels:
+            channel.unsubscribe(_watched)
+        time.sleep(_WATCH_S)
     finally:
         for channel in channels:
             channel.close()

@@ -76,16 +76,6 @@ def open_channels(target: str, count: int, tls: Tls | None, *, aio: bool) -> Tur
     return Turns([module.secure_channel(target, credentials, options) for _ in range(count)])
 
 
-def watch(channels: Sequence[grpc.Channel]) -> None:
-    """Have grpc look at the connections all the time, by a thread each.
-
-    Else only calls do, and those that fail at once do not: a connection under way then goes on
-    when grpc looks by itself, each 5 s, and calls fail until then though the server is back.
-    """
-    for channel in channels:
-        channel.subscribe(lambda _: None)
-
-
 class Method(NamedTuple):
     """A method of the contract: its path, and how its answer is read."""
 

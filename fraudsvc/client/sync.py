@@ -32,7 +32,6 @@ from fraudsvc.client.channels import (
     check_token,
     metadata_of,
     open_channels,
-    watch,
 )
 
 
@@ -57,7 +56,6 @@ class FraudClient:
         self._fallback = fallback
         self._token = token
         self._turns = open_channels(target, self._settings.channels, tls, aio=False)
-        watch(self._turns.channels)
 
     def connect(self, timeout_s: float) -> bool:
         """Open all connections, so that no first call pays for it; return whether all are there."""
