@@ -27,6 +27,7 @@ from tests.servers import need
 from tests.test_drills import SHORT, missed, run
 
 BROKEN = Path(__file__).with_name("broken")
+pytestmark = pytest.mark.timeout(900)  # on a machine that was just set up every kernel is compiled
 
 
 def options(names: Sequence[str], folder: Path, trained: Trained, settings: RunSettings) -> Any:
@@ -40,7 +41,7 @@ def options(names: Sequence[str], folder: Path, trained: Trained, settings: RunS
 def test_a_host_with_kafka_and_redis_keeps_its_promises_though_both_are_harmed(
     tmp_path: Path, trained: Trained
 ) -> None:
-    names = ("redis-kill", "kafka-leader", "fold-kill", "states", "card-number")
+    names = ("redis-kill", "kafka-leader", "states", "card-number")
     found = run(options(names, tmp_path, trained, SHORT))
     assert found.keys() == set(names)
     for result in found.values():
