@@ -27,8 +27,9 @@ from fraudsvc.scorer import Scorer
 from fraudsvc.tail import local_tail
 from trainer.bundle import Bundle
 from trainer.calibration import Calibration
-from trainer.model import Model, Trees
+from trainer.model import Model
 from trainer.thresholds import Thresholds
+from trainer.trees import Trees
 
 CALLS = 200
 DEADLINE_NS = 60_000_000_000

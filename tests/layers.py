@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.expert import CELLS, DISCRIMINANTS, KNOTS, Expert
-from trainer.model import Trees
+from trainer.trees import Trees
 
 
 def random_trees(random: np.random.Generator, width: int, count: int, scale: float = 1.0) -> Trees:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.layers import plain_boost, plain_trees, random_expert, random_rows, random_trees
 from trainer.expert import EXPERT_FEATURES_MAX, ExpertError, check_expert, evaluate_expert
-from trainer.model import Model, ModelError
+from trainer.model import Model
+from trainer.trees import ModelError
 
 WIDTH = 30
 

@@ -58,6 +58,7 @@ CLIENTS: dict[str, tuple[str, ...]] = {
     "itsdangerous": ("fraudsvc/console/sign_in.py",),
     "jinja2": ("fraudsvc/console/pages.py",),
     "joserfc": ("fraudsvc/callers/tokens.py", "fraudsvc/console/oidc.py"),
+    "llvmlite": ("trainer/prefetch.py",),
     "lmdb": ("featurizer/store_lmdb.py",),
     # Sending by its SDK, and taking, for which its messages are enough.
     "opentelemetry": ("featurizer/otlp.py", "fraudsvc/console/otlp_receiver.py"),
@@ -159,6 +160,7 @@ PURE = (
     "trainer/linear.py",
     "trainer/metrics.py",
     "trainer/model.py",
+    "trainer/trees.py",
     "trainer/protocol.py",
     "trainer/renew.py",
     "trainer/reporters.py",

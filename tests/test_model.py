@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from tests.trainer_world import fit, make_features, trees_of
 from trainer.contributions import tree_contributions
 from trainer.export import trees_from_json
-from trainer.model import DEPTH_MAX, Model, ModelError, Trees, score
+from trainer.model import Model, score
+from trainer.trees import DEPTH_MAX, ModelError, Trees
 
 SEED = 11
 WIDTH = 7

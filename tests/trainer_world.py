@@ -14,8 +14,8 @@ from catboost import CatBoostClassifier
 from numpy.typing import NDArray
 
 from trainer.export import trees_from_json
-from trainer.model import Trees
 from trainer.train import Settings
+from trainer.trees import Trees
 from trainer.vectors import Vectors
 
 DAY_MS = 86_400_000

@@ -38,9 +38,10 @@ from trainer.bundle_files import (
 )
 from trainer.calibration import Calibration, CalibrationError
 from trainer.expert import Expert
-from trainer.model import Model, ModelError, PackedTrees, Trees
+from trainer.model import Model, PackedTrees
 from trainer.signing import SIGNATURE_BYTES, SigningError, sign, verify
 from trainer.thresholds import Thresholds
+from trainer.trees import ModelError, Trees
 
 __all__ = [
     "FILES",

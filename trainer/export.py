@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.model import ModelError, Trees, check_trees
+from trainer.trees import ModelError, Trees, check_trees
 
 # "AsIs": no NaN was seen in training; the comparison puts it below every border all the same.
 _NAN_BELOW = ("AsFalse", "AsIs")

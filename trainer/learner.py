@@ -22,13 +22,14 @@ from trainer.few_shot import ExpertSettings, fit_expert
 from trainer.joins import Joins, JoinSettings
 from trainer.labelled import ANALYST, FAST, Joined, Refusal, stacked
 from trainer.lessons import Lessons
-from trainer.model import Model, Trees
+from trainer.model import Model
 from trainer.reading import Read
 from trainer.renew import Recent, renew
 from trainer.residual import ResidualRows, ResidualSettings, fit_residual
 from trainer.thresholds import Budget
 from trainer.traffic import ROWS_MIN, Sample, prepare_traffic
 from trainer.train import TrainingError
+from trainer.trees import Trees
 
 
 @dataclass(frozen=True, slots=True)

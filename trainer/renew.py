@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from trainer.bundle import CHECK_ROWS_MAX, Content
 from trainer.calibration import Calibration
 from trainer.expert import Expert, evaluate_expert
-from trainer.model import Model, Trees
+from trainer.model import Model
 from trainer.thresholds import Budget, thresholds_within
+from trainer.trees import Trees
 
 SHIFT_MAX = 3.0  # log-odds
 SHIFT_DOUBT = 10.0  # frauds

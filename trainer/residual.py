@@ -13,8 +13,9 @@ import numpy as np
 from catboost import CatBoostClassifier, CatBoostError, Pool
 from numpy.typing import NDArray
 
-from trainer.model import Model, ModelError, Trees
+from trainer.model import Model
 from trainer.train import TrainingError, export_trees
+from trainer.trees import ModelError, Trees
 
 TREES_MAX = 40
 DEPTH_MAX = 6

@@ -26,8 +26,9 @@ from trainer.eprocess import Evidence, Trial
 from trainer.gates import Gate
 from trainer.labelled import FAST, Joined
 from trainer.linear import Inputs, Linear
-from trainer.model import Model, Trees
+from trainer.model import Model
 from trainer.thresholds import Budget, thresholds_within
+from trainer.trees import Trees
 
 LINEAR, FOREST = "linear", "forest"
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.linear import Linear
-from trainer.model import Trees
+from trainer.trees import Trees
 
 _DEPTH = 6
 _TREES = 2

@@ -29,9 +29,9 @@ from trainer.bundle import (
 from trainer.canary import CanarySettings, Slice, slice_of
 from trainer.gates import Gate, GateSettings, alerts, judge
 from trainer.labelled import Joined
-from trainer.model import ModelError
 from trainer.shelf import Shelf, read_canary
 from trainer.telling import ALARMED, CANARY, PROMOTED, REFUSED, ROLLED_BACK, Teller
+from trainer.trees import ModelError
 from trainer.watch import BundleWatch, WatchSettings
 
 _log = logging.getLogger(__name__)

@@ -23,8 +23,9 @@ from trainer.bundle import Content
 from trainer.calibration import fit_calibration
 from trainer.evaluate import report
 from trainer.export import trees_from_json
-from trainer.model import DEPTH_MAX, TREES_MAX, Model, ModelError, Trees
+from trainer.model import Model
 from trainer.thresholds import Costs, choose_thresholds
+from trainer.trees import DEPTH_MAX, TREES_MAX, ModelError, Trees
 from trainer.vectors import Vectors
 
 # Called with the number of trees done and the number asked for.

@@ -23,11 +23,12 @@ from trainer.bundle import Bundle, Content, load_bundle, write_bundle
 from trainer.calibration import Calibration
 from trainer.expert import EXPERT_FEATURES_MAX
 from trainer.few_shot import ExpertSettings, fit_expert
-from trainer.model import Model, Trees, score
+from trainer.model import Model, score
 from trainer.residual import ResidualRows, ResidualSettings, fit_residual
 from trainer.signing import create_key, public_path
 from trainer.thresholds import Thresholds
 from trainer.traffic import prepare_traffic
+from trainer.trees import Trees
 
 FEATURES, TRAFFIC, FRAUDS = 432, 5_000, 30
 BASE_TREES, RESIDUAL_TREES, DEPTH = 300, 40, 6
