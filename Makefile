@@ -62,7 +62,8 @@ adaptation: setup ## how fast a new attack is caught, beside other systems; ARGS
 	@$(PY) -m tests.adaptation $(ARGS)
 
 drills: setup ## load and faults against every role, a verdict each; ARGS="--json out.json"
-	@$(PY) -m loadgen drill all --quick --report build/drills.html $(ARGS)
+	@mkdir -p build
+	@$(PY) -m loadgen drill all --quick --mode both --report build/drills.html $(ARGS)
 
 torture: setup ## kill things under traffic and check the log; ARGS="--rounds 8 --store redis"
 	@$(PY) -m tests.torture $(ARGS)

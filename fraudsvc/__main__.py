@@ -9,6 +9,7 @@ import logging
 import logging.handlers
 import os
 import queue
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -121,7 +122,7 @@ def _up(args: argparse.Namespace) -> int:
         UpOptions(
             data=args.data, address=args.address, workers=args.workers, pin=args.pin,
             policy=args.policy, serve_arguments=extra, console=args.console,
-            environment=os.environ,
+            environment=os.environ, kafka=args.kafka, store=args.store, stages=args.stages,
         )
     )  # fmt: skip
 
@@ -166,6 +167,9 @@ def _add_up(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--pin", action="store_true")
     parser.add_argument("--max-age-days", type=int, default=90)
     parser.add_argument("--budget-ms", type=float, default=50.0)
+    parser.add_argument("--kafka", default="", help="URL of Kafka: one of several hosts; --store")
+    parser.add_argument("--store", default="", help="URL of the shared states, with --kafka")
+    parser.add_argument("--stages", type=int, default=1, help="splits and folds, with --kafka")
     parser.set_defaults(run=_up)
 
 
@@ -334,6 +338,8 @@ def main() -> int:
     add_client(commands, os.environ)
     _add_look_back(commands)
     args = parser.parse_args()
+    # A dump of a process would hold what callers have just sent; what it starts has none either.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         if "text" in args:
             print(args.text(args))

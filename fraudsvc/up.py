@@ -1,4 +1,4 @@
-"""All roles on one machine, with no server to install: what embedded mode is.
+"""All roles on one machine: embedded mode, or one host of several with the stages they share.
 
 Owns which roles there are and where each keeps its files. Must not know what a role does.
 """
@@ -24,7 +24,12 @@ _STYLES = {State.READY: "green", State.WAITING: "red", State.STOPPED: "dim"}
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """Where the data is and how many scorers share the port."""
+    """Where the data is and how many scorers share the port.
+
+    With ``kafka`` and ``store``, the URLs of a cluster and of shared states, the machine is one of
+    several hosts: a relay ships its journal, and ``stages`` splits and as many folds run here.
+    Raises ValueError for one of the two URLs alone.
+    """
 
     data: Path
     address: str
@@ -34,6 +39,22 @@ class UpOptions:
     serve_arguments: Sequence[str] = ()
     console: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    kafka: str = ""
+    store: str = ""
+    stages: int = 1
+
+    def __post_init__(self) -> None:
+        if bool(self.kafka) != bool(self.store):
+            raise ValueError("Kafka and shared states come together: --kafka and --store")
+
+    @property
+    def places(self) -> list[str]:
+        """The flags that say where log and states are."""
+        data = self.data
+        if not self.kafka:
+            return ["--log", f"file://{data}/log", "--store", f"lmdb://{data}/store"]
+        index = ["--index", f"lmdb://{data}/index"]
+        return ["--log", f"file://{data}/log", *index, "--store", self.store]
 
     @property
     def otlp(self) -> str:
@@ -93,57 +114,73 @@ class StatusFile:
 
 
 def roles(options: UpOptions) -> list[Role]:
-    """Return the roles of embedded mode."""
-    data = options.data
-    places = ["--log", f"file://{data}/log", "--store", f"lmdb://{data}/store"]
-    featurizer_ready = data / "featurizer.ready"
-    found = [
-        Role(
-            "featurizer",
-            [
-                sys.executable,
-                "-m",
-                "featurizer",
-                "run",
-                *places,
-                "--ready-file",
-                str(featurizer_ready),
-            ],
-            environment=options.telling,
-            ready_file=featurizer_ready,
-        )
-    ]
+    """Return the roles of this machine."""
+    found = _shared_stages(options) if options.kafka else [_stage(options, "featurizer", "run")]
+    found += _scorers(options)
+    if (options.data / "key").exists():  # without the private key nobody can sign what is learnt
+        found.append(_trainer(options))
+    return [*found, _console(options)] if options.console else found
+
+
+def _stage(options: UpOptions, name: str, command: str, *more: str) -> Role:
+    """Return a role of the featurizer's."""
+    ready = options.data / f"{name}.ready"
+    places = more or options.places
+    argv = [sys.executable, "-m", "featurizer", command, *places, "--ready-file", str(ready)]
+    return Role(name, argv, options.telling, ready_file=ready)
+
+
+def _shared_stages(options: UpOptions) -> list[Role]:
+    """Return what moves records between hosts; a split or a fold keeps its name, so its share."""
+    kafka, data = ("--kafka", options.kafka), options.data
+    journal = ("--log", f"file://{data}/log", "--index", f"lmdb://{data}/index")
+    found = [_stage(options, "relay", "relay", *kafka, *journal)]
+    for number in range(options.stages):
+        split, fold = f"split-{number}", f"fold-{number}"
+        store = ("--store", options.store)
+        found += [
+            _stage(options, split, "split", *kafka, "--instance", split),
+            _stage(options, fold, "fold", *kafka, *store, "--instance", fold),
+        ]
+    return found
+
+
+def _scorers(options: UpOptions) -> list[Role]:
+    data, found = options.data, []
     for i, cpus in enumerate(cpu_flags(options.workers, options.pin)):
         ready = data / f"serve-{i}.ready"
         argv = [
-            sys.executable, "-m", "fraudsvc", "serve", *places, "--address", options.address,
-            "--policy", options.policy, "--bundle", str(data / "bundle"),
-            "--public-key", str(data / "key.pub"), "--ready-file", str(ready), "--reflection",
-            *cpus, *options.serve_arguments,
+            sys.executable, "-m", "fraudsvc", "serve", *options.places,
+            "--address", options.address, "--policy", options.policy,
+            "--bundle", str(data / "bundle"), "--public-key", str(data / "key.pub"),
+            "--ready-file", str(ready), "--reflection", *cpus, *options.serve_arguments,
         ]  # fmt: skip
         found.append(Role(f"serve-{i}", argv, options.telling, ready_file=ready))
-    if (data / "key").exists():  # without the private key nobody can sign what is learnt
-        ready = data / "trainer.ready"
-        argv = [
-            sys.executable, "-m", "trainer", "run", "--log", f"file://{data}/log",
-            "--bundle", str(data / "bundle"), "--key", str(data / "key"),
-            "--public-key", str(data / "key.pub"), "--ready-file", str(ready),
-        ]  # fmt: skip
-        found.append(Role("trainer", argv, options.telling, ready_file=ready))
-    return found + _console(options, places) if options.console else found
+    return found
 
 
-def _console(options: UpOptions, places: list[str]) -> list[Role]:
+def _trainer(options: UpOptions) -> Role:
+    data = options.data
+    ready = data / "trainer.ready"
+    argv = [
+        sys.executable, "-m", "trainer", "run", "--log", f"file://{data}/log",
+        "--bundle", str(data / "bundle"), "--key", str(data / "key"),
+        "--public-key", str(data / "key.pub"), "--ready-file", str(ready),
+    ]  # fmt: skip
+    return Role("trainer", argv, options.telling, ready_file=ready)
+
+
+def _console(options: UpOptions) -> Role:
     """Return the console. A collector that the environment names is its own: it passes on to it."""
     data, ready = options.data, options.data / "console.ready"
     argv = [
-        sys.executable, "-m", "fraudsvc", "console", *places,
+        sys.executable, "-m", "fraudsvc", "console", *options.places,
         "--read-model", f"sqlite:///{data}/readmodel.sqlite", "--http", options.console,
         "--otlp", options.otlp, "--ready-file", str(ready), "--data", str(data),
         "--scorer", options.address, "--policy", options.policy,
     ]  # fmt: skip
     folder = {"FRAUD_METRICS": options.telling["FRAUD_METRICS"]}
-    return [Role("console", argv, folder, ready_file=ready)]
+    return Role("console", argv, folder, ready_file=ready)
 
 
 def up(options: UpOptions) -> int:

@@ -33,8 +33,8 @@ from loadgen.drill_page import page
 from loadgen.drill_run import Progress as DrillProgress
 from loadgen.drill_run import Result, RunSettings
 from loadgen.drill_runs import add_runs, last_run
-from loadgen.drills import DRILLS, STRETCH
-from loadgen.drills_report import list_table, live, result_view, summary_table
+from loadgen.drills import DRILLS, MODES, STRETCH
+from loadgen.drills_report import list_table, live, markdown, result_view, summary_table
 from loadgen.driver import Driver, DriveSettings, Prepared, prepare
 from loadgen.history import HistoryWriter
 from loadgen.replay import Replayer, ReplaySettings
@@ -224,7 +224,8 @@ def _run_drill(args: argparse.Namespace, console: Console) -> int:
         return 0
     settings = RunSettings(1.0 if args.quick else STRETCH, args.seed)
     options = DrillOptions(
-        chosen(args.name), args.home, settings, args.target or "", args.data,
+        chosen(args.name), args.home, settings,
+        MODES if args.mode == "both" else (args.mode,), args.target or "", args.data,
         tuple(args.bundle), args.key,
     )  # fmt: skip
     gc.collect()
@@ -241,10 +242,10 @@ def _run_drill(args: argparse.Namespace, console: Console) -> int:
                 shown.update(live(progress), refresh=True)
 
         for result in Session(options, on_progress, console.print).results():
-            before = last_run(kept, result.drill.name, args.quick)
-            console.print(result_view(result, before))
+            found = _drill_facts(result, time_text, args)
+            console.print(result_view(result, last_run(kept, found)))
             results.append(result)
-            add_runs(kept, [_drill_facts(result, time_text, args)])
+            add_runs(kept, [found])
     console.print(summary_table(results))
     return _report_drills(results, time_text, args)
 
@@ -261,8 +262,9 @@ def _report_drills(results: Sequence[Result], time_text: str, args: argparse.Nam
              "cores": str(os.cpu_count())}  # fmt: skip
     runs = [_drill_facts(result, time_text, args) for result in results]
     _write_json(args.json, {**facts, "passed": passed, "drills": runs})
-    if args.report is not None:
-        args.report.write_text(page(results, facts))
+    for report in args.report:
+        write = markdown if report.suffix == ".md" else page
+        report.write_text(write(results, facts))
     return 0 if passed else FAILED
 
 
@@ -334,9 +336,15 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
 def _add_drill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="of a drill; or all, or list")
     parser.add_argument("--quick", action="store_true", help="a sixth of the time")
+    parser.add_argument(
+        "--mode", choices=(*MODES, "both"), default="embedded", help="what is started"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the results there, - for standard output")
-    parser.add_argument("--report", type=Path, metavar="HTML", help="write a page with plots there")
+    parser.add_argument(
+        "--report", type=Path, action="append", default=[], metavar="FILE",
+        help="write a page with plots there, or a table where its name ends in .md",
+    )  # fmt: skip
     parser.add_argument("--target", metavar="HOST:PORT", help="a service that runs; start none")
     parser.add_argument("--data", type=Path, help="its data folder, for faults of its roles")
     parser.add_argument(

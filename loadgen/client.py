@@ -7,24 +7,29 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 
 import grpc
 from fraud.v1 import fraud_service_pb2
 
 CONNECTIONS_MAX = 256
+_WATCH_S = 0.3  # a little more than grpc's thread takes to see that a channel is watched no more
 _OPTIONS = (
     # Without it, channels to one address share one connection.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
     # The usual pause of a second after a failed connection would hide how soon a server is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Despite its name, how long one attempt may take, greeting and TLS included: a server that is
+    # far or busy would never be reached with less.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
 # A retry inside the library would hide from the figures.
 _NO_RETRY = (("grpc.enable_retries", 0),)
-# What a client is told to do (AIP-194): UNAVAILABLE alone is tried again.
+# What a client is told to do: UNAVAILABLE (AIP-194), and CANCELLED, by which gRPC's server ends
+# what it has not begun when it closes, are tried again.
 _RETRY = (
     ("grpc.enable_retries", 1),
     (
@@ -39,7 +44,7 @@ _RETRY = (
                             "initialBackoff": "0.1s",
                             "maxBackoff": "1s",
                             "backoffMultiplier": 2,
-                            "retryableStatusCodes": ["UNAVAILABLE"],
+                            "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                         },
                     }
                 ]
@@ -60,7 +65,8 @@ def connect(
 ) -> Iterator[list[grpc.Channel]]:
     """Open connections and wait until each is ready; close them at the end.
 
-    With ``retry`` a call that gets UNAVAILABLE is repeated up to four times, and its time goes on.
+    With ``retry`` a call that gets UNAVAILABLE or CANCELLED is repeated up to four times, and its
+    time goes on.
     Raises TargetUnreachableError after ``timeout_s``, ValueError for a number out of range.
     """
     if not 1 <= connections <= CONNECTIONS_MAX:
@@ -70,10 +76,22 @@ def connect(
     try:
         for channel in channels:
             _wait_until_ready(channel, target, timeout_s)
+            channel.subscribe(_watched, try_to_connect=True)
         yield channels
+        for channel in channels:
+            channel.unsubscribe(_watched)
+        time.sleep(_WATCH_S)
     finally:
         for channel in channels:
             channel.close()
+
+
+def _watched(_: grpc.ChannelConnectivity) -> None:
+    """Do nothing: that a channel is watched has grpc look at its socket all the time.
+
+    Else only calls do, and those that fail at once do not: a connection under way then goes on
+    when grpc looks by itself, each 5 s, and calls fail until then though the server is back.
+    """
 
 
 def _wait_until_ready(channel: grpc.Channel, target: str, timeout_s: float) -> None:
@@ -117,4 +135,11 @@ def report_labels_method(
         f"/{_SERVICE}/ReportLabels",
         request_serializer=fraud_service_pb2.ReportLabelsRequest.SerializeToString,
         response_deserializer=fraud_service_pb2.ReportLabelsResponse.FromString,
+    )
+
+
+def bytes_method(channel: grpc.Channel, name: str) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
+    """Return a method of that name, from bytes to bytes."""
+    return channel.unary_unary(
+        f"/{_SERVICE}/{name}", request_serializer=None, response_deserializer=None
     )

@@ -6,6 +6,7 @@ drill does.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 import tempfile
@@ -14,11 +15,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loadgen.drill_run import DrillRun, Progress, Result, RunSettings, calibrate
-from loadgen.drills import DRILLS, Drill
+from loadgen.drills import DRILLS, Drill, Mode
 from loadgen.driver import Prepared, prepare
 from loadgen.objectives import Objective, load_objectives
 from loadgen.rows import table_rows
-from loadgen.system import Models, Plan, RoleError, System, UnfitError, make_models
+from loadgen.servers import Servers
+from loadgen.system import (
+    START_S,
+    Models,
+    Plan,
+    RoleError,
+    System,
+    UnfitError,
+    make_models,
+    wait_for,
+)
 from loadgen.world import World, WorldSettings
 
 PREPARED = 20_000
@@ -28,7 +39,8 @@ PREPARED = 20_000
 class DrillOptions:
     """What to run and against what.
 
-    With ``target`` the system is somebody else's: nothing is started, and faults need ``data``,
+    ``modes`` are run one after another; a drill that has no such mode is left out of it. With
+    ``target`` the system is somebody else's: nothing is started, and faults need ``data``,
     its data folder on this machine. ``home`` keeps models and runs between commands; ``bundles``
     and ``key`` are used instead of models of its own.
     """
@@ -36,6 +48,7 @@ class DrillOptions:
     names: tuple[str, ...]
     home: Path
     run: RunSettings = field(default_factory=RunSettings)
+    modes: tuple[Mode, ...] = ("embedded",)
     target: str = ""
     data: Path | None = None
     bundles: tuple[Path, ...] = ()
@@ -76,8 +89,12 @@ class Session:
             yield from self._against(System(options.data, address=options.target), drills)
             return
         models = self._models()
-        for plan in dict.fromkeys(drill.plan for drill in drills):
-            yield from self._embedded(plan, models, [d for d in drills if d.plan == plan])
+        for mode in options.modes:
+            fit = [drill for drill in drills if mode in drill.modes]
+            with _folder() as folder, self._servers(mode, folder / "servers") as servers:
+                for plan in dict.fromkeys(drill.plan for drill in fit):
+                    of_plan = [drill for drill in fit if drill.plan == plan]
+                    yield from self._started(plan, models, servers, of_plan)
 
     def _models(self) -> Models:
         options = self._options
@@ -86,21 +103,38 @@ class Session:
         self._on_step("models: made once, kept for later runs")
         return make_models(options.home / f"models-{options.run.seed}", options.run.seed)
 
-    def _embedded(self, plan: Plan, models: Models, drills: Sequence[Drill]) -> Iterator[Result]:
-        folder = Path(tempfile.mkdtemp(prefix="fraud-drill-"))
-        system = System(folder / "data", plan)
+    @contextlib.contextmanager
+    def _servers(self, mode: Mode, folder: Path) -> Iterator[Servers | None]:
+        if mode == "embedded":
+            yield None
+            return
+        self._on_step("starting Kafka and Redis")
+        servers = Servers(folder)
         try:
-            self._on_step(f"starting {plan}")
-            try:
-                system.prepare(models)
-                system.start()
-            except UnfitError as error:
-                yield from (_skipped(drill, str(error)) for drill in drills)
-                return
-            yield from self._against(system, drills)
+            servers.start()
+            wait_for(lambda: servers.ready() or bool(servers.ended), "Kafka and Redis", START_S)
+            if servers.ended:
+                raise RoleError(f"no Kafka and Redis: {servers.ended}")
+            yield servers
         finally:
-            system.close()
-            shutil.rmtree(folder, ignore_errors=True)
+            servers.stop()
+
+    def _started(
+        self, plan: Plan, models: Models, servers: Servers | None, drills: Sequence[Drill]
+    ) -> Iterator[Result]:
+        with _folder() as folder:
+            system = System(folder / "data", plan, servers=servers)
+            try:
+                self._on_step(f"starting {plan}")
+                try:
+                    system.prepare(models)
+                    system.start()
+                except UnfitError as error:
+                    yield from (_skipped(drill, system, error) for drill in drills)
+                    return
+                yield from self._against(system, drills)
+            finally:
+                system.close()
 
     def _against(self, system: System, drills: Sequence[Drill]) -> Iterator[Result]:
         run = self._options.run
@@ -112,10 +146,19 @@ class Session:
                 made = DrillRun(drill, system, self._requests, capacity, run)
                 yield made.run(self._objectives, self._on_progress)
             except UnfitError as error:
-                yield _skipped(drill, str(error))
+                yield _skipped(drill, system, error)
             except RoleError as error:
                 raise RoleError(f"{drill.name}: {error}") from None
 
 
-def _skipped(drill: Drill, why: str) -> Result:
-    return Result(drill, 0.0, {}, [], [], skipped=why)
+def _skipped(drill: Drill, system: System, why: UnfitError) -> Result:
+    return Result(drill, system.mode, 0.0, {}, [], [], skipped=str(why))
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="fraud-drill-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

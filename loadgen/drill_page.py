@@ -33,7 +33,7 @@ def page(results: Sequence[Result], facts: Mapping[str, str]) -> str:
     ]
     script: bool | str = True  # plotly's own script, once, so that the page works offline
     for result in results:
-        parts.append(f"<h2 id='{result.drill.name}'>{html.escape(result.drill.name)}</h2>")
+        parts.append(f"<h2>{html.escape(result.title)}</h2>")
         parts.append(f"<p>{html.escape(result.drill.what)}</p>")
         if result.skipped:
             parts.append(f"<p>Skipped: {html.escape(result.skipped)}</p>")

@@ -35,7 +35,8 @@ DEADLINE_S: Final = 5.0
 CONNECT_S: Final = 30.0
 CONNECTIONS: Final = 4
 CALIBRATE_IN_FLIGHT: Final = 4
-SETTLE_S: Final = 7.0  # after a fault: to recover in 5 s, and to show it for 2
+SETTLE_S: Final = 2.0  # after a fault
+RECOVER_S: Final = 7.0  # after one that is felt: to recover in 5 s, and to show it for 2
 FAULT_S_MAX: Final = 300.0
 RATE_MIN: Final = 5.0
 READ_BACK_MAX: Final = 20_000
@@ -69,9 +70,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a drill found. ``skipped`` says why it was not run; then there are no verdicts."""
+    """What a drill found. ``skipped`` says why it was not run; then there are no verdicts.
+
+    ``mode`` is what it was run against, "target" for somebody else's service.
+    """
 
     drill: Drill
+    mode: str
     capacity_per_s: float
     figures: dict[str, float]
     verdicts: list[Verdict]
@@ -81,6 +86,11 @@ class Result:
     skipped: str = ""
 
     @property
+    def title(self) -> str:
+        """The drill, and against what."""
+        return f"{self.drill.name} ({self.mode})"
+
+    @property
     def passed(self) -> bool:
         """Whether every objective was met."""
         return all(verdict.met for verdict in self.verdicts)
@@ -88,7 +98,8 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """Return the result without its windows as plain values."""
         return {
-            "drill": self.drill.name, "skipped": self.skipped, "passed": self.passed,
+            "drill": self.drill.name, "mode": self.mode,
+            "skipped": self.skipped, "passed": self.passed,
             "capacity_per_s": self.capacity_per_s,
             "statuses": self.statuses,
             "verdicts": [verdict.to_json() for verdict in self.verdicts],
@@ -113,8 +124,9 @@ def calibrate(target: str, requests: Sequence[Prepared], seconds: float) -> floa
 class _Act:
     """The drill's fault in a thread of its own, and what came of it."""
 
-    def __init__(self, fault: Fault, scene: Scene, at_s: float) -> None:
+    def __init__(self, fault: Fault, scene: Scene, at_s: float, settle_s: float) -> None:
         self._fault, self.scene, self._at_s = fault, scene, at_s
+        self._settle_s = settle_s
         self.figures: dict[str, float] = {}
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run)
@@ -133,7 +145,7 @@ class _Act:
     def over(self) -> bool:
         """Whether it has ended, and the service had time to settle."""
         now_s, ended_s = self.scene.clock(), self.scene.ended_s
-        settled = 0 <= ended_s < now_s - SETTLE_S
+        settled = 0 <= ended_s < now_s - self._settle_s
         return self.error is not None or settled or now_s > self._given_up_s
 
     def end(self) -> timeline.Fault | None:
@@ -215,6 +227,7 @@ class DrillRun:
         verdicts = judge([objectives[name] for name in drill.asked], figures)
         return Result(
             drill,
+            self._system.mode,
             self._capacity,
             figures,
             verdicts,
@@ -227,8 +240,9 @@ class DrillRun:
         drill = self._drill
         if drill.fault is None:
             return None
-        at_s = drill.fault_at
-        return _Act(drill.fault, scene, after_s if at_s is None else at_s * self._settings.stretch)
+        at_s = after_s if drill.fault_at is None else drill.fault_at * self._settings.stretch
+        settle_s = RECOVER_S if "recovers" in drill.objectives else SETTLE_S
+        return _Act(drill.fault, scene, at_s, settle_s)
 
     def _steps(self) -> list[tuple[float, float, float]]:
         stretch = self._settings.stretch

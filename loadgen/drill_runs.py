@@ -6,23 +6,25 @@ Owns that file. Must not know what a figure means.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+_KIND: Final = ("drill", "mode", "quick")
 
 
-def last_run(path: Path, drill: str, quick: bool) -> dict[str, Any] | None:
-    """Return the newest run of the drill at that length, None where there is none."""
+def last_run(path: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the newest run of the same drill, mode and length, None where there is none."""
     if not path.exists():
         return None
     found = None
     for line in path.read_text().splitlines():
         try:
-            run = json.loads(line)
+            earlier = json.loads(line)
         except ValueError:
             continue  # a run that was cut off while it wrote
-        if run["drill"] == drill and run["quick"] == quick and not run["skipped"]:
-            found = run
+        if not earlier["skipped"] and all(earlier.get(name) == run[name] for name in _KIND):
+            found = earlier
     return found
 
 

@@ -8,13 +8,18 @@ drill is run or shown.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
-from loadgen import faults
+from loadgen import faults, state_faults
+from loadgen.card_numbers import card_number
 from loadgen.faults import Fault
+from loadgen.state_faults import until_full
 from loadgen.system import Plan
 
 STRETCH: Final = 6.0
+# Everything on one machine; or as one of several hosts, with Kafka and Redis.
+Mode = Literal["embedded", "kafka"]
+MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 _USUAL: Final = Plan()
 ALWAYS: Final = ("something_answered", "nothing_lost")
 
@@ -31,7 +36,8 @@ class Drill:
     """A row. The fault begins ``fault_at`` s (quick) after the start, or after the load if None.
 
     It lasts ``hold_s`` (quick) where it can be chosen. With ``retry``, the client repeats calls
-    that got UNAVAILABLE, as it is told to.
+    that got UNAVAILABLE or CANCELLED, as it is told to. ``modes`` are those that have what it is
+    done to.
     """
 
     name: str
@@ -44,6 +50,7 @@ class Drill:
     hold_s: float = 3.0
     retry: bool = False
     plan: Plan = _USUAL
+    modes: tuple[Mode, ...] = MODES
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -57,6 +64,11 @@ _UNHARMED: Final = ("no_failure", "in_time")
 _PRESSED: Final = ("no_failure", "no_timeout", "in_time_overload")
 _OVERLOADED: Final = ("sheds", "sheds_quickly", *_PRESSED)
 _BACK: Final = ("no_failure_outside", "recovers")
+# What has no part in an answer is away: nothing but the age of states may show it.
+_UNFELT: Final = (*_UNHARMED, "fresh_without", "back_again")
+_BROKERS: Final = ("kafka-1", "kafka-2", "kafka-3")
+_HERE: Final[tuple[Mode, ...]] = ("embedded",)
+_SHARED: Final[tuple[Mode, ...]] = ("kafka",)
 
 DRILLS: Final[dict[str, Drill]] = {
     drill.name: drill
@@ -80,12 +92,13 @@ DRILLS: Final[dict[str, Drill]] = {
         Drill("scorer-kill", "kill -9 of the scorer", (Phase(20, 0.5),), (*_BACK, "back_again"),
               "when up has started another", faults.kill("serve-0")),
         Drill("featurizer-kill", "kill -9 of the featurizer", HALF,
-              (*_UNHARMED, "fresh_without", "back_again"), "when up has started another",
-              faults.kill("featurizer")),
+              _UNFELT, "when up has started another", faults.kill("featurizer"), modes=_HERE),
         Drill("trainer-kill", "kill -9 of the trainer", HALF, (*_UNHARMED, "fresh", "back_again"),
-              "when up has started another", faults.kill("trainer"), plan=Plan(trainer=True)),
+              "when up has started another", faults.kill("trainer"), plan=Plan(trainer=True),
+              modes=_HERE),
         Drill("zombie", "the featurizer hangs, and goes on later", HALF,
-              (*_UNHARMED, "fresh_without"), "when it goes on", faults.pause("featurizer")),
+              (*_UNHARMED, "fresh_without"), "when it goes on", faults.pause("featurizer"),
+              modes=_HERE),
         Drill("disk-full", "the log's disk is full to the last byte", HALF, ("refuses", *_BACK),
               "when there is room again", faults.fill_disk, plan=Plan(log_disk_mib=192)),
         Drill("poison", "calls that must be refused, among good ones", HALF,
@@ -101,10 +114,46 @@ DRILLS: Final[dict[str, Drill]] = {
         Drill("label-flood", "labels of unknown payments, as fast as they are taken", HALF,
               (*_UNHARMED, "labels_taken"), "after its time", faults.label_flood, 2.0, 5.0),
         Drill("soak", "half the capacity for long; memory and descriptors are watched",
-              (Phase(20, 0.5),), (*_UNHARMED, "memory_flat", "descriptors_flat"),
-              "after its time", faults.watch, 0.0, 19.0),
+              (Phase(15, 0.5),), (*_UNHARMED, "memory_flat", "descriptors_flat"),
+              "after its time", faults.watch, 0.0, 14.0),
         Drill("rebuild", "the store is deleted and made again from the log", (Phase(4, 0.5),),
               ("no_failure", "same_answers"), "when the probes are answered alike",
-              faults.rebuild, None),
+              state_faults.rebuild, None),
+        Drill("redis-kill", "kill -9 of Redis, which comes back empty", HALF,
+              (*_UNHARMED, "says_so", "whole_again"), "when all answers are full again",
+              until_full(faults.kill("redis")), modes=_SHARED),
+        Drill("redis-hang", "Redis takes connections and answers nothing", HALF,
+              (*_UNHARMED, "says_so", "whole_again"), "when all answers are full again",
+              until_full(faults.pause("redis")), modes=_SHARED),
+        Drill("redis-slow", "Redis runs a fifth of the time", HALF,
+              (*_UNHARMED, "says_so", "whole_again"), "when all answers are full again",
+              until_full(state_faults.slow("redis")), modes=_SHARED),
+        Drill("redis-flush", "Redis forgets all", HALF, (*_UNHARMED, "says_so", "whole_again"),
+              "when all answers are full again", until_full(state_faults.flush),
+              modes=_SHARED),
+        Drill("kafka-slow", "brokers run a fifth of the time", HALF, (*_UNHARMED, "whole_again"),
+              "when all answers are full again", until_full(state_faults.slow(*_BROKERS)),
+              modes=_SHARED),
+        Drill("kafka-leader", "kill -9 of one of three brokers: others lead", HALF,
+              (*_UNHARMED, "whole_again"), "when all answers are full again",
+              until_full(faults.kill("kafka-1")), modes=_SHARED),
+        Drill("kafka-kill", "kill -9 of every broker", HALF, (*_UNHARMED, "whole_again"),
+              "when all answers are full again", until_full(faults.kill(*_BROKERS)),
+              modes=_SHARED),
+        Drill("relay-kill", "kill -9 of the relay", HALF, _UNFELT, "when up has started another",
+              faults.kill("relay"), modes=_SHARED),
+        Drill("split-kill", "kill -9 of a split", HALF, _UNFELT, "when up has started another",
+              faults.kill("split-0"), modes=_SHARED),
+        Drill("fold-kill", "kill -9 of a fold", HALF, _UNFELT, "when up has started another",
+              faults.kill("fold-0"), modes=_SHARED),
+        Drill("rebalance", "a split and a fold hang until others have their partitions", HALF,
+              (*_UNHARMED, "whole_again"), "when all answers are full again",
+              until_full(faults.pause("split-0", "fold-0")), 2.0, 10.0, modes=_SHARED),
+        Drill("states", "states are made again from Kafka, beside those in use", (Phase(4, 0.5),),
+              ("no_failure", "same_states"), "when each byte was compared",
+              state_faults.compare_states, None, modes=_SHARED),
+        Drill("card-number", "a card number in every field of every call; then a search for it",
+              (Phase(4, 0.5),), ("no_failure", "says_why", "found_nowhere", "search_finds"),
+              "when every file was searched", card_number, None),
     )
 }  # fmt: skip

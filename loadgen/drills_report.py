@@ -5,7 +5,7 @@ Owns what is printed. Must not know how a drill is run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -24,9 +24,10 @@ COMPARED = ("p50_ms", "p99_ms", "p999_ms", "in_time_accepted", "recovery_s", "ca
 
 def list_table(drills: Iterable[Drill]) -> Table:
     """Return the drills with what they do and ask."""
-    table = Table("drill", "what", "objectives", "ends")
+    table = Table("drill", "modes", "what", "objectives", "ends")
     for drill in drills:
-        table.add_row(drill.name, drill.what, ", ".join(drill.asked), drill.ends)
+        modes, asked = ", ".join(drill.modes), ", ".join(drill.asked)
+        table.add_row(drill.name, modes, drill.what, asked, drill.ends)
     return table
 
 
@@ -80,7 +81,7 @@ def verdict_mark(verdict: Verdict) -> str:
 
 def result_view(result: Result, before: Mapping[str, Any] | None) -> RenderableType:
     """Return the verdicts of a run, and how it compares with the last of its kind."""
-    name = result.drill.name
+    name = result.title
     if result.skipped:
         return Text(f"{name}: SKIPPED, {result.skipped}", style="yellow")
     table = Table("objective", "kind", "figure", "bound", "measured", "verdict", title=name)
@@ -115,11 +116,41 @@ def comparison(result: Result, before: Mapping[str, Any] | None) -> str:
     return f"since {before['time']}: " + ", ".join(moved)
 
 
+_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("calls", "calls"), ("shed", "shed"), ("failed", "failed"), ("p50_ms", "p50, ms"),
+    ("p99_ms", "p99, ms"), ("in_time_accepted", "in time"), ("full_share", "full rung"),
+    ("fault_s", "fault, s"), ("recovery_s", "recovery, s"), ("whole_s", "whole, s"),
+    ("machine_load", "machine's load"),
+)  # fmt: skip
+
+
+def markdown(results: Sequence[Result], facts: Mapping[str, str]) -> str:
+    """Return the verdicts and figures of a run as a page of one table."""
+    lines = ["# Drills", "", "This page is made by the command below; what drills are, and what is"
+             " asked: [site reliability engineer](users/reliability.md#drills).", ""]  # fmt: skip
+    lines += [f"- {name}: `{value}`" for name, value in facts.items()]
+    header = ["drill", "verdict", "missed", *(title for _, title in _COLUMNS)]
+    rows = [header, ["---"] * len(header), *(_markdown_row(result) for result in results)]
+    lines += ["", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_row(result: Result) -> list[str]:
+    figures = [
+        shown(result.figures[name]) if name in result.figures else "" for name, _ in _COLUMNS
+    ]
+    return [result.title, *_verdict(result), *figures]
+
+
+def _verdict(result: Result) -> tuple[str, str]:
+    missed = [v.objective.name for v in result.verdicts if not v.met]
+    word = "skipped" if result.skipped else "MISSED" if missed else "met"
+    return word, result.skipped or ", ".join(missed)
+
+
 def summary_table(results: Iterable[Result]) -> Table:
     """Return one line a drill."""
     table = Table("drill", "verdict", "missed")
     for result in results:
-        missed = [v.objective.name for v in result.verdicts if not v.met]
-        word = "skipped" if result.skipped else "MISSED" if missed else "met"
-        table.add_row(result.drill.name, word, result.skipped or ", ".join(missed))
+        table.add_row(result.title, *_verdict(result))
     return table

@@ -18,12 +18,11 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import numpy as np
-from fraud.v1 import decision_pb2, fraud_service_pb2, label_pb2, transaction_pb2
-from google.protobuf.timestamp_pb2 import Timestamp
+from fraud.v1 import fraud_service_pb2, label_pb2, transaction_pb2
 
 from loadgen.client import report_labels_method, score_method
 from loadgen.rows import timestamp
@@ -32,9 +31,8 @@ from loadgen.system import System, UnfitError, signal_process
 CALL_S: Final = 5.0
 FILL_STEP: Final = 1 << 20
 LABELS: Final = 200  # a report of the flood
-SWAP_S: Final = 0.25
+SWAP_LOOK_S: Final = 0.1
 SAMPLE_S: Final = 0.5
-SETTLE_S: Final = 60.0
 PAUSE_S: Final = 0.02
 _SHED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -70,33 +68,43 @@ Figures = dict[str, float]
 Fault = Callable[[Scene], Figures]
 
 
-def kill(role: str) -> Fault:
-    """Return a fault that kills a role; it ends when `up` has the role ready again."""
+def kill(*roles: str) -> Fault:
+    """Return a fault that kills roles at once; it ends when all of them are ready again."""
 
     def run(scene: Scene) -> Figures:
-        pid = scene.system.pid(role)
+        pids = {role: scene.system.pid(role) for role in roles}
         with scene.lasting():
-            signal_process(pid, signal.SIGKILL)
-            scene.system.wait_for_another(role, pid)
-        return {"killed": 1.0}
+            for pid in pids.values():
+                signal_process(pid, signal.SIGKILL)
+            for role, pid in pids.items():
+                scene.system.wait_for_another(role, pid)
+        return {"killed": float(len(roles))}
 
     return run
 
 
-def pause(role: str) -> Fault:
-    """Return a fault that stops a role, and lets it go on where it was: a zombie."""
+def pause(*roles: str) -> Fault:
+    """Return a fault that stops roles, and lets them go on where they were: zombies."""
 
     def run(scene: Scene) -> Figures:
-        pid = scene.system.pid(role)
-        with scene.lasting():
-            signal_process(pid, signal.SIGSTOP)
-            try:
-                scene.stop.wait(scene.hold_s)
-            finally:
-                signal_process(pid, signal.SIGCONT)
+        pids = [scene.system.pid(role) for role in roles]
+        with scene.lasting(), stopped(pids):
+            scene.stop.wait(scene.hold_s)
         return {}
 
     return run
+
+
+@contextlib.contextmanager
+def stopped(pids: Sequence[int]) -> Iterator[None]:
+    """Keep processes from running; whatever happens, they go on afterwards."""
+    for pid in pids:
+        signal_process(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            signal_process(pid, signal.SIGCONT)
 
 
 def fill_disk(scene: Scene) -> Figures:
@@ -209,17 +217,32 @@ def _serve(link: Path, model: Path) -> None:
 
 
 def swap_models(scene: Scene) -> Figures:
-    """Serve the two models in turn, as fast as scorers look."""
+    """Serve the two models in turn, each as soon as the other was seen to answer."""
     link, models = _models(scene)
     before = link.resolve()
     swaps = 0
     with scene.lasting():
         end_s = scene.clock() + scene.hold_s
-        while scene.clock() < end_s and not scene.stop.wait(SWAP_S):
-            swaps += 1
-            _serve(link, models[swaps % len(models)])
+        answers = _model_that_answers(scene)
+        while scene.clock() < end_s and not scene.stop.is_set():
+            _serve(link, models[(swaps + 1) % len(models)])
+            while scene.clock() < end_s and not scene.stop.wait(SWAP_LOOK_S):
+                if (now := _model_that_answers(scene)) not in ("", answers):
+                    swaps, answers = swaps + 1, now
+                    break
         _serve(link, before)
     return {"swaps": float(swaps)}
+
+
+def _model_that_answers(scene: Scene) -> str:
+    """Return the model of an answer that nobody keeps, nothing where there is no answer."""
+    request = fraud_service_pb2.ScoreRequest.FromString(_transaction())
+    request.validate_only = True
+    try:
+        answer = score_method(scene.channel)(request.SerializeToString(), timeout=CALL_S)
+    except grpc.RpcError:
+        return ""
+    return answer.assessment.model_version
 
 
 def _flip(path: Path) -> None:
@@ -330,65 +353,3 @@ def _anonymous_mib(pid: int) -> float:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1024
     return 0.0
-
-
-def rebuild(scene: Scene) -> Figures:
-    """Stop all, delete the store, start again: the same payments must get the same answers.
-
-    Where the answers do not settle, no figure is taken, and what asks for it is missed.
-    """
-    if not scene.system.owned:
-        raise UnfitError("the roles are another's, and cannot be stopped here")
-    # In the past and the same for both, as the answers depend on it.
-    event = timestamp(time.time_ns() // 1_000_000 - 1_000)
-    before = _settled_answers(scene, event)
-    with scene.lasting():
-        scene.system.stop()
-        shutil.rmtree(scene.system.folder / "store")
-        scene.system.start()
-    after = _settled_answers(scene, event)
-    if not before or not after:
-        return {}
-    different = sum(a != b for a, b in zip(before, after, strict=True))
-    return {"probes": float(len(before)), "different": float(different)}
-
-
-def _settled_answers(scene: Scene, event: Timestamp) -> list[bytes]:
-    """Return the answers to the probes once two rounds are the same; none where they never are."""
-    method = score_method(scene.channel)
-    end_s = time.monotonic() + SETTLE_S
-    last: list[bytes] = []
-    while time.monotonic() < end_s:
-        answers = [
-            _full_answer(method, probe, number, event, end_s)
-            for number, probe in enumerate(scene.probes)
-        ]
-        if answers == last and all(answers):
-            return answers
-        last = answers
-    return []
-
-
-def _full_answer(
-    method: Callable[..., Any], probe: bytes, number: int, event: Timestamp, end_s: float
-) -> bytes:
-    """Return what a probe's answer rests on, asked until it is on the full rung; else nothing."""
-    made = transaction_pb2.Transaction.FromString(probe)
-    made.transaction_id = f"drill_probe_{number}"
-    made.event_time.CopyFrom(event)
-    while time.monotonic() < end_s:
-        made.request_id = str(uuid.uuid4())
-        request = fraud_service_pb2.ScoreRequest(transaction=made, validate_only=True)
-        try:
-            response = method(request.SerializeToString(), timeout=CALL_S, wait_for_ready=True)
-        except grpc.RpcError:
-            time.sleep(PAUSE_S)
-            continue
-        found = response.assessment
-        if found.rung == decision_pb2.RUNG_FULL:
-            kept = decision_pb2.Assessment(
-                outcome=found.outcome, score=found.score, reasons=found.reasons
-            )
-            return kept.SerializeToString(deterministic=True)
-        time.sleep(PAUSE_S)
-    return b""

@@ -1,6 +1,6 @@
-"""The system under drill: every role of embedded mode as processes, by their public commands.
+"""The system under drill: every role of a machine as processes, by their public commands.
 
-Owns the processes that a drill starts, where their files are, and how a role's pid is known
+Owns the roles that a drill starts, where their files are, and how a role's pid is known
 (`roles.json`, which `fraudsvc up` keeps). Must not know what is done to them, nor why.
 """
 
@@ -14,13 +14,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from loadgen.servers import Servers
+
 START_S: Final = 300.0  # the first start on a machine compiles every kernel
 STOP_S: Final = 30.0
+STAGES: Final = 2  # splits and folds, so that another can take over
 _POLL_S = 0.05
 
 
@@ -75,18 +78,28 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float) -> None:
 class System:
     """`fraudsvc up` in a folder. With ``address`` given it is somebody else's, and is left alone.
 
-    ``data`` of a foreign system may be None: then nothing can be done to its processes.
+    ``data`` of a foreign system may be None: then nothing can be done to its processes. With
+    ``servers``, which run already, it is one host of several: Kafka's topics and the states
+    begin with the name of the folder that holds ``data``.
     """
 
     data: Path | None
     plan: Plan = field(default_factory=Plan)
     address: str = ""
+    servers: Servers | None = None
     _process: subprocess.Popen[bytes] | None = None
 
     @property
     def owned(self) -> bool:
         """Whether it was started here."""
         return self._process is not None
+
+    @property
+    def mode(self) -> str:
+        """What it is: a mode of a drill's, or "target" where it is somebody else's."""
+        if not self.owned:
+            return "target"
+        return "embedded" if self.servers is None else "kafka"
 
     @property
     def folder(self) -> Path:
@@ -116,6 +129,7 @@ class System:
         command = [
             sys.executable, "-m", "fraudsvc", "up", "--data", str(self.folder),
             "--address", self.address, "--workers", str(self.plan.workers),
+            "--console", f"127.0.0.1:{free_port()}", *self._shared(),
         ]  # fmt: skip
         with (self.folder.parent / f"{self.folder.name}.out").open("ab") as output:
             self._process = subprocess.Popen(
@@ -123,11 +137,30 @@ class System:
             )
         wait_for(self.all_ready, "the roles to start", START_S)
 
+    def _shared(self) -> list[str]:
+        """Make the topics where there are servers; return the flags that say where those are."""
+        if self.servers is None:
+            return []
+        kafka, store = self._urls()
+        _run("featurizer", "topics", "--kafka", kafka)
+        return ["--kafka", kafka, "--store", store, "--stages", str(STAGES)]
+
+    def _urls(self) -> tuple[str, str]:
+        if self.servers is None:
+            raise UnfitError("the states are not shared, or where they are is not known")
+        prefix = self.folder.parent.name
+        return self.servers.kafka_url(prefix), self.servers.store_url(prefix)
+
+    def compare_states(self) -> str:
+        """Return what `featurizer rebuild` says of the states. Raises RoleError where it fails."""
+        kafka, store = self._urls()
+        return _run("featurizer", "rebuild", "--kafka", kafka, "--store", store, statuses=(0, 1))
+
     def stop(self) -> None:
         """Stop what was started here."""
         if self._process is None:
             return
-        for pid in self.pids(self.roles()):
+        for pid in self.pids(self._own_roles()):
             signal_process(pid, signal.SIGCONT)
         self._process.send_signal(signal.SIGTERM)
         try:
@@ -144,7 +177,10 @@ class System:
             _tool("umount", "--lazy", str(self.data / "log"))
 
     def roles(self) -> dict[str, dict[str, Any]]:
-        """Return what `up` says of each role; nothing before it says anything."""
+        """Return what is said of each role, and of each server; nothing before anything is."""
+        return self._own_roles() | (self.servers.roles() if self.servers is not None else {})
+
+    def _own_roles(self) -> dict[str, dict[str, Any]]:
         try:
             found: dict[str, dict[str, Any]] = json.loads((self.folder / "roles.json").read_text())
         except (FileNotFoundError, UnfitError):
@@ -156,7 +192,7 @@ class System:
         if self._process is not None and self._process.poll() is not None:
             said = (self.folder.parent / f"{self.folder.name}.out").read_text(errors="replace")
             raise RoleError(f"up ended with {self._process.returncode}: {said[-2000:]}")
-        roles = self.roles()
+        roles = self._own_roles()
         return len(roles) > self.plan.workers and all(
             role["state"] == "ready" for role in roles.values()
         )
@@ -181,6 +217,8 @@ class System:
         """Wait until the role is ready as another process. Raises RoleError."""
 
         def is_back() -> bool:
+            if self.servers is not None and self.servers.ended:
+                raise RoleError(f"the servers ended: {self.servers.ended}")
             role = self.roles().get(name, {})
             return role.get("state") == "ready" and role.get("pid") != pid
 
@@ -226,8 +264,10 @@ def make_models(home: Path, seed: int) -> Models:
     return models
 
 
-def _run(module: str, *arguments: str) -> None:
+def _run(module: str, *arguments: str, statuses: Sequence[int] = (0,)) -> str:
+    """Return what a command of this repository prints. Raises RoleError for another status."""
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=START_S * 4)
-    if done.returncode:
+    if done.returncode not in statuses:
         raise RoleError(f"python -m {module} {arguments[0]}: {done.stderr[-2000:]}")
+    return done.stdout

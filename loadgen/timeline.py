@@ -178,6 +178,7 @@ def figures(calls: Sequence[Call], fault: Fault | None) -> dict[str, float]:
         "in_time_all": _share(calls),
         "accepted_share": accepted / len(calls) if calls else 1.0,
         "full_share": sum(c.rung == "FULL" for c in ok) / len(ok) if ok else 1.0,
+        "degraded": float(sum(c.rung != "FULL" for c in ok)),
         "models": float(len({c.model for c in ok if c.model})),  # none answered by rules alone
         "shed_p99_ms": _point_ms(refusals, 99),
     }

@@ -8,7 +8,11 @@ what a test does with a server; one that breaks a server starts its own.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -37,3 +41,36 @@ def kafka_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaClu
 def prefix_fixture() -> str:
     """What the names of this test's topics begin with, so that no other test sees them."""
     return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@contextlib.contextmanager
+def slow_to_greet(port: int, seconds: float) -> Iterator[str]:
+    """Yield the address of a door to a server, whose every connection is let in so much later."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+
+        def let_in(client: socket.socket) -> None:
+            time.sleep(seconds)
+            with client, socket.create_connection(("127.0.0.1", port)) as server:
+                back = threading.Thread(target=_pass_on, args=(server, client), daemon=True)
+                back.start()
+                _pass_on(client, server)
+                back.join()
+
+        def open_door() -> None:
+            with contextlib.suppress(OSError):  # closed
+                while True:
+                    client, _ = door.accept()
+                    threading.Thread(target=let_in, args=(client,), daemon=True).start()
+
+        threading.Thread(target=open_door, daemon=True).start()
+        yield f"127.0.0.1:{door.getsockname()[1]}"
+        door.shutdown(socket.SHUT_RDWR)
+
+
+def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+    for each in (source, target):
+        with contextlib.suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import errno
+import json
 import os
-import struct
+import resource
+import shutil
+import signal
 import subprocess
 import sys
 import urllib.parse
@@ -22,7 +24,6 @@ import grpc
 import pytest
 from fraud.v1 import dead_letter_pb2, label_pb2, transaction_pb2
 from fraud.v1 import fraud_service_pb2 as pb
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp_pb
 
@@ -33,53 +34,13 @@ from fraudsvc.dead_letters_local import LocalDeadLetters
 from fraudsvc.policy import DEFAULT_POLICY
 from fraudsvc.server import SERVICE
 from fraudsvc.up import UpOptions
+from loadgen.card_numbers import CONTROL, GROUPS, NUMBER, forms, holders, texts
 from tests.conftest import START_S, Connected, connected, free_port, process, until
 from tests.consoles import Client, Place
+from tests.test_readmodel import postgres
 
-NUMBER = "4111111111111111"
-GROUPS = "4111-1111-1111-1111"
-CONTROL = "control-7f3a9c"  # goes in as a customer, and must be found
 SECRET = "sixteen-bytes-ok"  # noqa: S105 - of this test, and in no file or output afterwards
 TIMEOUT_S = 20.0
-
-
-def forms() -> list[bytes]:
-    """Return what the number may look like in a file."""
-    text = NUMBER.encode()
-    found = [text, GROUPS.encode(), GROUPS.replace("-", " ").encode(), text.hex().encode()]
-    for shift in range(3):  # Base64 depends on where a text begins
-        coded = base64.b64encode(b"\0" * shift + text).rstrip(b"=")
-        found.append(coded[(shift * 8 + 5) // 6 : -1])
-    return [*found, struct.pack("<q", int(NUMBER))]
-
-
-def holders(folder: Path, wanted: list[bytes]) -> dict[str, bytes]:
-    """Return the files of a folder that hold one of some texts, and what stands around it."""
-    found = {}
-    for path in folder.rglob("*"):
-        data = written(path) if path.is_file() else b""
-        at = max(data.find(form) for form in wanted)
-        if at >= 0:
-            found[str(path)] = data[max(0, at - 200) : at + 40]
-    return found
-
-
-def written(path: Path) -> bytes:
-    """Return what a file holds, without the holes of a map that is larger than its content."""
-    parts, at = [], 0
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        while True:
-            at = os.lseek(descriptor, at, os.SEEK_DATA)
-            stop = os.lseek(descriptor, at, os.SEEK_HOLE)
-            parts.append(os.pread(descriptor, stop - at, at))
-            at = stop
-    except OSError as error:
-        if error.errno != errno.ENXIO:  # no more data
-            raise
-    finally:
-        os.close(descriptor)
-    return b"".join(parts)
 
 
 def varint(number: int) -> bytes:
@@ -90,15 +51,6 @@ def varint(number: int) -> bytes:
 def with_unknown_field(message: Message, text: str) -> bytes:
     """Return a message's bytes with a text field of a number that no schema has."""
     return message.SerializeToString() + varint(999 << 3 | 2) + varint(len(text)) + text.encode()
-
-
-def texts(message: Message) -> Iterator[tuple[Message, Any]]:
-    """Yield every text field of a message, and of those in it, which are made for that."""
-    for field in message.DESCRIPTOR.fields:
-        if field.type == FieldDescriptor.TYPE_STRING:
-            yield message, field
-        elif field.name in ("card", "merchant", "email"):
-            yield from texts(getattr(message, field.name))
 
 
 def payment(**more: Any) -> transaction_pb2.Transaction:
@@ -253,6 +205,51 @@ def otlp_of(data: Path) -> str:
     return UpOptions(data, "", 1, False, "").otlp
 
 
+@pytest.fixture
+def dumps_allowed() -> Iterator[None]:
+    """Let processes that are started here dump what they hold, unless they say otherwise."""
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_CORE, before)
+
+
+def dump_of(pid: int) -> None:
+    """Let a role die as by a bug in native code, and see that the system may keep no dump of it."""
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    core = next(line for line in limits.splitlines() if line.startswith("Max core file size"))
+    assert core.split()[4:6] == ["0", "0"]
+    os.kill(pid, signal.SIGABRT)
+
+
+def rows_in_postgres(folder: Path, data: Path) -> bytes:
+    """Let a console fill PostgreSQL from the same log; return all rows of all tables."""
+    with postgres(folder) as url:
+        http = free_port()
+        with process(
+            folder / "pg-output", "fraudsvc", "console", "--log", f"file://{data}/log",
+            "--store", f"lmdb://{data}/store", "--read-model", url, "--data", str(data),
+            "--http", f"127.0.0.1:{http}",
+        ):  # fmt: skip
+            place = Place(data, http)
+            until(lambda: CONTROL in _asked(place), "PostgreSQL's read model", START_S)
+        port = url.rpartition(":")[2].partition("/")[0]
+        dump = shutil.which("pg_dump") or "pg_dump"
+        done = subprocess.run(
+            [dump, "-h", "127.0.0.1", "-p", port, "-U", "fraud", "postgres"],
+            check=True, capture_output=True, timeout=START_S,
+        )  # fmt: skip
+    return done.stdout
+
+
+def _asked(place: Place) -> str:
+    try:
+        return str(place.get_json("/api/decisions"))
+    except OSError:  # not up yet
+        return ""
+
+
+@pytest.mark.usefixtures("dumps_allowed")
 @pytest.mark.timeout(900)  # on a machine that has just been set up every kernel is compiled
 def test_a_card_number_that_comes_in_is_found_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -277,6 +274,7 @@ def test_a_card_number_that_comes_in_is_found_nowhere(
         (data / "policy.toml").write_text(policy)
         until(lambda: CONTROL in str(place.get_json("/api/decisions")), "the read model", START_S)
         said += send_by_http(place)
+        dump_of(json.loads((data / "roles.json").read_text())["serve-0"]["pid"])
         metrics = Path("/dev/shm") / otlp_of(data).partition(":")[2]  # noqa: S108 - in memory
         counted = holders(metrics, forms()) if metrics.is_dir() else {}
         up.stop()  # a busy machine may have to be told twice
@@ -292,6 +290,10 @@ def test_a_card_number_that_comes_in_is_found_nowhere(
     found = holders(data, [CONTROL.encode()])
     assert any("/log/" in name for name in found)
     assert any("readmodel" in name for name in found)
+    said_by_postgres = rows_in_postgres(tmp_path, data)
+    assert CONTROL.encode() in said_by_postgres
+    assert not [form for form in forms() if form in said_by_postgres]
+    assert holders(tmp_path / "postgres", forms()) == {}
 
 
 def test_a_history_with_card_numbers_brings_none_onto_the_log(tmp_path: Path) -> None:

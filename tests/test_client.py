@@ -36,6 +36,7 @@ from fraudsvc.policy import DEFAULT_POLICY, load_policy
 from fraudsvc.practice import practise
 from fraudsvc.server import SERVICE
 from tests.conftest import Host, Payments, decisions, free_port, serving
+from tests.servers import slow_to_greet
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -61,6 +62,8 @@ class Scripted:
                 time.sleep(2.5)
             elif reason == "BARE":
                 context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no hint")
+            elif reason == "CLOSING":
+                context.abort(grpc.StatusCode.CANCELLED, "as gRPC does by itself")
             else:
                 abort(context, ServiceError(reason))
         outcome = decision_pb2.OUTCOME_APPROVE
@@ -117,9 +120,9 @@ Call = Callable[..., decision_pb2.Assessment]
 
 @BOTH
 def test_unavailable_is_tried_again_under_one_request_id(call: Call, scripted: Any) -> None:
-    script, target = scripted("DRAINING", "LOG_UNAVAILABLE")
+    script, target = scripted("DRAINING", "CLOSING", "LOG_UNAVAILABLE")
     assert call(target, PATIENT).outcome == decision_pb2.OUTCOME_APPROVE
-    assert len(script.asked) == 3
+    assert len(script.asked) == 4
     [request_id] = {each.transaction.request_id for each in script.asked}
     assert len(request_id) == 36
 
@@ -182,6 +185,12 @@ def test_nobody_at_the_target_is_no_answer(call: Call) -> None:
     settings = ClientSettings(deadline_ms=300.0)
     answer = call(f"127.0.0.1:{free_port()}", settings, fallback=review)
     assert answer.outcome == decision_pb2.OUTCOME_REVIEW
+
+
+def test_a_server_that_is_slow_to_greet_is_reached(scripted: Any) -> None:
+    _, target = scripted()
+    with slow_to_greet(int(target.rpartition(":")[2]), 2.0) as far, FraudClient(far) as client:
+        assert client.connect(30.0)
 
 
 def test_a_hint_beyond_the_deadline_is_not_waited_for(scripted: Any) -> None:

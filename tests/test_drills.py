@@ -30,7 +30,8 @@ from trainer.signing import public_path
 SHORT = RunSettings(stretch=0.2, seed=5, calibrate_s=1.0)
 MEASURED_ELSEWHERE = {
     "lost", "knee", "wrong_status", "different", "memory_mib_per_minute", "descriptors_grown",
-    "labels_failed", "fault_s", "recovery_s",
+    "labels_failed", "fault_s", "recovery_s", "card_numbers", "controls",
+    "states_different", "whole_s",
 }  # fmt: skip
 
 
@@ -90,10 +91,13 @@ def test_the_table_of_drills_in_the_documents_is_the_code() -> None:
     match = re.search(r"<!-- drills -->\n(.*?)<!-- /drills -->", path.read_text(), re.DOTALL)
     assert match is not None
     rows = [
-        (f"`{d.name}`", d.what, ", ".join(f"`{asked}`" for asked in d.objectives), d.ends)
+        (
+            f"`{d.name}`", ", ".join(d.modes), d.what,
+            ", ".join(f"`{asked}`" for asked in d.objectives), d.ends,
+        )
         for d in DRILLS.values()
-    ]
-    lines = [("drill", "what", "objectives", "ends"), ("---",) * 4, *rows]
+    ]  # fmt: skip
+    lines = [("drill", "modes", "what", "objectives", "ends"), ("---",) * 5, *rows]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     assert match[1] == text, f"put this between the marks in {path.name}:\n{text}"
 
@@ -157,15 +161,16 @@ def test_load_goes_on_until_the_fault_is_over() -> None:
 
 def test_a_run_is_compared_with_the_last_of_its_kind(tmp_path: Path) -> None:
     path = tmp_path / "kept" / "runs.jsonl"
-    run = {"drill": "steady", "quick": True, "skipped": "", "figures": {"p99_ms": 1.0}}
-    add_runs(path, [run, run | {"figures": {"p99_ms": 2.0}}, run | {"drill": "ramp"}])
+    run = {"drill": "steady", "mode": "kafka", "quick": True, "skipped": "", "figures": {"x": 1.0}}
+    add_runs(path, [run, run | {"figures": {"x": 2.0}}, run | {"drill": "ramp"}])
     add_runs(path, [run | {"quick": False}, run | {"skipped": "not root"}])
+    add_runs(path, [run | {"mode": "embedded"}])
     with path.open("a") as file:
         file.write('{"drill": "stea')
-    found = last_run(path, "steady", quick=True)
+    found = last_run(path, run)
     assert found is not None
-    assert found["figures"] == {"p99_ms": 2.0}
-    assert last_run(path, "herd", quick=True) is None
+    assert found["figures"] == {"x": 2.0}
+    assert last_run(path, run | {"drill": "herd"}) is None
 
 
 def test_the_status_of_roles_is_in_a_file_and_a_full_disk_ends_nothing(tmp_path: Path) -> None:
@@ -243,7 +248,7 @@ def test_drills_find_a_server_that_never_sheds_and_states_that_nobody_makes(
     tmp_path: Path, trained: Trained
 ) -> None:
     with unshed_and_unfed(tmp_path, trained) as target:
-        found = run(DrillOptions(("steady", "overload-5x"), tmp_path, SHORT, target))
+        found = run(DrillOptions(("steady", "overload-5x"), tmp_path, SHORT, target=target))
     assert "fresh" in missed(found["steady"])
     assert found["steady"].figures["full_share"] == 0
     assert "sheds" in missed(found["overload-5x"])

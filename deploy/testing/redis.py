@@ -81,6 +81,13 @@ class RedisServer:
         """Whether the process is there, stopped by a signal or not."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """The id of its process. Raises RuntimeError where there is none."""
+        if self._process is None or not self.running:
+            raise RuntimeError(f"redis-server on port {self.port} does not run")
+        return self._process.pid
+
     def start(self) -> None:
         """Start on the same port and wait until it answers. Raises RuntimeError."""
         if self.running:

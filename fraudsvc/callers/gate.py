@@ -7,7 +7,7 @@ not know what a method does.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -31,8 +31,11 @@ _BEARER = "bearer "
 class Context(Protocol):
     """What is asked of gRPC's context."""
 
+    def peer_identities(self) -> Iterable[bytes] | None:
+        """Return the alternative names of the connection's certificate, else its common name."""
+
     def auth_context(self) -> Mapping[str, Sequence[bytes]]:
-        """Return what the connection's certificate says."""
+        """Return all that the connection's certificate says, which takes seven times as long."""
 
     def invocation_metadata(self) -> Sequence[tuple[str, Any]]:
         """Return what came beside the request."""
@@ -90,15 +93,11 @@ class Gate:
             for key, value in context.invocation_metadata():
                 if key == "authorization":
                     return _by_token(callers, tokens, str(value))
-        proved = context.auth_context()
-        names = (*proved.get(SAN, ()), *proved.get(COMMON_NAME, ()))
-        if not names:
-            raise ServiceError("UNAUTHENTICATED")
-        for name in names:
+        for name in context.peer_identities() or ():
             caller = callers.by_name.get(name)
             if caller is not None:
                 return caller
-        raise ServiceError("NOT_ALLOWED")
+        return _by_any_name(callers, context.auth_context())
 
     def _load(self) -> _Loaded:
         marks_before = self._marks(Callers())
@@ -131,6 +130,17 @@ def _read(path: Path) -> bytes:
             return file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
         raise CallersError(f"{path}: {error.strerror}") from None
+
+
+def _by_any_name(callers: Callers, proved: Mapping[str, Sequence[bytes]]) -> Caller:
+    names = (*proved.get(SAN, ()), *proved.get(COMMON_NAME, ()))
+    if not names:
+        raise ServiceError("UNAUTHENTICATED")
+    for name in names:
+        caller = callers.by_name.get(name)
+        if caller is not None:
+            return caller
+    raise ServiceError("NOT_ALLOWED")
 
 
 def _by_token(callers: Callers, tokens: Tokens, value: str) -> Caller:

@@ -23,6 +23,8 @@ REFUSALS = frozenset(
     {"ALREADY_EXISTS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE"}
     | {"PERMISSION_DENIED", "UNAUTHENTICATED", "UNIMPLEMENTED"}
 )
+# By the second gRPC's server ends what it has not begun when it closes.
+REPEATED = frozenset({"UNAVAILABLE", "CANCELLED"})
 HINT_SPREAD = 0.25  # of a hint, added by chance: not all who were shed come back at one moment
 
 Fallback = Callable[[transaction_pb2.Transaction, "NoAnswerError"], decision_pb2.Assessment]
@@ -143,7 +145,7 @@ class Attempts:
 
     def _wanted_s(self, failure: Failure) -> float | None:
         settings = self._settings
-        if failure.code == "UNAVAILABLE":
+        if failure.code in REPEATED:
             bound_ms = settings.backoff_first_ms * 2.0 ** (self.made - 1)
             return self._chance() * min(bound_ms, settings.backoff_max_ms) / 1000
         if failure.code == "RESOURCE_EXHAUSTED" and failure.retry_after_s is not None:

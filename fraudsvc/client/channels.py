@@ -19,7 +19,9 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # without it, channels to one address share one
     ("grpc.enable_retries", 0),  # attempts.py alone decides about them
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Despite its name, how long one attempt may take, greeting and TLS included: a server that is
+    # far or busy would never be reached with less.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # A peer that is gone without a word is noticed while calls wait for it.
     ("grpc.keepalive_time_ms", 10_000),

@@ -1,4 +1,4 @@
-// Score one payment from Go, with a deadline, retries of UNAVAILABLE alone (AIP-194), several
+// Score one payment from Go, with a deadline, retries of UNAVAILABLE (AIP-194) and CANCELLED, several
 // connections in turn, and a fallback.
 //
 //	go run . 127.0.0.1:50051
@@ -30,7 +30,7 @@ const (
 	// A retry has the same request_id, so what was decided already is answered again.
 	retryPolicy = `{"methodConfig": [{"name": [{"service": "fraud.v1.FraudService"}],
 	  "retryPolicy": {"maxAttempts": 4, "initialBackoff": "0.01s", "maxBackoff": "0.1s",
-	  "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}}]}`
+	  "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"]}}]}`
 	scoreMethod = "/fraud.v1.FraudService/Score"
 )
 
