@@ -115,8 +115,11 @@ class Found:
 
     @property
     def progress(self) -> dict[tuple[int, int], bytes]:
-        """What each partition is to say of each host: key and row."""
-        lead = np.array([1, np.iinfo(np.int64).max], np.int64).tobytes()
+        """What each partition is to say of each host: key and row.
+
+        A row: the format, a time that is never, as of which update, the last of each source.
+        """
+        lead = np.array([2, np.iinfo(np.int64).max], np.int64).tobytes()
         return {at: lead + row.tobytes() for at, row in self._progress.items()}
 
     @property
@@ -211,17 +214,18 @@ class Found:
         self._last[customer] = at[1]
 
     def _fold(self, update: Update, record: np.void) -> None:
+        place = (update.offset << 20) + update.place
         for entity, key in enumerate(record["entities"].tolist()):
             if update.mask >> entity & 1:
                 words = self._words.setdefault(key, np.zeros(ROW_WORDS, np.int64))
-                fold(words, entity, record, (update.offset << 20) + update.place)
+                fold(words, entity, record, place)
         source = int(record["entities"][0]) % (1 << 64) % self.partitions * 2
         source += int(record["kind"]) - 1
         digest = hashlib.sha256(b"progress" + update.host.to_bytes(8, "little", signed=True))
         row_key = int.from_bytes(digest.digest()[:8], "little", signed=True)
-        none = np.full(2 * self.partitions, -1, np.int64)
+        none = np.full(1 + 2 * self.partitions, -1, np.int64)
         row = self._progress.setdefault((update.partition, row_key), none)
-        row[source] = max(row[source], update.position)
+        row[0], row[1 + source] = place, max(row[1 + source], update.position)
 
 
 class Reader:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from featurizer.arena_kernels import fold_all, gather, reserve_all
+from featurizer.arena_kernels import fold_all, gather, hint_all, reserve_all
 from featurizer.features import OPS
 from featurizer.fold import fold
 from featurizer.records import Entity
@@ -68,6 +68,7 @@ def walk(memory, records, positions, at, log, cases, limit, cursor, space, out):
     rows, lines = space
     limits = np.full(_ENTITIES, np.iinfo(np.int64).max)
     for i in range(at, len(records)):
+        hint_all(words, index, records, i)
         while cursor[0] < len(seen) and seen[cursor[0]] <= positions[i]:
             _look(words, index, log, cases, cursor[0], rows, limits, lines, out)
             cursor[0] += 1

@@ -94,11 +94,21 @@ range in brackets.</p>
 """
 
 
+def _names(many: list[dict[str, Any]]) -> list[str]:
+    """Return every system that was run on one of the seeds at least."""
+    return list(dict.fromkeys(name for run in many for name in run["systems"]))
+
+
+def _of(many: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Return what a system did on each seed that it was run on."""
+    return [run["systems"][name] for run in many if name in run["systems"]]
+
+
 def _rows(many: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return per system its figures over the seeds: median, least, most, and how many reached."""
     out: dict[str, dict[str, Any]] = {}
-    for name in many[0]["systems"]:
-        each = [run["systems"][name] for run in many if name in run["systems"]]
+    for name in _names(many):
+        each = _of(many, name)
         row: dict[str, Any] = {"seeds": len(each)}
         for what in _REACHED:
             for place, unit in enumerate(("minutes", "labels")):
@@ -176,11 +186,11 @@ def columns(attack: str) -> list[tuple[str, str, int, float]]:
 def table_cells(attack: str, rows: dict[str, dict[str, Any]]) -> list[list[str]]:
     """Return the table of an attack, the heading first."""
     shown = columns(attack)
-    cells = [["system", *(heading for heading, *_ in shown), "swaps", "CPU s"]]
+    cells = [["system", "seeds", *(heading for heading, *_ in shown), "swaps", "CPU s"]]
     for name, row in rows.items():
         seeds = row["seeds"]
         cells.append(
-            [name]
+            [name, str(seeds)]
             + [_cell(row[what], seeds, digits, times) for _, what, digits, times in shown]
             + [_cell(row["swaps"], seeds), _cell(row["cpu_s"], seeds)]
         )
@@ -205,17 +215,18 @@ def _html_table(attack: str, rows: dict[str, dict[str, Any]]) -> str:
 
 def _over_minutes(many: list[dict[str, Any]], name: str, place: int) -> tuple[Any, Any]:
     """Return minutes and the mean over seeds of one column of the points."""
-    grid = np.arange(0.0, 1.0 + max(r["systems"][name]["points"][-1][0] for r in many), 1.0)
+    each = _of(many, name)
+    grid = np.arange(0.0, 1.0 + max(one["points"][-1][0] for one in each), 1.0)
     lines = []
-    for run in many:
-        known = [p for p in run["systems"][name]["points"] if p[place] is not None]
+    for one in each:
+        known = [p for p in one["points"] if p[place] is not None]
         at = np.searchsorted([p[0] for p in known], grid, side="right") - 1
         lines.append([known[max(i, 0)][place] for i in at])
     return grid, np.array(lines, float).mean(axis=0)
 
 
 def _binned(many: list[dict[str, Any]], name: str, place: int) -> tuple[Any, Any]:
-    each = [run["systems"][name]["bins"] for run in many]
+    each = [one["bins"] for one in _of(many, name)]
     length = min(len(bins) for bins in each)
     first = [row[0] for row in each[0][:length]]
     values = np.array([[row[place] for row in bins[:length]] for bins in each])
@@ -226,7 +237,7 @@ def _traces(many: list[dict[str, Any]]) -> list[tuple[int, int, str, Any, Any]]:
     """Return row, column, system and the points of each line of a figure."""
     traces = []
     attacked = many[0]["attacks"] > 0
-    for name in many[0]["systems"]:
+    for name in _names(many):
         if attacked:
             minutes, recall = _over_minutes(many, name, 2)
             _, labels = _over_minutes(many, name, 1)
@@ -243,7 +254,7 @@ _PANELS = (
 
 
 def _figure(attack: str, many: list[dict[str, Any]]) -> go.Figure:
-    names = list(many[0]["systems"])
+    names = _names(many)
     figure = make_subplots(
         rows=3, cols=2, specs=[[{}, {}], [{"colspan": 2}, None], [{"colspan": 2}, None]],
         subplot_titles=_PANELS, vertical_spacing=0.09,
@@ -259,7 +270,7 @@ def _figure(attack: str, many: list[dict[str, Any]]) -> go.Figure:
         )  # fmt: skip
     if many[0]["attacks"]:
         for number, name in enumerate(names):
-            swaps = [s for s in many[0]["systems"][name]["swaps"] if s >= 0]
+            swaps = [s for s in _of(many, name)[0]["swaps"] if s >= 0]
             figure.add_trace(
                 go.Scatter(
                     x=swaps, y=[-0.02 - 0.015 * number] * len(swaps), mode="markers", name=name,
@@ -273,14 +284,14 @@ def _figure(attack: str, many: list[dict[str, Any]]) -> go.Figure:
 
 
 def _picture(attack: str, many: list[dict[str, Any]], path: Path) -> None:
-    names = list(many[0]["systems"])
+    names = _names(many)
     figure, axes = plt.subplots(2, 2, figsize=(13, 8))
     places = {(1, 1): axes[0, 0], (1, 2): axes[0, 1], (2, 1): axes[1, 0], (3, 1): axes[1, 1]}
     for row, column, name, x, y in _traces(many):
         colour = COLOURS[names.index(name) % len(COLOURS)]
         places[row, column].plot(x, y, label=name, color=colour, linewidth=1.4)
     for number, name in enumerate(names):
-        swaps = [s for s in many[0]["systems"][name]["swaps"] if s >= 0]
+        swaps = [s for s in _of(many, name)[0]["swaps"] if s >= 0]
         heights = np.full(len(swaps), -0.02 - 0.015 * number)
         axes[0, 0].plot(swaps, heights, "|", markersize=4, color=COLOURS[number])
     for axis, title in zip(axes.ravel(), _PANELS, strict=True):
