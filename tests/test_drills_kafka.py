@@ -26,8 +26,6 @@ from tests.conftest import Host, Trained, serving
 from tests.servers import need
 from tests.test_drills import SHORT, missed, run
 
-TRIES = 4
-BROKEN = Path(__file__).with_name("broken")
 pytestmark = pytest.mark.timeout(900)  # on a machine that was just set up every kernel is compiled
 
 
@@ -56,21 +54,6 @@ def test_a_host_with_kafka_and_redis_keeps_its_promises_though_both_are_harmed(
 
 
 # Broken on purpose.
-
-
-def test_drills_find_a_fold_that_writes_though_another_took_its_place(
-    tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(BROKEN), prepend=":")
-    wrong: set[str] = set()
-    for seed in range(TRIES):  # the fold that is stopped need not have a partition just then
-        if "same_states" in wrong:
-            break
-        whole = RunSettings(stretch=1.0, seed=seed, calibrate_s=1.0)  # beyond the session's time
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        wrong = missed(run(options(("rebalance", "states"), folder, trained, whole))["states"])
-    assert "same_states" in wrong
 
 
 class Awaited:
