@@ -25,8 +25,9 @@ import numpy as np
 from fraud.v1 import fraud_service_pb2, label_pb2, transaction_pb2
 
 from loadgen.client import report_labels_method, score_method
+from loadgen.processes import signal_process
 from loadgen.rows import timestamp
-from loadgen.system import System, UnfitError, signal_process
+from loadgen.system import System, UnfitError
 
 CALL_S: Final = 5.0
 FILL_STEP: Final = 1 << 20

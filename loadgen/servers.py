@@ -5,10 +5,7 @@ Owns that command's process and what it tells of the servers. Must not know what
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from loadgen.processes import end_process
+
 COMMAND: Final = (sys.executable, "-m", "deploy.testing.servers")
 PARTITIONS: Final = 2
-STOP_S: Final = 30.0
 CALL_S: Final = 20.0
 
 
@@ -42,15 +40,8 @@ class Servers:
         """Stop what was started here."""
         if self._process is None:
             return
-        for role in self.roles().values():
-            with contextlib.suppress(ProcessLookupError, TypeError):
-                os.kill(role["pid"], signal.SIGCONT)
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()  # the servers die with it
-            self._process.wait(STOP_S)
+        pids = [role["pid"] for role in self.roles().values() if role["pid"]]
+        end_process(self._process, pids)
         self._process = None
 
     @property

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -19,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from loadgen.processes import end_process
 from loadgen.servers import Servers
 
 START_S: Final = 300.0  # the first start on a machine compiles every kernel
-STOP_S: Final = 30.0
 STAGES: Final = 2  # splits and folds, so that another can take over
 _POLL_S = 0.05
 
@@ -160,14 +159,7 @@ class System:
         """Stop what was started here."""
         if self._process is None:
             return
-        for pid in self.pids(self._own_roles()):
-            signal_process(pid, signal.SIGCONT)
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()  # the roles die with it
-            self._process.wait(STOP_S)
+        end_process(self._process, self.pids(self._own_roles()))
         self._process = None
 
     def close(self) -> None:
@@ -223,14 +215,6 @@ class System:
             return role.get("state") == "ready" and role.get("pid") != pid
 
         wait_for(is_back, f"{name} to come back", START_S)
-
-
-def signal_process(pid: int, number: signal.Signals) -> None:
-    """Send a signal; a process that is gone already is none."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
 
 
 def _tool(*command: str) -> str:

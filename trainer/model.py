@@ -67,7 +67,7 @@ def _leaves_of(model, vector):  # type: ignore[no-untyped-def]
     """Return uint64[trees]: at which word the leaf of ``vector`` in each tree begins.
 
     Each is asked for as soon as it is known. The leaves are a megabyte: read one by one as they
-    were found, those that are in no cache took twice as long, and those that are a third longer.
+    were found, those that are in no cache took up to twice as long (docs/performance.md).
     """
     doubles = model.view(np.float64)
     singles = model.view(np.float32)
