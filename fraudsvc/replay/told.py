@@ -47,7 +47,7 @@ class Told(IntEnum):
     STEPS = auto()  # fields 12 and 13
     STEPS_END = auto()
     VERSIONS = auto()  # how many
-    FIRST_VERSION = auto()
+    FIRST_VERSION = 20
     COLUMNS = FIRST_VERSION + _ENTITIES
 
 
