@@ -112,6 +112,7 @@ class Follower:
         self._changes = Changes()
         self._appends: dict[int, int | None] = {}  # by frame, of what is read now
         self._calls = OpenCalls(self._append_ns)
+        self._late: set[Context] = set()  # spans of what is kept late, of what is read now
         # Frames of the newest transactions, in two generations: the store hears of them later.
         self._recent: dict[int, int] = {}
         self._older: dict[int, int] = {}
@@ -160,6 +161,7 @@ class Follower:
         self._remember(batch)
         kept = self._rule.keeps(found.rows)
         frames = batch.frames[found.entries[kept]].tolist()
+        self._late.clear()
         self._appends = dict.fromkeys(frames)
         self._appends |= self._around.appends(frames) if frames else {}
         rows = {int(entry): i for i, entry in enumerate(found.entries)}
@@ -223,7 +225,8 @@ class Follower:
         decision, position = logged.decision, logged.position
         if late and not self._calls.has(decision):
             made = spans_of_alone(decision, position, why, swap)
-            built = self._model.built({each.context for each in made})
+            built = self._late | self._model.built({each.context for each in made})
+            self._late.update(each.context for each in made)
             return [each for each in made if each.context not in built]
         if decision.HasField("shared"):
             item = spans_of_item(decision, position, why, swap)
