@@ -88,9 +88,7 @@ ATTRIBUTES = (
     Attribute("fraud.policy.version", "Score, item, process", "digest of the policy"),
     Attribute("fraud.append.measured", "append", "false where its end is not known any more"),
     Attribute("fraud.items", "ScoreBatch", "transactions of the call, refused ones included"),
-    Attribute(
-        "fraud.end.measured", "ScoreBatch", "false where its last transactions are not on the log"
-    ),
+    Attribute("fraud.end.measured", "ScoreBatch", "false where its end is not known"),
     Attribute("fraud.label.verdict", "ReportLabels", "fraud, legitimate, unclear, retracted"),
     Attribute("fraud.label.source", "ReportLabels", "who said so"),
     Attribute("fraud.labels", "train", "labels that were new in the run, linked or not"),
