@@ -107,7 +107,7 @@ def test_restarts_in_the_midst_of_a_call_change_no_span(
     assert 4 < names.count(SCORE_BATCH) <= len(SIZES)
     assert names.count(FRAME) > 4
     assert all(s.attributes["fraud.end.measured"] for s in spans.values() if s.name == SCORE_BATCH)
-    assert_hang_together(spans.values())
+    assert_hang_together([*spans.values()])
     assert {span.context for span in usual.taken} == set(spans)
     assert len(usual.taken) == len(spans), "each is sent once"
 
