@@ -146,14 +146,19 @@ def score(client: Connected, payment: Any, traceparent: str = "") -> decision_pb
     return score_patiently(client, request, metadata)
 
 
-def kept_of(log_folder: Path, rule: KeepRule) -> list[decision_pb2.Decision]:
-    """Return the decisions on a log whose traces the rule keeps."""
+def kept_of(log_folder: Path, rule: KeepRule, model: str) -> list[decision_pb2.Decision]:
+    """Return the decisions on a log whose traces are kept: by the rule, and the first by a model.
+
+    ``model`` is one that was taken up meanwhile.
+    """
     log = FileEventLog(log_folder, read_only=True)
     batch = log.read(log.ends()[0], 1 << 30)
     log.close()
     found = scan(batch)
-    entries = found.entries[rule.keeps(found.rows)].tolist()
-    return [decision_pb2.Decision.FromString(batch.value(at)) for at in entries]
+    made = [decision_pb2.Decision.FromString(batch.value(at)) for at in found.entries.tolist()]
+    first = next(i for i, each in enumerate(made) if each.assessment.model_version == model)
+    keeps = rule.keeps(found.rows).tolist()
+    return [each for i, each in enumerate(made) if keeps[i] or i == first]
 
 
 class Parted(NamedTuple):
@@ -346,7 +351,7 @@ def test_every_kept_decision_has_its_whole_trace_here_and_in_a_collector(
     with running(tmp_path, trained) as system:
         with connected(system.port) as client:
             labelled, model = learn(client, Payments())
-        kept = kept_of(system.data / "log", KeepRule(share=0.2))
+        kept = kept_of(system.data / "log", KeepRule(share=0.2), model)
         assert len(kept) > 0.1 * TRAFFIC
 
         # A console is a moment behind, and a Collector behind that.
