@@ -139,7 +139,7 @@ class Session:
     def _against(self, system: System, drills: Sequence[Drill]) -> Iterator[Result]:
         run = self._options.run
         self._on_step("calibrating")
-        capacity = calibrate(system.address, self._requests, run.calibrate_s)
+        capacity = calibrate(system, self._requests, run.calibrate_s)
         self._on_step(f"capacity {capacity:,.0f} calls a second")
         for drill in drills:
             try:
