@@ -226,7 +226,7 @@ def _run_drill(args: argparse.Namespace, console: Console) -> int:
     options = DrillOptions(
         chosen(args.name), args.home, settings,
         MODES if args.mode == "both" else (args.mode,), args.target or "", args.data,
-        tuple(args.bundle), args.key,
+        tuple(args.bundle), key=args.key,
     )  # fmt: skip
     gc.collect()
     gc.freeze()

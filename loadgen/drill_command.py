@@ -41,8 +41,8 @@ class DrillOptions:
 
     ``modes`` are run one after another; a drill that has no such mode is left out of it. With
     ``target`` the system is somebody else's: nothing is started, and faults need ``data``,
-    its data folder on this machine. ``home`` keeps models and runs between commands; ``bundles``
-    and ``key`` are used instead of models of its own.
+    its data folder on this machine. ``home`` keeps models and runs between commands; ``bundles``,
+    one of another feature schema and ``key`` are used instead of models of its own.
     """
 
     names: tuple[str, ...]
@@ -52,6 +52,7 @@ class DrillOptions:
     target: str = ""
     data: Path | None = None
     bundles: tuple[Path, ...] = ()
+    foreign: Path | None = None
     key: Path | None = None
 
 
@@ -99,7 +100,7 @@ class Session:
     def _models(self) -> Models:
         options = self._options
         if options.bundles and options.key is not None:
-            return Models(options.bundles, options.key)
+            return Models(options.bundles, options.key, options.foreign)
         self._on_step("models: made once, kept for later runs")
         return make_models(options.home / f"models-{options.run.seed}", options.run.seed)
 

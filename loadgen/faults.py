@@ -134,7 +134,8 @@ def _fill(folder: Path, filler: Path) -> None:
 
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-GREETING: Final = _PREFACE + bytes(3) + b"\x04\x00" + bytes(4)  # with empty SETTINGS (RFC 9113, 6.5)
+# With an empty SETTINGS frame (RFC 9113, 6.5).
+GREETING: Final = _PREFACE + bytes(3) + b"\x04\x00" + bytes(4)
 _HALF_OPEN = (b"", _PREFACE[:9], _PREFACE, GREETING)
 
 
@@ -206,7 +207,7 @@ CLOCK_TOLERANCE_S: Final = 60.0
 
 
 def step_clock(scene: Scene) -> Figures:
-    """Step the roles' time of day ahead, and back behind what it was; each is seen in a decision."""
+    """Step the roles' time of day ahead, and back behind what it was; look for it in decisions."""
     clock = scene.system.clock
     if clock is None:
         raise UnfitError("the clock of these roles cannot be stepped here")

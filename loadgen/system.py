@@ -177,7 +177,7 @@ class System:
             yield channels
 
     def said(self) -> str:
-        """Return what the roles have told of themselves. Raises UnfitError where that is not known."""
+        """Return what the roles have printed. Raises UnfitError where that is not known."""
         if not self.owned:
             raise UnfitError("what the roles say is not known here")
         return self._output.read_text(errors="replace")
