@@ -6,7 +6,6 @@ faults.py do. Must not know the load, nor what is asked of the figures.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -19,7 +18,7 @@ from fraud.v1 import fraud_service_pb2
 
 from loadgen.client import score_method
 from loadgen.faults import CALL_S, Figures, Scene, a_payment
-from loadgen.system import FOREIGN, UnfitError
+from loadgen.system import UnfitError
 
 LOOK_S: Final = 0.1
 SWAP_S: Final = 30.0  # scorers look each second
@@ -27,37 +26,32 @@ FOREIGN_CAUSE: Final = "schema: the bundle is for"
 
 
 def _models(scene: Scene) -> tuple[Path, list[Path]]:
-    link = scene.system.folder / "bundle"
-    models = sorted((scene.system.folder / "models").glob("drill-*"))
-    if not link.is_symlink() or len(models) < 2:
+    """Return the link to the one that is served, and the places of all."""
+    system = scene.system
+    if len(set(system.models)) < 2:
         raise UnfitError("the data folder has no two models of a drill's")
-    return link, models
+    return system.folder / "bundle", system.models
 
 
 def _serve(link: Path, model: Path) -> None:
     """Let the link lead to a model, at once: what `fraudsvc models promote` does."""
     partial = link.with_name("bundle.partial")
     partial.unlink(missing_ok=True)
-    partial.symlink_to(Path("models") / model.name)
+    partial.symlink_to(model)
     partial.replace(link)
-
-
-def _version(model: Path) -> str:
-    version: str = json.loads((model / "manifest.json").read_bytes())["bundle_id"]
-    return version
 
 
 def swap_models(scene: Scene) -> Figures:
     """Serve the models in turn, a swap for each second of the hold, each once the last answered."""
     link, models = _models(scene)
-    before = link.resolve()
+    before = link.readlink()
     swaps = max(2, round(scene.hold_s))
     missed = 0
     with scene.lasting():
         for number in range(1, swaps + 1):
             model = models[number % len(models)]
             _serve(link, model)
-            missed += not _answers(scene, _version(model))
+            missed += not _answers(scene, model.name)
         _serve(link, before)
     return {"swaps": float(swaps), "swaps_missed": float(missed)}
 
@@ -104,18 +98,18 @@ DAMAGE: Final[Mapping[str, Callable[[Path], None]]] = {
 
 
 def bad_bundles(scene: Scene) -> Figures:
-    """Put damaged copies of the other model in place, one after another."""
+    """Put damaged copies of another model in place, one after another."""
     link, models = _models(scene)
-    before = link.resolve()
+    before, folder = link.readlink(), link.parent
     with scene.lasting():
         for number, (name, damage) in enumerate(DAMAGE.items()):
-            broken = models[0].with_name(f"broken-{number}")
-            shutil.copytree(models[1], broken)
-            damage(broken / name)
+            broken = models[1].with_name(f"broken-{number}")
+            shutil.copytree(folder / models[1], folder / broken)
+            damage(folder / broken / name)
             _serve(link, broken)
             scene.stop.wait(max(scene.hold_s / len(DAMAGE), 1.2))  # scorers look each second
         _serve(link, before)
-    for broken in models[0].parent.glob("broken-*"):
+    for broken in (folder / "models").glob("broken-*"):
         shutil.rmtree(broken)
     return {"bad_bundles": float(len(DAMAGE))}
 
@@ -125,11 +119,10 @@ def foreign_bundle(scene: Scene) -> Figures:
 
     It stays for the hold, so that calls would meet it.
     """
-    link, _ = _models(scene)
-    foreign = link.with_name("models") / FOREIGN
-    if not foreign.exists():
+    link, foreign = scene.system.folder / "bundle", scene.system.foreign
+    if foreign is None:
         raise UnfitError("there is no bundle of another feature schema")
-    before, said = link.resolve(), scene.system.said().count(FOREIGN_CAUSE)
+    before, said = link.readlink(), scene.system.said().count(FOREIGN_CAUSE)
     end_s = time.monotonic() + SWAP_S
     with scene.lasting():
         _serve(link, foreign)

@@ -31,7 +31,6 @@ from loadgen.servers import Servers
 START_S: Final = 300.0  # the first start on a machine compiles every kernel
 CONNECT_S: Final = 30.0
 MODELS: Final = 6  # one more than a scorer keeps in memory, so that each swap loads one
-FOREIGN: Final = "foreign"  # a bundle of another feature schema, beside the others
 STAGES: Final = 2  # splits and folds, so that another can take over
 _POLL_S = 0.05
 
@@ -96,9 +95,10 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float) -> None:
 class System:
     """`fraudsvc up` in a folder. With ``address`` given it is somebody else's, and is left alone.
 
-    ``data`` of a foreign system may be None: then nothing can be done to its processes. With
-    ``servers``, which run already, it is one host of several: Kafka's topics and the states
-    begin with the name of the folder that holds ``data``.
+    ``data`` of a foreign system may be None: then nothing can be done to its processes. ``models``
+    and ``foreign``, a bundle of another feature schema, are places in it. With ``servers``, which
+    run already, it is one host of several: Kafka's topics and the states begin with the name of
+    the folder that holds ``data``.
     """
 
     data: Path | None
@@ -107,6 +107,8 @@ class System:
     servers: Servers | None = None
     certificates: Certificates | None = None
     clock: Clock | None = None
+    models: list[Path] = field(default_factory=list)
+    foreign: Path | None = None
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -143,11 +145,16 @@ class System:
             shutil.copy(models.public_key, folder / "key.pub")
             if self.plan.trainer:
                 shutil.copy(models.key, folder / "key")
-            for i, bundle in enumerate(models.bundles):
-                shutil.copytree(bundle, folder / "models" / f"drill-{i}")
-            if models.foreign is not None:
-                shutil.copytree(models.foreign, folder / "models" / FOREIGN)
-            (folder / "bundle").symlink_to(Path("models") / "drill-0")
+            self.models = [self._shelve(bundle) for bundle in models.bundles]
+            self.foreign = self._shelve(models.foreign) if models.foreign is not None else None
+            (folder / "bundle").symlink_to(self.models[0])
+
+    def _shelve(self, bundle: Path) -> Path:
+        """Put a bundle where the trainer would; return its place, relative to the data folder."""
+        version = json.loads((bundle / "manifest.json").read_bytes())["bundle_id"]
+        place = Path("models", version)
+        shutil.copytree(bundle, self.folder / place, dirs_exist_ok=True)
+        return place
 
     def start(self) -> None:
         """Start every role and wait until each is ready. Raises RoleError."""
@@ -308,15 +315,16 @@ def make_models(home: Path, seed: int) -> Models:
     history, vectors, key = home / "history.parquet", home / "vectors.parquet", home / "key"
     others = home / "vectors-foreign.parquet"
     bundles = tuple(home / f"bundle-{number}" for number in range(MODELS))
-    models = Models(bundles, key, home / FOREIGN)
-    if all((bundle / "manifest.json").exists() for bundle in (*bundles, home / FOREIGN)):
+    foreign = home / "bundle-foreign"
+    models = Models(bundles, key, foreign)
+    if all((bundle / "manifest.json").exists() for bundle in (*bundles, foreign)):
         return models
     _run("loadgen", "world", "--days", "30", "--rate", "800", "--customers", "300",
          "--fraud-rate", "0.02", "--seed", str(seed), "--out", str(history))  # fmt: skip
     _run("featurizer", "backfill", str(history), str(vectors))
     rename_schema(vectors, others)
-    for number, bundle in enumerate((*bundles, home / FOREIGN)):
-        learnt = others if bundle.name == FOREIGN else vectors
+    for number, bundle in enumerate((*bundles, foreign)):
+        learnt = others if bundle == foreign else vectors
         _run("trainer", "train", str(learnt), "--out", str(bundle), "--key", str(key), "--replace",
              "--iterations", "40", "--depth", "4", "--frauds-min", "5", "--seed", str(number),
              "--border-count", "64", "--fine-border-count", "256")  # fmt: skip
