@@ -20,6 +20,7 @@ from fraud.v1 import decision_pb2, fraud_service_pb2, fraud_service_pb2_grpc
 from featurizer.features import SCHEMA_VERSION
 from fraudsvc.supervisor import Change, State
 from fraudsvc.up import StatusFile
+from loadgen import faults
 from loadgen.__main__ import main
 from loadgen.certificates import Certificates
 from loadgen.clock import Clock
@@ -353,7 +354,10 @@ def test_a_server_that_never_looks_at_its_certificates_again_is_found_out(tmp_pa
     assert {"newest_certificate", "no_strangers"} <= found
 
 
-def test_a_clock_that_nobody_reads_is_found_out(tmp_path: Path) -> None:
+def test_a_clock_that_nobody_reads_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "CLOCK_LOOK_S", 0.2)  # that server keeps no decision
     with forgetful() as target, grpc.insecure_channel(target) as channel:
         system = System(None, address=target, clock=Clock(tmp_path))
         found = step_clock(Scene(system, channel, time.monotonic, 0.0, []))
