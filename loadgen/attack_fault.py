@@ -39,14 +39,14 @@ def novel_attack(scene: Scene) -> Figures:
     method = score_method(scene.channel)
     attacks = _attacks(scene.probes)
     with scene.lasting():
-        good_before = _alerted(_asked(method, each) for each in _good(scene.probes))
+        good_before = _alerted(_asked(method, each, scene) for each in _good(scene.probes))
         first = [_sent(method, next(attacks), scene) for _ in range(FIRST)]
         missed = [payment for payment, outcome in first if outcome == decision_pb2.OUTCOME_APPROVE]
         scene.stop.wait(scene.hold_s)
         reported_s = scene.clock()
-        _report(scene.channel, missed)
+        _report(scene, missed)
         caught_s, share = _until_caught(scene, method, attacks, reported_s)
-        good_after = _alerted(_asked(method, each) for each in _good(scene.probes))
+        good_after = _alerted(_asked(method, each, scene) for each in _good(scene.probes))
     return {
         "attack_missed": len(missed) / FIRST, "caught_share": share, "caught_s": caught_s,
         "good_alerts_added": good_after - good_before, "good_alerted": good_after,
@@ -73,13 +73,14 @@ def _until_caught(
 
 
 def _attacks(probes: Sequence[bytes]) -> Iterator[transaction_pb2.Transaction]:
-    """Yield payments that look like nothing in the world: by customers nobody knows, alike."""
+    """Yield payments like none in the world: by customers and at shops nobody knows, alike."""
     run = uuid.uuid4().hex[:8]
     for number in itertools.count():
         made = transaction_pb2.Transaction.FromString(probes[number % len(probes)])
         made.transaction_id = f"attack_{run}_{number}"
         made.customer_id = f"mule-{run}-{number}"
         made.card.token = f"mule-card-{run}-{number}"
+        made.merchant.merchant_id = f"mule-shop-{run}-{number}"
         made.amount_minor = 2_600 + number % 50
         made.channel = transaction_pb2.CHANNEL_ECOMMERCE
         made.cvv_result = transaction_pb2.CVV_RESULT_MATCH
@@ -99,7 +100,7 @@ def _sent(
     method: Callable[..., Any], payment: transaction_pb2.Transaction, scene: Scene
 ) -> tuple[transaction_pb2.Transaction, int]:
     """Score a payment, as often as it takes; return it and its outcome. Waits before the next."""
-    outcome = _asked(method, payment, validate_only=False)
+    outcome = _asked(method, payment, scene, validate_only=False)
     scene.stop.wait(BETWEEN_S)
     return payment, outcome
 
@@ -107,11 +108,12 @@ def _sent(
 def _asked(
     method: Callable[..., Any],
     payment: transaction_pb2.Transaction,
+    scene: Scene,
     *,
     validate_only: bool = True,
 ) -> int:
     payment.request_id = str(uuid.uuid4())
-    payment.event_time.CopyFrom(timestamp(time.time_ns() // 1_000_000))
+    payment.event_time.CopyFrom(timestamp(scene.event_ms()))
     request = fraud_service_pb2.ScoreRequest(transaction=payment, validate_only=validate_only)
     end_s = time.monotonic() + LEARN_S
     while True:
@@ -130,9 +132,9 @@ def _alerted(outcomes: Iterator[int]) -> float:
     return sum(found) / len(found)
 
 
-def _report(channel: grpc.Channel, payments: Sequence[transaction_pb2.Transaction]) -> None:
+def _report(scene: Scene, payments: Sequence[transaction_pb2.Transaction]) -> None:
     """Report payments as fraud, by two analysts in turn."""
-    now = timestamp(time.time_ns() // 1_000_000)
+    now = timestamp(scene.event_ms())
     labels = [
         label_pb2.Label(
             transaction_id=payment.transaction_id, verdict=label_pb2.VERDICT_FRAUD, label_time=now,
@@ -144,7 +146,7 @@ def _report(channel: grpc.Channel, payments: Sequence[transaction_pb2.Transactio
     end_s = time.monotonic() + LEARN_S
     while labels:
         try:
-            report_labels_method(channel)(request, timeout=CALL_S)
+            report_labels_method(scene.channel)(request, timeout=CALL_S)
         except grpc.RpcError:
             if time.monotonic() > end_s:
                 return

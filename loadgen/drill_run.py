@@ -199,6 +199,10 @@ class DrillRun:
     def _clock(self) -> float:
         return time.perf_counter() - self._begin_s if self._begin_s else 0.0
 
+    def _event_ms(self) -> int:
+        newest = self._requests[len(self._calls) % len(self._requests)]
+        return newest.event_ms or time.time_ns() // 1_000_000
+
     def run(
         self, objectives: dict[str, Objective], on_progress: Callable[[Progress], None]
     ) -> Result:
@@ -209,7 +213,10 @@ class DrillRun:
         ]
         with self._system.connect(2) as (channel, reader):
             probes = [prepared.rest for prepared in self._requests[:PROBES]]
-            scene = Scene(self._system, channel, self._clock, drill.hold_s * stretch, probes)
+            scene = Scene(
+                self._system, channel, self._clock, drill.hold_s * stretch, probes,
+                event_ms=self._event_ms,
+            )  # fmt: skip
             act = self._act(scene, sum(seconds for seconds, _ in phases))
             late = self._load(phases, act, on_progress)
             fault = act.end() if act is not None else None

@@ -41,7 +41,8 @@ class Scene:
     """What a fault has to work with. ``clock`` gives s since the load began.
 
     A fault writes ``began_s`` and ``ended_s``; it lasts ``hold_s`` where it can be chosen.
-    ``probes`` are serialised transactions without ids.
+    ``probes`` are serialised transactions without ids. ``event_ms`` gives when the newest payment
+    of the load happened, ms since 1970.
     """
 
     system: System
@@ -51,6 +52,7 @@ class Scene:
     probes: Sequence[bytes]
     began_s: float = -1.0
     ended_s: float = -1.0
+    event_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     stop: threading.Event = field(default_factory=threading.Event)
 
     @contextlib.contextmanager

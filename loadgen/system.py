@@ -7,6 +7,7 @@ Owns the roles that a drill starts, where their files are, and how a role's pid 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import shutil
@@ -17,19 +18,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import grpc
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from loadgen.certificates import Certificates
 from loadgen.client import connect
 from loadgen.clock import Clock, ClockError
 from loadgen.processes import end_process
+from loadgen.rows import Span
 from loadgen.servers import Servers
 
 START_S: Final = 300.0  # the first start on a machine compiles every kernel
 CONNECT_S: Final = 30.0
+LIVE_DAYS: Final = 10
 MODELS: Final = 6  # one more than a scorer keeps in memory, so that each swap loads one
 STAGES: Final = 2  # splits and folds, so that another can take over
 _POLL_S = 0.05
@@ -47,12 +51,14 @@ class UnfitError(RuntimeError):
 class Models:
     """Signed bundles that differ, and the keys; the private one lets the trainer run.
 
-    ``foreign`` is one of another feature schema, signed by the same key, where there is one.
+    ``foreign`` is one of another feature schema, signed by the same key, and ``history`` the
+    payments that they were learnt from, where there are such.
     """
 
     bundles: tuple[Path, ...]
     key: Path
     foreign: Path | None = None
+    history: Path | None = None
 
     @property
     def public_key(self) -> Path:
@@ -65,6 +71,8 @@ class Plan:
     """What a drill wants started: scorers on one port, the trainer, a log on a disk of so much.
 
     With ``tls`` callers come by mutual TLS; with ``clock`` the roles' time of day can be stepped.
+    With ``lifelike`` the log begins with a history, and the load is what follows, in its own time:
+    entities that pay as they would, and not hundreds of times as often.
     """
 
     workers: int = 1
@@ -72,6 +80,14 @@ class Plan:
     log_disk_mib: int = 0
     tls: bool = False
     clock: bool = False
+    lifelike: bool = False
+
+
+class Live(NamedTuple):
+    """The part of a history that is sent."""
+
+    history: Path
+    span: Span
 
 
 def free_port() -> int:
@@ -107,6 +123,7 @@ class System:
     servers: Servers | None = None
     certificates: Certificates | None = None
     clock: Clock | None = None
+    live: Live | None = None
     models: list[Path] = field(default_factory=list)
     foreign: Path | None = None
     _process: subprocess.Popen[bytes] | None = None
@@ -141,6 +158,8 @@ class System:
             self.certificates.make()
         if self.plan.clock:
             self.clock = make_clock(folder.parent / "clock")
+        if self.plan.lifelike:
+            self.live = self._begin_log(models.history if models is not None else None)
         if models is not None:
             shutil.copy(models.public_key, folder / "key.pub")
             if self.plan.trainer:
@@ -148,6 +167,16 @@ class System:
             self.models = [self._shelve(bundle) for bundle in models.bundles]
             self.foreign = self._shelve(models.foreign) if models.foreign is not None else None
             (folder / "bundle").symlink_to(self.models[0])
+
+    def _begin_log(self, history: Path | None) -> Live:
+        """Put a history on the log but for its last days. Raises UnfitError where there is none."""
+        if history is None:
+            raise UnfitError("there is no history that could be gone on with")
+        last = pc.max(pq.read_table(history, columns=["event_time"])["event_time"]).as_py()
+        first = last - datetime.timedelta(days=LIVE_DAYS)
+        _run("featurizer", "backfill", str(history), str(self.folder.parent / "vectors.parquet"),
+             "--log", f"file://{self.folder}/log", "--log-until", first.isoformat())  # fmt: skip
+        return Live(history, Span(round(first.timestamp() * 1000), None))
 
     def _shelve(self, bundle: Path) -> Path:
         """Put a bundle where the trainer would; return its place, relative to the data folder."""
@@ -166,6 +195,7 @@ class System:
             "--address", self.address, "--workers", str(self.plan.workers),
             "--console", f"127.0.0.1:{free_port()}", *self._shared(),
             *(self.certificates.arguments if self.certificates is not None else ()),
+            *(("--max-age-days", "0") if self.live is not None else ()),
         ]  # fmt: skip
         with self._output.open("ab") as output:
             self._process = subprocess.Popen(
@@ -316,10 +346,10 @@ def make_models(home: Path, seed: int) -> Models:
     others = home / "vectors-foreign.parquet"
     bundles = tuple(home / f"bundle-{number}" for number in range(MODELS))
     foreign = home / "bundle-foreign"
-    models = Models(bundles, key, foreign)
+    models = Models(bundles, key, foreign, history)
     if all((bundle / "manifest.json").exists() for bundle in (*bundles, foreign)):
         return models
-    _run("loadgen", "world", "--days", "30", "--rate", "800", "--customers", "300",
+    _run("loadgen", "world", "--days", "30", "--rate", "2000", "--customers", "1000",
          "--fraud-rate", "0.02", "--seed", str(seed), "--out", str(history))  # fmt: skip
     _run("featurizer", "backfill", str(history), str(vectors))
     rename_schema(vectors, others)

@@ -33,7 +33,7 @@ from loadgen.driver import prepare
 from loadgen.faults import Scene, step_clock
 from loadgen.objectives import Objective, judge, load_objectives
 from loadgen.rows import table_rows
-from loadgen.system import MODELS, System
+from loadgen.system import MODELS, Models, System
 from loadgen.timeline import Call, Fault, figures, knee, recovery_s, windows
 from loadgen.world import World, WorldSettings
 from tests.conftest import Trained, process
@@ -233,9 +233,8 @@ def several(folder: Path, trained: Trained) -> DrillOptions:
         write_bundle(path, replace(content, facts={"number": number}), trained.key_path)
     other = replace(content, schema_version="s-0123456789abcdef")
     write_bundle(folder / "foreign", other, trained.key_path)
-    return DrillOptions(
-        (), folder, SHORT, bundles=bundles, foreign=folder / "foreign", key=trained.key_path
-    )
+    models = Models(bundles, trained.key_path, folder / "foreign", trained.history)
+    return DrillOptions((), folder, SHORT, models=models)
 
 
 def test_whoever_dies_and_whatever_is_served_nothing_is_lost(
