@@ -70,6 +70,9 @@ _OVERLOADED: Final = ("sheds", "sheds_quickly", *_PRESSED)
 _BACK: Final = ("no_failure_outside", "recovers")
 # What has no part in an answer is away: nothing but the age of states may show it.
 _UNFELT: Final = (*_UNHARMED, "fresh_without", "back_again")
+_LEARNT: Final = (
+    "attack_is_new", "models_change", "attack_caught", "caught_soon", "good_let_through",
+)  # fmt: skip
 _BROKERS: Final = ("kafka-1", "kafka-2", "kafka-3")
 _HERE: Final[tuple[Mode, ...]] = ("embedded",)
 _SHARED: Final[tuple[Mode, ...]] = ("kafka",)
@@ -120,18 +123,16 @@ DRILLS: Final[dict[str, Drill]] = {
         Drill("model-swaps", "six models are linked in turn, 34 times (204 without --quick)", HALF,
               (*_UNHARMED, "models_change", "every_swap"), "when the first is back",
               model_faults.swap_models, 1.0, 34.0),
-        Drill("certificates", "certificate and key are replaced eight times, then by rubbish, then"
-              " who signs callers", HALF,
-              (*_UNHARMED, "newest_certificate", "new_connections", "no_strangers"),
+        Drill("certificates", "certificate and key are replaced, again and again; then who signs callers",
+              HALF, (*_UNHARMED, "newest_certificate", "new_connections", "no_strangers"),
               "when the old authority is back", rotate, 1.0, 6.0, plan=Plan(tls=True)),
-        Drill("clock-step", "the roles' time of day jumps a day ahead, then back behind", HALF,
+        Drill("clock-step", "the roles' time of day jumps half a day ahead, then back behind", HALF,
               (*_UNHARMED, "clock_seen", "whole_again", "as_logged"),
               "when it is right again and all answers are full",
               until_full(faults.step_clock), 2.0, 6.0, check=state_faults.compare_decisions,
               plan=Plan(clock=True)),
-        Drill("novel-attack", "an attack that the model was not taught; what got through is"
-              " reported", (Phase(12, 0.2),), (*_UNHARMED, "attack_is_new", "models_change", "attack_caught",
-                                            "caught_soon", "good_let_through"),
+        Drill("novel-attack", "what got through of an attack that nobody taught is reported",
+              (Phase(12, 0.2),), (*_UNHARMED, *_LEARNT),
               "when most of it is alerted, or after two minutes", novel_attack, 6.0,
               plan=Plan(trainer=True, lifelike=True), modes=_HERE),
         Drill("rolling-restart", "two scorers on one port are restarted in turn", (Phase(24, 0.4),),

@@ -203,7 +203,8 @@ def _status(method: Callable[..., object], body: bytes) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-CLOCK_STEPS_S: Final = (86_400.0, -240.0, 0.0)  # a day ahead; behind, by less than may be ahead
+# Half a day ahead; then behind, by less than the five minutes that an event may be ahead.
+CLOCK_STEPS_S: Final = (43_200.0, -240.0, 0.0)
 CLOCK_TOLERANCE_S: Final = 60.0
 CLOCK_LOOK_S: Final = 10.0
 
