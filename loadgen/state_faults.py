@@ -101,11 +101,16 @@ def compare_states(scene: Scene) -> Figures:
     return {"states": float(states), "states_different": float(different)} if states else {}
 
 
-def compare_decisions(scene: Scene) -> Figures:
-    """Let every decision be made again from the log, by the public command; count the different."""
+def compare_with_log(scene: Scene) -> Figures:
+    """Let every decision be made again from the log, by the public command; count the different.
+
+    So with every state where they are shared.
+    """
     said = scene.system.replay()
-    different = said["different"] + said["cannot_be_reproduced"]
-    return {"decisions": float(said["decisions"]), "decisions_different": float(different)}
+    different = float(said["different"] + said["cannot_be_reproduced"])
+    states = compare_states(scene) if scene.system.servers is not None else {}
+    unlike = different + states.get("states_different", 0.0)
+    return {"decisions": float(said["decisions"]), "unlike_the_log": unlike} | states
 
 
 FOREIGN_CAUSE: Final = "the store has schema"

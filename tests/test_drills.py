@@ -45,7 +45,7 @@ SHORT = RunSettings(stretch=0.2, seed=5, calibrate_s=1.0)
 MEASURED_ELSEWHERE = {
     "lost", "knee", "wrong_status", "different", "memory_mib_per_minute", "descriptors_grown",
     "labels_failed", "fault_s", "recovery_s", "card_numbers", "controls",
-    "states_different", "whole_s", "swaps_missed", "causes_unsaid", "decisions_different",
+    "states_different", "whole_s", "swaps_missed", "causes_unsaid", "unlike_the_log",
     "certificates_stale", "connections_failed", "strangers", "clock_steps_unseen",
     "attack_missed", "caught_share", "caught_s", "good_alerts_added",
 }  # fmt: skip
