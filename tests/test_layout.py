@@ -42,6 +42,7 @@ CLIENTS: dict[str, tuple[str, ...]] = {
     "google_crc32c": ("featurizer/frames.py",),
     "grpc": (
         "fraudsvc/server.py",
+        "fraudsvc/turns.py",
         "fraudsvc/callers/certificates.py",
         "fraudsvc/client/*.py",
         "fraudsvc/console/otlp_receiver.py",
