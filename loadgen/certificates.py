@@ -1,22 +1,19 @@
-"""Certificates under drill: made by a command of this repository, and put in place while it serves.
+"""Certificates under drill: the files that the service reads, and what there is to replace them.
 
-Owns the folder with the files that the service reads, and what there is to replace them. Must not
-know what is asked of the service.
+Owns their folder, which a command of this repository has filled. Must not know what is asked of
+the service.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from loadgen.client import Identity
 
-COMMAND: Final = (sys.executable, "-m", "deploy.testing.certificates")
+COMMAND: Final = "deploy.testing.certificates"
 SERVERS: Final = 9
-MAKE_S: Final = 60.0
 
 
 class Pair(NamedTuple):
@@ -32,12 +29,8 @@ class Certificates:
 
     folder: Path
 
-    def make(self) -> None:
-        """Make all of them, and put the first in place. Raises CalledProcessError."""
-        subprocess.run(
-            (*COMMAND, str(self.folder), "--servers", str(SERVERS)), check=True,
-            capture_output=True, timeout=MAKE_S,
-        )  # fmt: skip
+    def begin(self) -> None:
+        """Put the first in place."""
         self.put("live.crt", self.server(0).certificate)
         self.put("live.key", self.server(0).key)
         self.put("callers.pem", self.authority)

@@ -24,7 +24,7 @@ import grpc
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from loadgen.certificates import Certificates
+from loadgen.certificates import COMMAND, SERVERS, Certificates
 from loadgen.client import connect
 from loadgen.clock import Clock, ClockError
 from loadgen.processes import end_process
@@ -155,7 +155,8 @@ class System:
             mount_small_disk(folder / "log", self.plan.log_disk_mib)
         if self.plan.tls:
             self.certificates = Certificates(folder.parent / "tls")
-            self.certificates.make()
+            _run(COMMAND, str(self.certificates.folder), "--servers", str(SERVERS))
+            self.certificates.begin()
         if self.plan.clock:
             self.clock = make_clock(folder.parent / "clock")
         if self.plan.lifelike:

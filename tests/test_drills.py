@@ -17,12 +17,13 @@ import grpc
 import pytest
 from fraud.v1 import decision_pb2, fraud_service_pb2, fraud_service_pb2_grpc
 
+from deploy.testing.certificates import write_set
 from featurizer.features import SCHEMA_VERSION
 from fraudsvc.supervisor import Change, State
 from fraudsvc.up import StatusFile
 from loadgen import faults
 from loadgen.__main__ import main
-from loadgen.certificates import Certificates
+from loadgen.certificates import SERVERS, Certificates
 from loadgen.clock import Clock
 from loadgen.drill_command import DrillOptions, Session, chosen
 from loadgen.drill_page import page
@@ -345,7 +346,8 @@ def drilled(name: str, system: System) -> set[str]:
 
 def test_a_server_that_never_looks_at_its_certificates_again_is_found_out(tmp_path: Path) -> None:
     files = Certificates(tmp_path)
-    files.make()
+    write_set(tmp_path, SERVERS)
+    files.begin()
     pair = files.server(0)
     credentials = grpc.ssl_server_credentials(
         [(pair.key.read_bytes(), pair.certificate.read_bytes())], files.authority.read_bytes(),
