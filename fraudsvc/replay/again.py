@@ -170,7 +170,8 @@ class Replayer:
         def payment(row: int) -> Payment:
             return payment_of(views.cases[row], views.records[row : row + 1])
 
-        drafts = decide_all(payment, len(views.cases), sheet, bundle, policy)
+        datas = [case.value for case in views.cases]
+        drafts = decide_all(payment, datas, sheet, bundle, policy)
         same = self._same(views, drafts)
         others = []
         for row in np.flatnonzero(~same).tolist():
