@@ -355,7 +355,7 @@ def test_every_kept_decision_has_its_whole_trace_here_and_in_a_collector(
         assert len(kept) > 0.1 * TRAFFIC
 
         # A console is a moment behind, and a Collector behind that.
-        until(lambda: are_whole(from_collector(out), kept), "the Collector")
+        until(lambda: are_whole(from_collector(out), kept), "the Collector", 120.0)
         for decision in kept:
             spans = from_console(system.console, decision.assessment.trace_id)
             assert_whole(parted(spans), decision)
