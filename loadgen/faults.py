@@ -219,17 +219,21 @@ def step_clock(scene: Scene) -> Figures:
         for off_s in CLOCK_STEPS_S:
             clock.step(off_s)
             scene.stop.wait(scene.hold_s / len(CLOCK_STEPS_S))
-            unseen += not _is_off(scene.channel, off_s)
+            unseen += not _is_off(scene, off_s)
     return {"clock_steps": float(len(CLOCK_STEPS_S)), "clock_steps_unseen": float(unseen)}
 
 
-def _is_off(channel: grpc.Channel, off_s: float) -> bool:
-    """Whether the service's time of day is off by so much, as a decision of its own says."""
-    score, read = score_method(channel), get_decision_method(channel)
+def _is_off(scene: Scene, off_s: float) -> bool:
+    """Whether the service's time of day is off by so much, as a decision of its own says.
+
+    Its payment has the load's time: one of now would expire every state of a load of the past.
+    """
+    score, read = score_method(scene.channel), get_decision_method(scene.channel)
     end_s = time.monotonic() + CLOCK_LOOK_S
     while time.monotonic() < end_s:
         try:
-            answer = score(a_payment(), timeout=CALL_S).assessment
+            payment = a_payment(event_time=timestamp(scene.event_ms()))
+            answer = score(payment, timeout=CALL_S).assessment
             asked = fraud_service_pb2.GetDecisionRequest(decision_id=answer.decision_id)
             decision = read(asked, timeout=CALL_S).decision
         except grpc.RpcError:  # shed, perhaps
