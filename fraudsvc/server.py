@@ -207,6 +207,17 @@ def _admitting(name: str, method: Callable[[Any, Any], Any], gate: Gate | None) 
     return run
 
 
+def _guarded(
+    name: str,
+    method: Callable[[Any, Any], Any],
+    servicer: Servicer,
+    note: Note,
+    gate: Gate | None,
+) -> Callable[..., Any]:
+    """Return the method as it is served: for those who may call it, and always with an answer."""
+    return _answering(name, _admitting(name, method, gate), servicer, note)
+
+
 class _OperatorsOnly(grpc.ServerInterceptor):
     """Keeps what is beside the service and its health, reflection, to those who may operate."""
 
@@ -242,7 +253,7 @@ def _handlers(
     }
     handlers: dict[str, Any] = {
         name: grpc.unary_unary_rpc_method_handler(
-            _answering(name, _admitting(name, method, gate), servicer, note),
+            _guarded(name, method, servicer, note, gate),
             request_deserializer=_reader(message),
             response_serializer=lambda response: response.SerializeToString(),
         )
@@ -250,9 +261,7 @@ def _handlers(
     }
     # Without a deserialiser and a serialiser bytes come in and bytes go out.
     handlers["ScoreBatch"] = grpc.unary_unary_rpc_method_handler(
-        _answering(
-            "ScoreBatch", _admitting("ScoreBatch", servicer.score_batch, gate), servicer, note
-        )
+        _guarded("ScoreBatch", servicer.score_batch, servicer, note, gate)
     )
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
@@ -261,7 +270,7 @@ def _scoring(
     servicer: Servicer, note: Note = lambda *_: None, gate: Gate | None = None
 ) -> Callable[[bytes, TurnContext], bytes]:
     """Return what answers a call of Score in its turn."""
-    run = _answering("Score", _admitting("Score", servicer.score, gate), servicer, note)
+    run = _guarded("Score", servicer.score, servicer, note, gate)
 
     def answer(body: bytes, context: TurnContext) -> bytes:
         servicer.arrived(context.arrival_ns)

@@ -4,9 +4,10 @@ Owns calls from their arrival to their status, and the bound on how many wait. M
 answer is made of.
 
 gRPC's own server hands each call to a pool, where it waits for its message until the polling thread
-has it: two changes of thread a call, which cost as much as all the rest of gRPC. A decision never
-waits for anything but its one append, and decisions are made one at a time, so nothing is won by a
-pool. Here what has come is looked at between two answers, and answered in order.
+has it, answers, and leaves the end to the polling thread: four changes of thread a call, which cost
+as much as all the rest of gRPC. A decision never waits for anything but its one append, and
+decisions are made one at a time, so nothing is won by a pool. Here what has come is looked at
+between two answers, and answered in order.
 
 Reaches into what grpc keeps to itself (its version is pinned, see docs/decisions/0031): the core's
 server and queue, and that the polling thread calls whatever a completed operation is tagged with.

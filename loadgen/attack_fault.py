@@ -115,16 +115,20 @@ def _asked(
     payment.request_id = str(uuid.uuid4())
     payment.event_time.CopyFrom(timestamp(scene.event_ms()))
     request = fraud_service_pb2.ScoreRequest(transaction=payment, validate_only=validate_only)
+    answer = _patiently(method, request.SerializeToString())
+    return decision_pb2.OUTCOME_UNSPECIFIED if answer is None else int(answer.assessment.outcome)
+
+
+def _patiently(method: Callable[..., Any], request: Any) -> Any:
+    """Call, and again where the call was shed, perhaps; return None where none was answered."""
     end_s = time.monotonic() + LEARN_S
     while True:
         try:
-            answer = method(request.SerializeToString(), timeout=CALL_S)
-        except grpc.RpcError:  # shed, perhaps: the same request may be sent again
+            return method(request, timeout=CALL_S)
+        except grpc.RpcError:  # the same request may be sent again
             if time.monotonic() > end_s:
-                return decision_pb2.OUTCOME_UNSPECIFIED
+                return None
             time.sleep(PAUSE_S)
-        else:
-            return int(answer.assessment.outcome)
 
 
 def _alerted(outcomes: Iterator[int]) -> float:
@@ -142,14 +146,6 @@ def _report(scene: Scene, payments: Sequence[transaction_pb2.Transaction]) -> No
         )
         for number, payment in enumerate(payments)
     ]  # fmt: skip
-    request = fraud_service_pb2.ReportLabelsRequest(labels=labels)
-    end_s = time.monotonic() + LEARN_S
-    while labels:
-        try:
-            report_labels_method(scene.channel)(request, timeout=CALL_S)
-        except grpc.RpcError:
-            if time.monotonic() > end_s:
-                return
-            time.sleep(PAUSE_S)
-        else:
-            return
+    if labels:
+        request = fraud_service_pb2.ReportLabelsRequest(labels=labels)
+        _patiently(report_labels_method(scene.channel), request)

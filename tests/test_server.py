@@ -85,6 +85,12 @@ def score(client: Connected, transaction: Any, **more: Any) -> Any:
     return client.stub.Score(request, timeout=TIMEOUT_S, **more).assessment
 
 
+def sent(client: Connected, payments: Payments, count: int) -> list[Any]:
+    """Send calls without waiting for their answers."""
+    requests = [pb.ScoreRequest(transaction=payments.one()) for _ in range(count)]
+    return [client.stub.Score.future(request) for request in requests]
+
+
 def test_an_answer_is_the_decision_on_the_log(host: Host, client: Connected) -> None:
     payments = Payments()
     payment = payments.one()
@@ -266,9 +272,7 @@ def test_a_call_that_waited_too_long_is_shed_with_a_hint(host: Host) -> None:
     payments = Payments()
     with serving(host.scorer(), threads=1, wait_ms_max=25.0) as (_, client):
         host.gate.clear()
-        calls = [
-            client.stub.Score.future(pb.ScoreRequest(transaction=payments.one())) for _ in range(3)
-        ]
+        calls = sent(client, payments, 3)
         time.sleep(0.2)
         host.gate.set()
         assert calls[0].result(TIMEOUT_S).assessment.decision_id
@@ -285,9 +289,7 @@ def test_a_call_too_many_is_shed(host: Host) -> None:
     payments = Payments()
     with serving(host.scorer(), calls_max=2, wait_ms_max=60_000.0) as (_, client):
         host.gate.clear()
-        calls = [
-            client.stub.Score.future(pb.ScoreRequest(transaction=payments.one())) for _ in range(8)
-        ]
+        calls = sent(client, payments, 8)
         time.sleep(0.2)  # all are there, and none has been decided
         host.gate.set()
         shed = [Failure(partial(c.result, TIMEOUT_S)) for c in calls if c.exception(TIMEOUT_S)]
@@ -311,9 +313,7 @@ def test_a_call_that_its_caller_gave_up_leaves_room_for_others(host: Host) -> No
     payments = Payments()
     with serving(host.scorer(), calls_max=4, wait_ms_max=60_000.0) as (_, client):
         host.gate.clear()
-        calls = [
-            client.stub.Score.future(pb.ScoreRequest(transaction=payments.one())) for _ in range(4)
-        ]
+        calls = sent(client, payments, 4)
         time.sleep(0.1)
         for call in calls[1:]:
             call.cancel()
