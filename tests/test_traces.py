@@ -54,6 +54,7 @@ from tests.conftest import (
 )
 from tests.consoles import Place, System, data_of
 
+Decision = decision_pb2.Decision
 TIMEOUT_S = 10.0
 TRAFFIC, BATCHES, ATTACKS = 400, 3, 12
 COLLECTOR = "OTELCOL"  # names the binary; .ci/run builds it
@@ -146,19 +147,16 @@ def score(client: Connected, payment: Any, traceparent: str = "") -> decision_pb
     return score_patiently(client, request, metadata)
 
 
-def kept_of(
-    log_folder: Path, rule: KeepRule, model: str
-) -> tuple[list[decision_pb2.Decision], decision_pb2.Decision]:
-    """Return the decisions on a log whose traces the rule keeps, and the first by a model.
+def kept_of(log_folder: Path, rule: KeepRule, model: str) -> tuple[list[Decision], Decision]:
+    """Return the decisions on a log whose traces the rule keeps, and the first by a new model.
 
-    ``model`` is one that was taken up meanwhile: the console keeps that first one whatever the
-    rule says, which who folds it cannot know.
+    The console keeps that one whatever the rule says, which who folds it cannot know.
     """
     log = FileEventLog(log_folder, read_only=True)
     batch = log.read(log.ends()[0], 1 << 30)
     log.close()
     found = scan(batch)
-    made = [decision_pb2.Decision.FromString(batch.value(at)) for at in found.entries.tolist()]
+    made = [Decision.FromString(batch.value(at)) for at in found.entries.tolist()]
     first = next(each for each in made if each.assessment.model_version == model)
     keeps = rule.keeps(found.rows).tolist()
     return [each for i, each in enumerate(made) if keeps[i]], first
@@ -190,9 +188,7 @@ def parted(spans: dict[Context, Told]) -> Parted:
     return found
 
 
-def are_whole(
-    spans: dict[Context, Told], kept: list[decision_pb2.Decision], first: decision_pb2.Decision
-) -> bool:
+def are_whole(spans: dict[Context, Told], kept: list[Decision], first: Decision) -> bool:
     found = parted(spans)
     try:
         for decision in kept:
@@ -204,12 +200,12 @@ def are_whole(
     return True
 
 
-def assert_whole(spans: Parted, decision: decision_pb2.Decision) -> None:
+def assert_whole(spans: Parted, decision: Decision) -> None:
     """A kept decision has its call, its steps below it in order, and what folded it links to it."""
     assert_folded(spans, assert_told(spans, decision))
 
 
-def assert_told(spans: Parted, decision: decision_pb2.Decision) -> Told:
+def assert_told(spans: Parted, decision: Decision) -> Told:
     """A decision has its call, and its steps below it in order; return the call."""
     told = decision.assessment
     call = spans.one(score_context(told.trace_id, told.decision_id))
@@ -224,7 +220,7 @@ def assert_told(spans: Parted, decision: decision_pb2.Decision) -> Told:
     return call
 
 
-def parent_of(decision: decision_pb2.Decision) -> str:
+def parent_of(decision: Decision) -> str:
     caller = context_of(decision.traceparent)
     return "" if caller is None else caller.span_id
 
@@ -243,7 +239,7 @@ def assert_in_order(spans: Parted, parent: Told, names: Sequence[str]) -> int:
     return at_ns
 
 
-def assert_item_whole(spans: Parted, item: Told, decision: decision_pb2.Decision) -> None:
+def assert_item_whole(spans: Parted, item: Told, decision: Decision) -> None:
     """A kept item has its own steps, those it shares are told once, and all are in the call."""
     frame = spans.one(Context(item.context.trace_id, item.parent))
     batch = spans.one(Context(item.context.trace_id, frame.parent))
@@ -403,7 +399,7 @@ def assert_chain(
     assert following[0].attributes["fraud.model.version"] == model
 
 
-def assert_looked_at(system: System, decision_id: str, kept: list[decision_pb2.Decision]) -> None:
+def assert_looked_at(system: System, decision_id: str, kept: list[Decision]) -> None:
     """The API pages, the terminal draws, and what is not kept is drawn from the log."""
     seen: list[str] = []
     after = ""
