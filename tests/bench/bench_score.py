@@ -121,9 +121,12 @@ def make_handlers(where: Path) -> Callable[[str], Any]:
         ScorerSettings(),
     )  # fmt: skip
     settings = server.ServerSettings()
-    servicer = server.Servicer(decider, server._Arrivals(settings.threads), settings)
-    generic = server._handlers(servicer)
-    score = SimpleNamespace(unary_unary=server._scoring(servicer))
+    # A servicer each: of a thread it keeps when the last Score came, and a batch would be late.
+    scoring, others = (
+        server.Servicer(decider, server._Arrivals(settings.threads), settings) for _ in range(2)
+    )
+    generic = server._handlers(others)
+    score = SimpleNamespace(unary_unary=server._scoring(scoring))
     return lambda method: (
         score
         if method == "Score"
