@@ -23,6 +23,7 @@ from fraudsvc.replay.again import Replayer, Verdict
 from fraudsvc.replay.judges import Finder, Places
 from fraudsvc.replay.log import Pieces, Place, Span, find_decision, frame_of
 from fraudsvc.replay.range import Job, Summary, replay_range
+from fraudsvc.replay.rebuilt import Rebuilt
 from fraudsvc.replay.shared_range import (
     SharedJob,
     find_shared,
@@ -32,7 +33,7 @@ from fraudsvc.replay.shared_range import (
     size_of,
     spooled,
 )
-from fraudsvc.replay.states import Case, Rebuilt
+from fraudsvc.replay.states import Case
 from fraudsvc.replay.step import Folded, steps
 from fraudsvc.replay.told import told_of
 from fraudsvc.shares import Tell

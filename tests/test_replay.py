@@ -104,8 +104,9 @@ def test_a_run_with_swaps_policies_restarts_and_stale_states_is_the_same_to_the_
     assert min(summary.policies.values()) > 1_000
     assert len(summary.bundles) == 2
     # So that states of busy entities are kept from one lot of cases to the next.
-    monkeypatch.setattr("fraudsvc.replay.range.REBUILT_AT_ONCE", 16)
-    monkeypatch.setattr("fraudsvc.replay.states.BUSY_RECORDS", 3)
+    for module in ("range", "rebuilt"):
+        monkeypatch.setattr(f"fraudsvc.replay.{module}.AT_ONCE", 16)
+    monkeypatch.setattr("fraudsvc.replay.rebuilt.BUSY_RECORDS", 3)
     in_lots = replayed(host, trained)
     assert in_lots.is_same
     assert in_lots.rebuilt == summary.rebuilt

@@ -12,7 +12,7 @@ from featurizer.arena_kernels import fold_all, gather, hint_all, reserve_all
 from featurizer.features import OPS
 from featurizer.fold import fold
 from featurizer.records import Entity
-from featurizer.state import META, POSITION
+from featurizer.state import HEADER, META, POSITION, length
 from featurizer.view import view
 
 _ENTITIES = len(Entity)
@@ -83,34 +83,74 @@ def walk(memory, records, positions, at, log, cases, limit, cursor, space, out):
 
 
 @njit(cache=True, nogil=True)
+def _copy(state, to):  # type: ignore[no-untyped-def]
+    """Copy a state; where nothing is known of the entity, its header tells that."""
+    used = max(length(state), HEADER)
+    to[:used] = state[:used]
+
+
+@njit(cache=True, nogil=True)
 def rebuild(needs, records, positions, by_key, rows):  # type: ignore[no-untyped-def]
     """Fold the records of each needed state up to its position.
 
-    ``needs`` int64[n, 3]: the number of its key, its entity and its position, sorted. ``by_key``
-    is where the records of each key stand, in order, and the states that busy keys had last, from
-    which it goes on. ``rows`` int64[n, ROW_WORDS] gets the states.
+    ``needs`` int64[n, 4]: the number of its key, its entity, its position and whose case it is,
+    sorted by key and position. ``by_key`` is where the records of each key stand, in order, and
+    the states that busy keys had last, from which it goes on. ``rows`` int64[cases, entities,
+    ROW_WORDS] gets the states.
     """
     starts, places, slots, kept, done = by_key
-    state = np.zeros(rows.shape[1], np.int64)
+    state = np.zeros(rows.shape[2], np.int64)
     key, at, slot = np.int64(-1), np.int64(0), np.int64(-1)
     for i in range(len(needs)):
         if needs[i, 0] != key:
             if slot >= 0:
-                kept[slot, :], done[slot] = state, at
+                _copy(state, kept[slot])
+                done[slot] = at
             key = needs[i, 0]
             at, slot = starts[key], slots[key]
-            state[:] = 0
+            state[:HEADER] = 0
             if slot >= 0 and done[slot] > at and positions[places[done[slot] - 1]] <= needs[i, 2]:
-                state[:], at = kept[slot], done[slot]
+                _copy(kept[slot], state)
+                at = done[slot]
         while at < starts[key + 1] and positions[places[at]] <= needs[i, 2]:
             fold(state, needs[i, 1], records[places[at]], positions[places[at]])
             at += 1
-        rows[i] = state
+        _copy(state, rows[needs[i, 3], needs[i, 1]])
     if slot >= 0:
-        kept[slot, :], done[slot] = state, at
+        _copy(state, kept[slot])
+        done[slot] = at
 
 
 @njit(cache=True, nogil=True)
-def look_at(rows, past, seen, limits, lines, shown, vector, versions):  # type: ignore[no-untyped-def]
-    """Look at one record with its states in ``rows`` int64[entities, ROW_WORDS], as ``walk``."""
-    _see(rows, past, seen, limits, lines, shown, vector, versions)
+def place_all(numbers, starts):  # type: ignore[no-untyped-def]
+    """Return int64[p]: the rows in which each number stands, in order, from ``starts`` of it on.
+
+    ``numbers`` int32[n, entities], -1 for none.
+    """
+    places = np.zeros(starts[-1], np.int64)
+    at = starts.copy()
+    for row in range(len(numbers)):
+        for number in numbers[row]:
+            if number >= 0:
+                places[at[number]] = row
+                at[number] += 1
+    return places
+
+
+@njit(cache=True, nogil=True)
+def look_at_all(rows, mates, cases, lines, out):  # type: ignore[no-untyped-def]
+    """Look at cases with their states in ``rows`` int64[n, entities, ROW_WORDS], as ``walk``.
+
+    ``mates`` are the records and positions of their frames. Of each case: the places among them of
+    its own record and of its frame's first, its frame, and the position that it had seen, int64[n]
+    each; up to where each entity is to be folded, int64[n, entities].
+    """
+    records, positions = mates
+    own, first, frames, seen, limits = cases
+    shown, vectors, versions = out
+    for i in range(len(shown)):
+        start, stop = first[i], own[i]
+        past = (records[start:stop], positions[start:stop], frames[i])
+        _see(
+            rows[i], past, seen[i], limits[i], lines, shown[i : i + 1], vectors[i], versions[i]
+        )  # fmt: skip

@@ -1,8 +1,9 @@
 """A range of decisions made again, on all cores, and what came of it.
 
 Each process reads and folds the whole log up to the end of the range, and looks at the decisions of
-its own stretches of it: one thread folds and looks, the other reads and judges. Owns how the work
-is shared. Must not know how a decision is made again. Nothing is ever written.
+its own stretches of it: one thread reads, one folds and looks, by kernels without the interpreter's
+lock, and one judges. Owns how the work is shared. Must not know how a decision is made again.
+Nothing is ever written.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from fraud.v1 import decision_pb2
@@ -24,12 +25,15 @@ from fraudsvc.decide import RULES_ONLY
 from fraudsvc.replay.again import Judged, Kind, Replayer, Verdict
 from fraudsvc.replay.judges import Finder, Places
 from fraudsvc.replay.log import Piece, Pieces, Span
-from fraudsvc.replay.states import REBUILT_AT_ONCE, Case, Rebuilt, Views, Walk
+from fraudsvc.replay.rebuilt import AT_ONCE, Rebuilt
+from fraudsvc.replay.states import Case, Views, Walk
 from fraudsvc.replay.told import Told
 from fraudsvc.shares import Share, Tell, share_out
 
 EXAMPLES_MAX = 20
+WALKED_AHEAD = 2  # pieces that are walked before the one that is judged
 RESTS_MAX = 16_384  # decisions in memory at once that had seen other states: 6 KiB each
+Item = TypeVar("Item")
 _RUNGS = {n: name.removeprefix("RUNG_") for name, n in decision_pb2.Rung.items()}
 
 
@@ -92,9 +96,9 @@ class Summary:
         self.policies[policy] += count
         if model:
             self.bundles[model] += count
-        rungs, counts = np.unique(judged.told[:, Told.RUNG], return_counts=True)
-        for rung, of_rung in zip(rungs.tolist(), counts.tolist(), strict=True):
-            self.rungs[_RUNGS[rung]] += of_rung
+        for rung, of_rung in enumerate(np.bincount(judged.told[:, Told.RUNG]).tolist()):
+            if of_rung:
+                self.rungs[_RUNGS[rung]] += of_rung
 
     def add(self, other: Summary) -> None:
         """Take in what another process found."""
@@ -149,46 +153,53 @@ class _Run:
     def run(self) -> Summary:
         pieces, walk = Pieces(self._log), Walk()
         walked: deque[Future[tuple[Views, list[Case]]]] = deque()
-        # One piece is walked, by kernels without the interpreter's lock, while the one before is
-        # judged and the one after is read.
-        with ThreadPoolExecutor(1) as walking:
-            for piece in pieces.read(self._job.stop):
-                walked.append(walking.submit(walk.take, piece, self._with_model(piece)))
-                if len(walked) > 1:
-                    self._look(*walked.popleft().result())
+        with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as walking:
+            for piece, by_rules, cases in _ahead(self._read(pieces), reading):
+                walked.append(walking.submit(walk.take, piece, cases))
+                self._note(self._replayer.judge_by_rules(by_rules))
+                if len(walked) > WALKED_AHEAD:
+                    self._look(reading, walking, *walked.popleft().result())
                 self._tell(piece.end, self._summary.decisions)
             for each in walked:
-                self._look(*each.result())
-        self._look(walk.finish(), [])
-        self._rebuild()
+                self._look(reading, walking, *each.result())
+            self._look(reading, walking, walk.finish(), [])
+            self._rebuild(reading, walking)
         summary = self._summary
         summary.lost_bytes, summary.log_begins = pieces.lost_bytes, pieces.first
         self._tell(self._job.stop, summary.decisions)
         return summary
 
-    def _with_model(self, piece: Piece) -> list[Case]:
-        """Judge those cases of a piece that were decided without a model; return the others."""
-        cases = self._cases(piece)
-        by_rules = [case for case in cases if case.rung == RULES_ONLY]
-        self._note(self._replayer.judge_by_rules(by_rules))
-        return [case for case in cases if case.rung != RULES_ONLY]
+    def _read(self, pieces: Pieces) -> Iterator[tuple[Piece, list[Case], list[Case]]]:
+        """Yield pieces with their cases: those decided by rules alone, and with a model."""
+        for piece in pieces.read(self._job.stop):
+            cases = self._cases(piece)
+            by_rules = [case for case in cases if case.told[Told.RUNG] == RULES_ONLY]
+            if by_rules:
+                cases = [case for case in cases if case.told[Told.RUNG] != RULES_ONLY]
+            yield piece, by_rules, cases
 
-    def _look(self, views: Views, late: Sequence[Case]) -> None:
+    def _look(
+        self,
+        reading: ThreadPoolExecutor,
+        walking: ThreadPoolExecutor,
+        views: Views,
+        late: Sequence[Case],
+    ) -> None:
         same, rest = views.split()
         self._rest += [*rest.cases, *late]
         self._summary.judge(self._replayer, same)
         if len(self._rest) >= RESTS_MAX:
-            self._rebuild()
+            self._rebuild(reading, walking)
 
-    def _rebuild(self) -> None:
+    def _rebuild(self, reading: ThreadPoolExecutor, walking: ThreadPoolExecutor) -> None:
         """Make those again that had seen other states than the log had at their time."""
         if not self._rest:
             return
-        rebuilt = Rebuilt(self._rest)
-        for piece in Pieces(self._log).read(max(case.frame for case in self._rest) + 1):
+        rebuilt, stop = Rebuilt(self._rest), max(case.frame for case in self._rest) + 1
+        for piece in _ahead(Pieces(self._log).read(stop), reading):
             rebuilt.add(piece)
-        for first in range(0, len(self._rest), REBUILT_AT_ONCE):
-            views = rebuilt.views(first, first + REBUILT_AT_ONCE)
+        every = (rebuilt.views(first) for first in range(0, len(self._rest), AT_ONCE))
+        for views in _ahead(every, walking):
             self._summary.judge(self._replayer, views)
         self._summary.rebuilt += len(self._rest)
         self._rest = []
@@ -215,6 +226,14 @@ class _Run:
     def _note(self, verdicts: Iterator[Verdict]) -> None:
         for verdict in verdicts:
             self._summary.note(verdict)
+
+
+def _ahead(items: Iterator[Item], thread: ThreadPoolExecutor) -> Iterator[Item]:
+    """Yield items; while one is worked on, ``thread`` makes the next."""
+    coming = thread.submit(next, items, None)
+    while (item := coming.result()) is not None:
+        coming = thread.submit(next, items, None)
+        yield item
 
 
 def replay_range(job: Job, processes: int, tell: Tell) -> Summary:
