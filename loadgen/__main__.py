@@ -141,7 +141,6 @@ def _run_drive(args: argparse.Namespace, console: Console) -> int:
         closed=args.closed,
         deadline_s=args.deadline,
         in_flight_max=args.in_flight_max,
-        workers=args.workers,
         seed=args.seed,
     )
     with connect(args.target, args.connections, args.connect_timeout) as channels:
@@ -307,7 +306,6 @@ def _add_drive(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--closed", type=int, default=0, metavar="N", help="N in flight, no rate")
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--in-flight-max", type=int, default=20_000)
-    parser.add_argument("--workers", type=int, default=48, help="threads that wait for answers")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--customers", type=int, default=5_000, help="of the world that is sent")
     parser.add_argument("--history", type=Path, help="send these rows instead of a world's")

@@ -223,10 +223,8 @@ def shed_cost(service: Service, settings: Settings, full: Measured) -> Rung | No
 
     Of the CPU time of that run what the answers cost, by the closed run, is taken off.
     """
-    drive = DriveSettings(
-        rate_per_s=full.closed.answered_per_s * OVERLOAD, seconds=settings.seconds,
-        workers=settings.connections * 64,
-    )  # fmt: skip
+    rate = full.closed.answered_per_s * OVERLOAD
+    drive = DriveSettings(rate_per_s=rate, seconds=settings.seconds)
     try:
         run = service.run(drive, settings.connections)
     except CapacityError:

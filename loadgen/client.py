@@ -55,6 +55,7 @@ _RETRY = (
     ),
 )
 _SERVICE = fraud_service_pb2.DESCRIPTOR.services_by_name["FraudService"].full_name
+SCORE = f"{_SERVICE}/Score"
 
 
 class TargetUnreachableError(ConnectionError):

@@ -14,12 +14,13 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import grpc
 from fraud.v1 import decision_pb2, fraud_service_pb2, transaction_pb2
 
-from loadgen.client import score_method
+from loadgen.client import SCORE
+from loadgen.in_flight import InFlight
 from loadgen.pacing import NS, Arrivals, due_times_ns, wait_until
 from loadgen.rows import BadRow, HistoryRow, timestamp
 from loadgen.tally import Snapshot, Tally
@@ -53,9 +54,8 @@ class DriveSettings:
     """How to drive. ``closed`` above 0 keeps that many calls in flight and ignores the rate.
 
     Calls of the first ``warmup_s`` are sent on top of ``seconds`` and not counted. A call has
-    ``deadline_s``. ``workers`` threads wait for answers; beyond them up to ``in_flight_max``
-    calls are sent without waiting, and then sending waits, which the figures show as
-    lateness.
+    ``deadline_s``. Up to ``in_flight_max`` calls are sent without waiting, and then sending waits,
+    which the figures show as lateness.
     ``snapshot_s`` is the time between snapshots. Raises ValueError for numbers out of range.
     """
 
@@ -66,7 +66,6 @@ class DriveSettings:
     closed: int = 0
     deadline_s: float = 5.0
     in_flight_max: int = 20_000
-    workers: int = 48
     snapshot_s: float = 1.0
     seed: int = 1
     run_id: uuid.UUID = field(default_factory=uuid.uuid4)
@@ -77,7 +76,6 @@ class DriveSettings:
             "seconds",
             "deadline_s",
             "in_flight_max",
-            "workers",
             "snapshot_s",
         ):
             if not getattr(self, name) > 0:
@@ -126,18 +124,14 @@ def _varint(value: int) -> bytes:
 
 
 class Driver:
-    """One run against open channels; ``run`` may be called once.
+    """One run against open channels, which nobody else uses; ``run`` may be called once.
 
     With ``due_ns``, ascending ns after the start, those are the calls, and not the settings' rate;
     each is asked for when the one before is sent, so it may depend on what happened. ``on_call``
     is called for every call that ended, in whatever thread saw it end.
 
-    Workers take turns: one waits for the next due time while the others wait for answers or for
-    their turn, and sends by itself, so that nothing is handed over between due time and call.
-    When every other worker waits for an answer, calls are sent without waiting (``future``), so
-    that a server that stalls does not slow the sending. ``future`` for every call would start a
-    thread whenever a connection has been idle: at 1,000 calls/s on two busy cores that made the
-    median 2.6 and 48 ms where turns made it 1.2 and 0.8 ms (two rounds of prototypes, in turn).
+    One thread sends, without ever waiting for an answer, so that a server that stalls does not
+    slow the sending. In a closed loop the end of a call sends the next.
 
     >>> with connect("127.0.0.1:50051", 4, 5.0) as channels:        # doctest: +SKIP
     ...     for snapshot in Driver(channels, requests, settings).run():
@@ -154,7 +148,7 @@ class Driver:
     ) -> None:
         if not requests:
             raise ValueError("there is nothing to send")
-        self._methods = [score_method(channel) for channel in channels]
+        self._channels = channels
         self._requests = requests
         self._settings = settings
         self._due_ns = due_ns
@@ -162,25 +156,23 @@ class Driver:
         self._tally = Tally()
         self._stop = threading.Event()
         self._finished = threading.Event()
-        self._turn = threading.Lock()
         self._lock = threading.Lock()
-        self._idle = settings.closed or settings.workers
-        # Workers and calls sent without waiting; the run is over when none is left.
-        self._active = self._idle
+        self._active = 1  # calls, and who sends them; the run is over when none is left
         self._slots = threading.Semaphore(settings.in_flight_max)
         self._begin_ns = self._counted_from_ns = 0
         self._due: Iterator[tuple[int, int]] = iter(())
+        self._calls: InFlight | None = None
 
     def run(self) -> Iterator[Snapshot]:
         """Yield a snapshot each ``snapshot_s`` and a last one when every call has ended."""
         settings = self._settings
         due = [] if settings.closed else self._due_times()
+        self._calls = InFlight(self._channels, SCORE)
         self._begin_ns = time.perf_counter_ns() + NS // 50
         self._counted_from_ns = self._begin_ns + int(settings.warmup_s * NS)
         self._due = self._closed_times() if settings.closed else self._open_times(due)
-        workers = [threading.Thread(target=self._work) for _ in range(self._idle)]
-        for worker in workers:
-            worker.start()
+        sender = threading.Thread(target=self._send_all)
+        sender.start()
         try:
             while not self._finished.wait(settings.snapshot_s):
                 if time.perf_counter_ns() > self._counted_from_ns:
@@ -188,8 +180,8 @@ class Driver:
         finally:
             self._stop.set()
             self._finished.wait()
-            for worker in workers:
-                worker.join()
+            sender.join()
+            self._calls.close()
         yield self._tally.snapshot(self._elapsed_s())
 
     def _elapsed_s(self) -> float:
@@ -217,29 +209,38 @@ class Driver:
                 return
             yield number, now_ns
 
-    def _work(self) -> None:
+    def _send_all(self) -> None:
+        """Send all calls; in a closed loop the first of them, which send the others."""
         try:
-            while (taken := self._take()) is not None:
-                number, due_ns, alone = taken
-                if alone and not self._settings.closed:
-                    self._cast(number, due_ns)
-                else:
-                    self._call(number, due_ns)
-                with self._lock:
-                    self._idle += 1
+            if self._settings.closed:
+                for _ in range(self._settings.closed):
+                    self._send_next()
+                return
+            while self._send_next():
+                pass
         finally:
             self._leave()
 
-    def _take(self) -> tuple[int, int, bool] | None:
-        """Wait for the turn and the due time; tell whether all other workers are busy."""
-        with self._turn:
+    def _send_next(self) -> bool:
+        """Send the next call when it is due; return whether there was one."""
+        with self._lock:
             taken = next(self._due, None)
-            if taken is None or self._stop.is_set():
-                return None
-            wait_until(taken[1], self._stop)
-            with self._lock:
-                self._idle -= 1
-                return *taken, self._idle == 0
+        if taken is None:
+            return False
+        number, due_ns = taken
+        wait_until(due_ns, self._stop)
+        if self._stop.is_set():
+            return False
+        self._slots.acquire()  # every call has a deadline, so a slot comes back
+        with self._lock:
+            self._active += 1
+        body, is_fraud = self._request(number)
+        if due_ns >= self._counted_from_ns:
+            self._tally.sent((time.perf_counter_ns() - due_ns) // 1000)
+        ended = partial(self._landed, due_ns, is_fraud)
+        assert self._calls is not None  # noqa: S101 - made by run, as is who sends
+        self._calls.send(number, body, self._settings.deadline_s, ended)
+        return True
 
     def _leave(self) -> None:
         with self._lock:
@@ -252,41 +253,18 @@ class Driver:
         time_ms = event_ms or time.time_ns() // 1_000_000
         return request(rest, self._settings.run_id.hex, number, time_ms), is_fraud
 
-    def _sent(self, due_ns: int) -> None:
-        if due_ns >= self._counted_from_ns:
-            self._tally.sent((time.perf_counter_ns() - due_ns) // 1000)
-
-    def _call(self, number: int, due_ns: int) -> None:
-        """Send a call and wait for its answer."""
-        body, is_fraud = self._request(number)
-        method = self._methods[number % len(self._methods)]
-        self._sent(due_ns)
+    def _landed(
+        self, due_ns: int, is_fraud: bool | None, status: grpc.StatusCode, answer: bytes
+    ) -> None:
         try:
-            response = method(body, timeout=self._settings.deadline_s)
-        except grpc.RpcError as error:
-            self._failed(due_ns, error.code())
-        else:
-            self._scored(due_ns, response, is_fraud)
-
-    def _cast(self, number: int, due_ns: int) -> None:
-        """Send a call without waiting for its answer."""
-        self._slots.acquire()  # every call has a deadline, so a slot comes back
-        with self._lock:
-            self._active += 1
-        body, is_fraud = self._request(number)
-        method = self._methods[number % len(self._methods)]
-        self._sent(due_ns)
-        call = method.future(body, timeout=self._settings.deadline_s)
-        call.add_done_callback(partial(self._landed, due_ns, is_fraud))
-
-    def _landed(self, due_ns: int, is_fraud: bool | None, call: Any) -> None:
-        try:
-            if call.code() is grpc.StatusCode.OK:
-                self._scored(due_ns, call.result(), is_fraud)
+            if status is grpc.StatusCode.OK:
+                self._scored(due_ns, fraud_service_pb2.ScoreResponse.FromString(answer), is_fraud)
             else:
-                self._failed(due_ns, call.code())
+                self._failed(due_ns, status)
         finally:
             self._slots.release()
+            if self._settings.closed:
+                self._send_next()
             self._leave()
 
     def _scored(
