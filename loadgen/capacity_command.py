@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from loadgen.capacity import Measured, Rung, Service, Settings, measure, shed_cost
 from loadgen.capacity_plan import Assumptions, Target, plan, sensitivity, with_settings
 from loadgen.capacity_report import measured_table, plan_tables, rung_table
+from loadgen.cores import apart
 from loadgen.driver import DriveSettings, Prepared, prepare
 from loadgen.rows import table_rows
 from loadgen.system import Models, Plan, System, make_models
@@ -108,32 +109,44 @@ def _requests(seed: int) -> list[Prepared]:
     return prepare(itertools.islice(rows, PREPARED))
 
 
-def _worker_counts(text: str) -> list[int]:
+def _worker_counts(text: str, cores: Sequence[int]) -> list[int]:
     counts = [int(each) for each in text.split(",") if each]
     if any(count < 1 for count in counts):
         raise ValueError("--workers takes numbers from 1")
-    return counts or list(range(1, (os.cpu_count() or 1) + 1))
+    return counts or list(range(1, max(len(cores), 1) + 1))
 
 
 def _measured(
     args: argparse.Namespace, settings: Settings, requests: Sequence[Prepared], on_step: Step
 ) -> tuple[list[Measured], list[Rung]]:
-    counts = _worker_counts(args.workers)
     if args.address:
-        service = Service(args.address, counts[0], (), requests)
+        count = _worker_counts(args.workers, ())[0]
+        service = Service(args.address, count, (), requests)
         return [measure(service, settings, on_step)], []
+    with apart() as cores:
+        return _measured_here(args, settings, requests, on_step, cores)
+
+
+def _measured_here(
+    args: argparse.Namespace,
+    settings: Settings,
+    requests: Sequence[Prepared],
+    on_step: Step,
+    cores: Sequence[int],
+) -> tuple[list[Measured], list[Rung]]:
+    counts = _worker_counts(args.workers, cores)
     models = _models(args, on_step)
     measured: list[Measured] = []
     rungs: list[Rung] = []
     for count in counts:
-        with _started(Plan(workers=count), models) as system:
+        with _started(Plan(workers=count), models, cores) as system:
             service = _service(system, count, requests)
             measured.append(measure(service, settings, on_step))
             if count == counts[0] and not args.quick:
                 rungs = [Rung("FULL", measured[0].closed.cpu_s)]
                 rungs += filter(None, [shed_cost(service, settings, measured[0])])
     if not args.quick:
-        with _started(Plan(), None) as system:
+        with _started(Plan(), None, cores) as system:
             on_step("without a model: rules alone")
             drive = DriveSettings(closed=settings.in_flight, seconds=settings.seconds, warmup_s=1)
             run = _service(system, 1, requests).run(drive, settings.connections)
@@ -153,9 +166,9 @@ def _models(args: argparse.Namespace, on_step: Step) -> Models:
 
 
 @contextlib.contextmanager
-def _started(wanted: Plan, models: Models | None) -> Iterator[System]:
+def _started(wanted: Plan, models: Models | None, cores: Sequence[int]) -> Iterator[System]:
     folder = Path(tempfile.mkdtemp(prefix="fraud-capacity-"))
-    system = System(folder / "data", wanted)
+    system = System(folder / "data", wanted, cores=cores)
     try:
         system.prepare(models)
         system.start()

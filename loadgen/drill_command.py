@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loadgen.cores import apart
 from loadgen.drill_run import DrillRun, Progress, Result, RunSettings, calibrate
 from loadgen.drills import DRILLS, Drill, Mode
 from loadgen.driver import Prepared, prepare
@@ -93,7 +94,8 @@ class Session:
             with _folder() as folder, self._servers(mode, folder / "servers") as servers:
                 for plan in dict.fromkeys(drill.plan for drill in fit):
                     of_plan = [drill for drill in fit if drill.plan == plan]
-                    yield from self._started(plan, models, servers, of_plan)
+                    with apart() as cores:
+                        yield from self._started(plan, models, servers, of_plan, cores)
 
     def _models(self) -> Models:
         options = self._options
@@ -119,10 +121,15 @@ class Session:
             servers.stop()
 
     def _started(
-        self, plan: Plan, models: Models, servers: Servers | None, drills: Sequence[Drill]
+        self,
+        plan: Plan,
+        models: Models,
+        servers: Servers | None,
+        drills: Sequence[Drill],
+        cores: Sequence[int],
     ) -> Iterator[Result]:
         with _folder() as folder:
-            system = System(folder / "data", plan, servers=servers)
+            system = System(folder / "data", plan, servers=servers, cores=cores)
             try:
                 self._on_step(f"starting {plan}")
                 try:

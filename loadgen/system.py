@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from loadgen.certificates import COMMAND, SERVERS, Certificates
 from loadgen.client import connect
 from loadgen.clock import Clock, ClockError
+from loadgen.cores import kept_to
 from loadgen.processes import end_process
 from loadgen.rows import Span
 from loadgen.servers import Servers
@@ -114,7 +115,7 @@ class System:
     ``data`` of a foreign system may be None: then nothing can be done to its processes. ``models``
     and ``foreign``, a bundle of another feature schema, are places in it. With ``servers``, which
     run already, it is one host of several: Kafka's topics and the states begin with the name of
-    the folder that holds ``data``.
+    the folder that holds ``data``. Its roles are kept to ``cores``, where there are any.
     """
 
     data: Path | None
@@ -126,6 +127,7 @@ class System:
     live: Live | None = None
     models: list[Path] = field(default_factory=list)
     foreign: Path | None = None
+    cores: Sequence[int] = ()
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -191,6 +193,7 @@ class System:
         self.address = self.address or f"127.0.0.1:{free_port()}"
         (self.folder / "roles.json").unlink(missing_ok=True)
         command = [
+            *kept_to(self.cores),
             *(self.clock.command if self.clock is not None else ()),
             sys.executable, "-m", "fraudsvc", "up", "--data", str(self.folder),
             "--address", self.address, "--workers", str(self.plan.workers),
