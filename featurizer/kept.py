@@ -36,9 +36,11 @@ class Column(IntEnum):
     RANDOM = 7  # the last 56 bits of the trace id
     STEPS = 8  # how many are told, at most 4
     STEP = 9  # the first of them, ns
+    SHARED_AT = 13  # what it says of others of the same go; 0 for nothing
+    SHARED_END = 14
 
 
-COLUMNS = 13
+COLUMNS = 15
 
 
 @njit(cache=True, nogil=True)
@@ -139,6 +141,8 @@ def _scan(data, starts, lengths, rows, scores):  # type: ignore[no-untyped-def]
                     row[9 + step] = np.int64(
                         data[value + 4 * step : value + 4 * step + 4].copy().view(np.uint32)[0]
                     )
+            elif number == 13:
+                row[13], row[14] = value, stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +200,11 @@ class Scanned:
         """Return the trace id of decision ``i``."""
         at = int(self.rows[i, Column.TRACE_AT])
         return self.batch.data[at : at + 32].decode("ascii")
+
+    def shared(self, i: int) -> decision_pb2.Shared:
+        """Return what decision ``i`` has in common with others; nothing where it stands alone."""
+        start, end = self.rows[i, Column.SHARED_AT : Column.SHARED_END + 1].tolist()
+        return decision_pb2.Shared.FromString(self.batch.data[start:end])
 
     def contexts(self, chosen: Sequence[int]) -> list[Context]:
         """Return the span of each chosen decision's call."""

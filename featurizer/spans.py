@@ -63,23 +63,32 @@ class Attribute(NamedTuple):
 
 TRACE_HEADER = "traceparent"  # of a record in Kafka, one for each span that made a part of it
 SCORE = "fraud.v1.FraudService/Score"
+SCORE_BATCH = "fraud.v1.FraudService/ScoreBatch"
 REPORT = "fraud.v1.FraudService/ReportLabels"
 STEPS = ("accept", "snapshot", "view", "model")  # in the order of Decision.step_ns
 POLICY, APPEND = "policy", "append"
+# Of a ScoreBatch: those that are one frame of the log, and one of them.
+FRAME, ITEM = "frame", "item"
+# The steps that those share which were decided together, after waiting for their turn.
+SHARED_STEPS = ("accept", "snapshot", "assess", POLICY)
 TRAIN, GATE, SWAP = "train", "gate", "swap"
 
 ATTRIBUTES = (
-    Attribute("fraud.decision.id", "Score, ReportLabels", "the decision"),
-    Attribute("fraud.outcome", "Score", "approve, review or decline"),
-    Attribute("fraud.rung", "Score", "full, partial or rules_only"),
-    Attribute("fraud.rung.cause", "Score", "why it is not full"),
-    Attribute("fraud.score", "Score", "calibrated probability of fraud"),
-    Attribute("fraud.kept", "Score", "why the trace is kept"),
-    Attribute("fraud.scorer", "Score, swap", "host and process of the scorer"),
-    Attribute("fraud.log.position", "Score, ReportLabels", "of its entry on the host's log"),
-    Attribute("fraud.model.version", "Score, train, gate, swap", "the bundle"),
-    Attribute("fraud.policy.version", "Score", "digest of the policy"),
+    Attribute("fraud.decision.id", "Score, item, process, ReportLabels", "the decision"),
+    Attribute("fraud.outcome", "Score, item, process", "approve, review or decline"),
+    Attribute("fraud.rung", "Score, item, process", "full, partial or rules_only"),
+    Attribute("fraud.rung.cause", "Score, item, process", "why it is not full"),
+    Attribute("fraud.score", "Score, item, process", "calibrated probability of fraud"),
+    Attribute("fraud.kept", "Score, item, process", "why the trace is kept"),
+    Attribute(
+        "fraud.scorer", "Score, ScoreBatch, item, process, swap", "host and process of the scorer"
+    ),
+    Attribute("fraud.log.position", "Score, item, ReportLabels", "of its entry on the host's log"),
+    Attribute("fraud.model.version", "Score, item, process, train, gate, swap", "the bundle"),
+    Attribute("fraud.policy.version", "Score, item, process", "digest of the policy"),
     Attribute("fraud.append.measured", "append", "false where its end is not known any more"),
+    Attribute("fraud.items", "ScoreBatch", "transactions of the call, refused ones included"),
+    Attribute("fraud.end.measured", "ScoreBatch", "false where its end is not known"),
     Attribute("fraud.label.verdict", "ReportLabels", "fraud, legitimate, unclear, retracted"),
     Attribute("fraud.label.source", "ReportLabels", "who said so"),
     Attribute("fraud.labels", "train", "labels that were new in the run, linked or not"),
@@ -87,7 +96,7 @@ ATTRIBUTES = (
     Attribute("fraud.change", "train", "what became of it first: promoted, canary, refused"),
     Attribute("fraud.gates", "gate", "each gate with its figure and its limit, in order"),
     Attribute("fraud.gates.passed", "gate", "whether all were passed"),
-    Attribute("fraud.traces", "send, process", "kept traces in the batch, linked or not"),
+    Attribute("fraud.traces", "send, process, decide", "kept traces in the batch, linked or not"),
 )
 
 
@@ -115,5 +124,10 @@ def trace_id_of_parts(*parts: str) -> str:
 
 
 def score_context(trace_id: str, decision_id: str) -> Context:
-    """Return the span of the call that made a decision."""
+    """Return the span in which a decision was made: a call, an item or a payment of the stream."""
     return Context(trace_id, span_id_of(SCORE, decision_id))
+
+
+def is_of_decision(span: Span) -> bool:
+    """Return whether a decision was made in a span."""
+    return "fraud.outcome" in span.attributes

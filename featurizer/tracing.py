@@ -5,9 +5,11 @@ Owns when a batch is worth a span. Must not know where spans go: whoever takes t
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from featurizer.eventlog import Batch
 from featurizer.kept import KeepRule, scan
@@ -48,14 +50,29 @@ class Tracer:
         """Whether anybody takes spans."""
         return self._take is not None
 
+    def patient(self) -> Tracer:
+        """Return one that keeps no trace for being slow: of work that nobody waits for."""
+        return Tracer(self._service, self._take, replace(self._rule, slow_ms=math.inf))
+
     def kept_of(self, batch: Batch) -> dict[int, Context]:
         """Return the calls of kept decisions by their entries' numbers in the batch."""
+        return {entry: context for entry, (context, _) in self.kept_and_why(batch).items()}
+
+    def kept_and_why(self, batch: Batch) -> dict[int, tuple[Context, str]]:
+        """Return the same, each with the word that says why."""
         if self._take is None:
             return {}
         found = scan(batch)
         chosen = self._rule.keeps(found.rows).nonzero()[0].tolist()
-        entries = found.entries[chosen].tolist()
-        return dict(zip(entries, found.contexts(chosen), strict=True))
+        contexts, entries = found.contexts(chosen), found.entries[chosen].tolist()
+        why = [self._rule.why(row) for row in found.rows[chosen]]
+        return dict(zip(entries, zip(contexts, why, strict=True), strict=True))
+
+    def put(self, spans: Iterable[Span]) -> None:
+        """Hand spans over that were built elsewhere."""
+        if self._take is not None:
+            for span in spans:
+                self._take(span)
 
     def batch(
         self,

@@ -208,15 +208,16 @@ def _stream(args: argparse.Namespace) -> int:
 
     listener = _log_through_queue(args.log_level)
     logging.getLogger("aiokafka").setLevel(logging.ERROR)  # we say what its errors mean
-    options = StreamOptions(
-        kafka=kafka_settings(args.kafka), store=store_place(args.store), policy=Path(args.policy),
-        bundle=Path(args.bundle), archive=_archive(args), public_key=Path(args.public_key),
-        secret=_secret(args.id_secret), instance=args.instance, ready_file=args.ready_file,
-        pending_max=args.pending_max, contract=_contract(args),
-        stream=StreamSettings(name=host_name()),
-    )  # fmt: skip
     try:
-        return run_stream(options)
+        with telemetry("stream", os.environ) as told:
+            options = StreamOptions(
+                kafka=kafka_settings(args.kafka), store=store_place(args.store),
+                policy=Path(args.policy), bundle=Path(args.bundle), archive=_archive(args),
+                public_key=Path(args.public_key), secret=_secret(args.id_secret),
+                instance=args.instance, ready_file=args.ready_file, pending_max=args.pending_max,
+                contract=_contract(args), stream=StreamSettings(name=host_name()), telemetry=told,
+            )  # fmt: skip
+            return run_stream(options)
     finally:
         listener.stop()
 

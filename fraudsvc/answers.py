@@ -8,7 +8,6 @@ fraud/v1/decision.proto; https://protobuf.dev/programming-guides/encoding/.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -23,12 +22,12 @@ from featurizer.records import Entity
 from fraudsvc.wire.put import put_all, put_digits, put_double, put_instant, put_varint, put_word
 
 REASONS_MAX = 4
-# A row's figures: the logit, the probability, the part of the logit that the expert added, and
-# when view and model were done, ns of the monotonic clock.
-FIGURES = 5
+# A row's figures: the logit, the probability, the part of the logit that the expert added; when
+# view and model were done, and when its turn among others came, ns of the monotonic clock.
+FIGURES = 6
 # A row's parts: each feature's contribution, the expert's boost, each feature's share of that.
 PARTS = 2 * len(FEATURES) + 1
-_GAP = 8  # room before an Assessment for its own head
+GAP = 8  # room before an Assessment for its own head
 _BILLION = 1_000_000_000
 
 
@@ -54,7 +53,8 @@ class Stamp(NamedTuple):
     position; the time of receipt in ms since 1970 and the time used in ns; ``origin``, the last
     fields of a Decision (see ``origin_of``). ``named`` is false for a decision that is not kept.
     When the call arrived, was accepted and had its states, ns of the monotonic clock; 0 for
-    steps that are not told.
+    steps that are not told. ``shared`` is the field of that name of decisions of one go, whose
+    steps are counted from its arrival.
     """
 
     request: int
@@ -67,6 +67,7 @@ class Stamp(NamedTuple):
     arrival_ns: int = 0
     accepted_ns: int = 0
     loaded_ns: int = 0
+    shared: bytes = b""
 
 
 def field(tag: bytes, value: bytes) -> bytes:
@@ -133,7 +134,8 @@ def _new_trace_id(state):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _put_step(out, at, ns):  # type: ignore[no-untyped-def]
+def put_step(out, at, ns):  # type: ignore[no-untyped-def]
+    """Write how long after the arrival a step ended; return where that ends."""
     word = min(max(ns, 0), (1 << 32) - 1)
     for i in range(4):
         out[at + i] = (word >> (8 * i)) & 255
@@ -152,10 +154,10 @@ def _put_end(out, at, figures, origin, known, steps):  # type: ignore[no-untyped
     if arrival == 0:
         return at
     out[at], out[at + 1] = 0x62, 16 if known else 8
-    at = _put_step(out, _put_step(out, at + 2, accepted - arrival), loaded - arrival)
+    at = put_step(out, put_step(out, at + 2, accepted - arrival), loaded - arrival)
     if known:
-        at = _put_step(out, at, np.int64(figures[3]) - arrival)
-        at = _put_step(out, at, np.int64(figures[4]) - arrival)
+        at = put_step(out, at, np.int64(figures[3]) - arrival)
+        at = put_step(out, at, np.int64(figures[4]) - arrival)
     return at
 
 
@@ -169,7 +171,7 @@ def write_decision(  # type: ignore[no-untyped-def]
     Stamp in the order in which ``Writer.write`` gives them.
     """
     outcome, rung, cause, model_size, request, position, received_ms, used_ns, named = numbers[:9]
-    at = _GAP
+    at = GAP
     out[at], out[at + 1] = 0x08, outcome
     at += 2
     if model_size >= 0:
@@ -193,9 +195,9 @@ def write_decision(  # type: ignore[no-untyped-def]
         high, low = _new_trace_id(state)
         at = put_digits(out, put_digits(out, at + 2, high, 0, 16), low, 0, 16)
     assessed = put_instant(out, at, 0x5A, used_ns // _BILLION, used_ns % _BILLION)
-    begin = _GAP - 2 - (assessed - _GAP > 127) - (assessed - _GAP > 16_383)
+    begin = GAP - 2 - (assessed - GAP > 127) - (assessed - GAP > 16_383)
     out[begin] = 0x0A
-    put_varint(out, begin + 1, assessed - _GAP)
+    put_varint(out, begin + 1, assessed - GAP)
     out[assessed] = 0x12
     at = put_varint(out, assessed + 1, len(data))
     at = put_all(out, at, data, 0, len(data))
@@ -208,37 +210,8 @@ def write_decision(  # type: ignore[no-untyped-def]
     return begin, _put_end(out, at, figures, origin, model_size >= 0, numbers[9:]), assessed
 
 
-@njit(cache=True)
-def _write_all(out, transactions, reasons, sheet, fixed, key, state, numbers, places):  # type: ignore[no-untyped-def]
-    """Write a Decision for each row of ``numbers``, one after another; return where they end.
-
-    ``places`` int64[n, 4] get where each begins and ends, and where its Assessment does.
-    ``transactions`` and the policy's ``reasons`` stand one after another to their ends.
-    """
-    datas, data_ends = transactions
-    texts, reason_ends = reasons
-    bodies, models, figures = sheet
-    versions, trace, origin = fixed
-    at, data_at, reason_at = 0, 0, 0
-    for i in range(len(numbers)):
-        row = numbers[i]
-        begin, end, assessed = write_decision(
-            out[at:], datas[data_at : data_ends[i]], bodies[i], models[i], figures[i],
-            texts[reason_at : reason_ends[i]], versions, trace, origin, key, state,
-            (
-                row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9],
-                row[10], row[11],
-            ),
-        )  # fmt: skip
-        places[i, 0], places[i, 1] = at + begin, at + end
-        places[i, 2], places[i, 3] = at + _GAP, at + assessed
-        at += end
-        data_at, reason_at = data_ends[i], reason_ends[i]
-    return at
-
-
 class Writer:
-    """Memory for one Decision, or those of one batch, at a time.
+    """Memory for one Decision at a time.
 
     ``key`` uint64[2] is the hasher's, ``seed`` where new trace ids begin (0 to 2**64 - 1).
     """
@@ -274,49 +247,7 @@ class Writer:
                 stamp.arrival_ns, stamp.accepted_ns, stamp.loaded_ns,
             ),
         )  # fmt: skip
-        return out[begin:end].tobytes(), out[_GAP:assessed].tobytes()
-
-    def write_all(
-        self,
-        drafts: Sequence[Draft],
-        stamp: Stamp,
-        requests: NDArray[np.int64],
-        log_positions: NDArray[np.int64],
-        transactions: Sequence[bytes],
-        sheet: tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float64]],
-    ) -> list[tuple[bytes, bytes]]:
-        """Return what ``write`` returns, for each draft of a batch, from one kernel call.
-
-        ``stamp`` is all of theirs, but for the requests and positions, int64[n] both. ``sheet``
-        has a row for each: body, model's reasons, figures. The versions are the first draft's, as
-        a batch has one bundle and one policy.
-        """
-        if not drafts:
-            return []
-        reasons = [draft.reasons for draft in drafts]
-        data_ends = np.cumsum([len(each) for each in transactions])
-        reason_ends = np.cumsum([len(each) for each in reasons])
-        needed = int(data_ends[-1] + reason_ends[-1])
-        needed += len(drafts) * (FIXED_BYTES + len(stamp.origin))
-        if needed > len(self._out):
-            self._out = np.zeros(2 * needed, np.uint8)
-        numbers = np.empty((len(drafts), 12), np.int64)
-        numbers[:, :4] = [(d.outcome, d.rung, d.cause, d.model_reasons) for d in drafts]
-        numbers[:, 4], numbers[:, 5] = requests, log_positions
-        numbers[:, 6:9] = stamp.receive_time_ms, stamp.used_ns, stamp.named
-        numbers[:, 9:] = stamp.arrival_ns, stamp.accepted_ns, stamp.loaded_ns
-        places = np.empty((len(drafts), 4), np.int64)
-        end = _write_all(
-            self._out, (np.frombuffer(b"".join(transactions), np.uint8), data_ends),
-            (np.frombuffer(b"".join(reasons), np.uint8), reason_ends), sheet,
-            (drafts[0].versions, stamp.trace_id, stamp.origin), self._key, self._trace_state,
-            numbers, places,
-        )  # fmt: skip
-        written = self._out[:end].tobytes()
-        return [
-            (written[begin:stop], written[first:last])
-            for begin, stop, first, last in places.tolist()
-        ]
+        return out[begin:end].tobytes(), out[GAP:assessed].tobytes()
 
 
 # A Decision's fields 3 to 5: where their values stand, and the bytes that never change.

@@ -34,7 +34,7 @@ from trainer.bundle import Bundle
 from trainer.calibration import probability_of
 from trainer.model import score
 
-LOGIT, PROBABILITY, EXPERT_LOGIT, VIEWED_NS, SCORED_NS = range(FIGURES)
+LOGIT, PROBABILITY, EXPERT_LOGIT, VIEWED_NS, SCORED_NS, BEGUN_NS = range(FIGURES)
 
 
 @njit(cache=True)
@@ -100,6 +100,7 @@ def _assess_all(memory, records, positions, at, stored, ops, judge, space, sheet
     model, knots, table = judge
     vectors, parts, figures, bodies, reasons, found = sheet
     for i in range(at, len(records)):
+        figures[i, BEGUN_NS] = monotonic_ns()
         hint_all(words, index, records, i)
         if not reserve_all(words, index, counters, records[i]):
             return i

@@ -10,35 +10,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featurizer.records import RECORD, Entity
 from featurizer.store import Snapshot, StoreError
-from fraudsvc.answers import Stamp, Writer
+from fraudsvc.answers import Draft, Stamp
 from fraudsvc.assess import Sheet
+from fraudsvc.batch_writer import BatchWriter
 from fraudsvc.decide import decide_on
 from fraudsvc.errors import ServiceError
 from fraudsvc.intake import Intake
 from fraudsvc.journal_tail import REQUEST_WORD, JournalTail
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
+from fraudsvc.shared_steps import SharedSteps
 from trainer.bundle import Bundle
 
+Taken = list[Payment | ServiceError]
 _AS_IN_THE_ARENA = np.zeros((0, len(Entity)), np.int64)
 
 
 class BatchDecider:
-    """Takes in and decides at most ``capacity`` payments at once, with the states of ``tail``."""
+    """Takes in and decides at most ``capacity`` payments at once, with the states of ``tail``.
 
-    def __init__(self, intake: Intake, tail: JournalTail, writer: Writer, capacity: int) -> None:
+    ``key`` uint64[2] is the hasher's.
+    """
+
+    def __init__(
+        self, intake: Intake, tail: JournalTail, key: NDArray[np.uint64], capacity: int
+    ) -> None:
         self._intake = intake
         self._tail = tail
-        self._writer = writer
+        self._writer = BatchWriter(key)
         self._sheet = Sheet(capacity)
         self._taken = 0
         self._records = np.zeros(capacity, RECORD)
         self._words = self._records.view(np.int64).reshape(capacity, -1)
 
-    def take(self, datas: Sequence[bytes], now_ms: int) -> list[Payment | ServiceError]:
+    def take(self, datas: Sequence[bytes], now_ms: int) -> Taken:
         """Take transactions in, up to one that repeats a request of those before it.
 
         Their records hold until the next call.
@@ -55,7 +64,12 @@ class BatchDecider:
         return taken
 
     def assess(
-        self, payments: Sequence[Payment], snapshot: Snapshot, bundle: Bundle, policy: Policy
+        self,
+        payments: Sequence[Payment],
+        snapshot: Snapshot,
+        bundle: Bundle,
+        policy: Policy,
+        steps: SharedSteps,
     ) -> bool:
         """Let the model see payments that were taken in, and stage them; return if that could be.
 
@@ -72,25 +86,31 @@ class BatchDecider:
             return False
         if arena is None:
             return False
-        positions = self._tail.positions(len(payments))
+        loaded_ns, positions = steps.now_ns(), self._tail.positions(len(payments))
         try:
             self._sheet.fill(arena, records, positions, _AS_IN_THE_ARENA, bundle, policy.table)
         except MemoryError:
             arena.clear()  # full: start anew from the store
             return False
         self._tail.stage_folded(words)
+        steps.end(loaded_ns)
+        steps.end()
         return True
 
-    def decide(
-        self, payments: Sequence[Payment], stamp: Stamp, bundle: Bundle, policy: Policy
+    def decide(self, payments: Sequence[Payment], bundle: Bundle, policy: Policy) -> list[Draft]:
+        """Return the decision on each of the payments that were assessed."""
+        sheet = self._sheet
+        return [decide_on(each, sheet, i, bundle, policy) for i, each in enumerate(payments)]
+
+    def write(
+        self, drafts: Sequence[Draft], payments: Sequence[Payment], stamp: Stamp
     ) -> list[tuple[bytes, bytes]]:
-        """Return the bytes of each Decision, and of the Assessment in it, of what was assessed.
+        """Return the bytes of each Decision, and of the Assessment in it, of what was decided.
 
         ``stamp`` is all of theirs, whichever request it names.
         """
         sheet = self._sheet
-        drafts = [decide_on(each, sheet, i, bundle, policy) for i, each in enumerate(payments)]
-        return self._writer.write_all(
+        return self._writer.write(
             drafts, stamp, self._words[: len(payments), REQUEST_WORD],
             np.full(len(payments), stamp.log_position), [each.data for each in payments],
             (sheet.bodies, sheet.reasons, sheet.figures),

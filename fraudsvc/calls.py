@@ -34,11 +34,17 @@ class ScorerSettings:
 
 
 class Call(NamedTuple):
-    """What the transport knows of a call: clock readings in ns (monotonic) and its trace."""
+    """What the transport knows of a call: clock readings in ns (monotonic) and its trace.
+
+    Where it is one of many, ``steps_ns`` is what its steps are counted from, and ``trace_id`` what
+    all have that bring none.
+    """
 
     arrival_ns: int
     deadline_ns: int
     traceparent: str = ""
+    steps_ns: int = 0
+    trace_id: bytes = b""
 
 
 class Clocks(NamedTuple):

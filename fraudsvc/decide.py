@@ -7,7 +7,7 @@ varies comes in as an argument, so the same arguments give the same bytes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -127,15 +127,21 @@ class Drafts(NamedTuple):
 
 
 def decide_all(
-    payment_of: Callable[[int], Payment], count: int, sheet: Sheet, bundle: Bundle, policy: Policy
+    payment_of: Callable[[int], Payment],
+    datas: Sequence[bytes],
+    sheet: Sheet,
+    bundle: Bundle,
+    policy: Policy,
 ) -> Drafts:
-    """Return the decisions on the first ``count`` rows of ``sheet``, as ``decide_on`` would.
+    """Return the decisions on the first rows of ``sheet``, as ``decide_on`` would.
 
-    ``payment_of`` is asked for a row's payment where more than its score has a say.
+    ``payment_of`` is asked for a row's payment where more than its score has a say; ``datas`` have
+    each one's bytes somewhere in them.
     """
+    count = len(datas)
     limits = (bundle.thresholds.review, bundle.thresholds.decline)
     scores, found = sheet.figures[:count, PROBABILITY], sheet.found[:count]
-    outcomes = policy.rule_by_score(scores, found[:, 1], limits)
+    outcomes = policy.rule_by_score(scores, found[:, 1], limits, datas)
     reasons = {}
     for row in np.flatnonzero(outcomes == 0).tolist():
         draft = decide_on(payment_of(row), sheet, row, bundle, policy)

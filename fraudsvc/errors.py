@@ -190,9 +190,15 @@ def code_of(error: ServiceError) -> str:
     return str(code_pb2.Code.Name(REASONS[error.reason].code))
 
 
+def ending_of(error: ServiceError) -> grpc.Status:
+    """Return the status in gRPC's form."""
+    ending: grpc.Status = rpc_status.to_status(status_of(error))
+    return ending
+
+
 def abort(context: grpc.ServicerContext, error: ServiceError) -> NoReturn:
     """End the call with the error's status; raises, as grpc's own abort does."""
-    context.abort_with_status(rpc_status.to_status(status_of(error)))
+    context.abort_with_status(ending_of(error))
     raise AssertionError("abort_with_status always raises")
 
 

@@ -19,7 +19,7 @@ from featurizer.hashing import IdHasher, hashes_of
 from featurizer.records import RECORD
 from featurizer.store import Snapshot, StoreError
 from fraudsvc.answers import Draft, Stamp, Writer, origin_of
-from fraudsvc.batch_decider import BatchDecider
+from fraudsvc.batch_decider import BatchDecider, Taken
 from fraudsvc.calls import MS, Call, Clocks, Kept, ScorerSettings, Steps, result_of
 from fraudsvc.contract import Checker, ContractSettings
 from fraudsvc.decide import FULL, PARTIAL, RULES_ONLY, Workspace, decide
@@ -31,6 +31,7 @@ from fraudsvc.ledger import Ledger
 from fraudsvc.models import Canary
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
+from fraudsvc.shared_steps import SharedSteps
 from fraudsvc.trace_ids import trace_id_of
 from trainer.bundle import Bundle
 
@@ -82,7 +83,7 @@ class Scorer:
         self._lock = threading.Lock()
         self._writer = Writer(hasher.key, random.SystemRandom().getrandbits(64))
         self._origin = origin_of("", settings.name)
-        self._batches = BatchDecider(self._intake, self._tail, self._writer, ITEMS_AT_ONCE)
+        self._batches = BatchDecider(self._intake, self._tail, hasher.key, ITEMS_AT_ONCE)
 
     def score(self, transaction: bytes, call: Call, *, validate_only: bool = False) -> bytes:
         """Decide one serialised Transaction; return the Assessment's bytes, as they are on the log.
@@ -115,22 +116,27 @@ class Scorer:
         two frames other calls have their turn.
         """
         self._bound(len(transactions))
+        steps = SharedSteps(call, self._clocks, len(transactions))
         results: list[bytes] = []
         while len(results) < len(transactions):
             with self._lock:
                 items = transactions[len(results) : len(results) + ITEMS_AT_ONCE]
-                results += self._score_some(items, call, validate_only)
+                results += self._score_some(items, steps, validate_only)
         return results
 
-    def _score_some(self, items: Sequence[bytes], call: Call, validate_only: bool) -> list[bytes]:
+    def _score_some(
+        self, items: Sequence[bytes], steps: SharedSteps, validate_only: bool
+    ) -> list[bytes]:
         """Decide transactions and append them in one frame; return their ScoreResults.
 
         Ends before one that repeats a request of the frame, as its first answer is not on the log.
         """
+        steps.begin()
         snapshot = self._snapshot()
         try:
             taken = self._batches.take(items, self._clocks.now_ms())
-            answers = self._answer_all(taken, call, snapshot, validate_only)
+            steps.accept(len(taken))
+            answers = self._answer_all(taken, steps, snapshot, validate_only)
         except BaseException:
             self._discard()
             raise
@@ -141,16 +147,12 @@ class Scorer:
         return [result_of(answer) for answer in answers]
 
     def _answer_all(
-        self,
-        taken: Sequence[Payment | ServiceError],
-        call: Call,
-        snapshot: Snapshot | None,
-        validate_only: bool,
+        self, taken: Taken, steps: SharedSteps, snapshot: Snapshot | None, validate_only: bool
     ) -> list[bytes | Kept | ServiceError]:
         """Answer what was taken in, all at once where that can be, else one by one."""
         payments = [each for each in taken if isinstance(each, Payment)]
         if not validate_only and snapshot is not None:
-            together = self._answer_together(payments, self._own(call), snapshot)
+            together = self._answer_together(payments, steps, snapshot)
             if together is not None:
                 kept = iter(together)
                 return [each if isinstance(each, ServiceError) else next(kept) for each in taken]
@@ -160,35 +162,34 @@ class Scorer:
                 answers.append(each)
                 continue
             try:
-                answers.append(self._answer(each, self._own(call), snapshot, validate_only))
+                answers.append(self._answer(each, steps.own(), snapshot, validate_only))
             except ServiceError as error:
                 answers.append(error)
             if isinstance(answers[-1], Kept):
                 self._tail.stage(each.ids)
+        self._entries = steps.told(self._entries)
         return answers
 
-    def _own(self, call: Call) -> Call:
-        """Return the call that one of a batch is: it begins now."""
-        return Call(self._clocks.monotonic_ns(), call.deadline_ns, call.traceparent)
-
     def _answer_together(
-        self, payments: Sequence[Payment], call: Call, snapshot: Snapshot
+        self, payments: Sequence[Payment], steps: SharedSteps, snapshot: Snapshot
     ) -> list[Kept] | None:
         """Decide payments on rung FULL; None where one of them needs a look of its own."""
+        call = steps.own()
         bundle, policy = self._bundle(), self._policy()
         late = self._clocks.monotonic_ns() + self._full_ns > call.deadline_ns
         if bundle is None or late or not payments:
             return None
         if self._canary() is not None and any(map(self._canary_of, payments)):
             return None
-        if not self._batches.assess(payments, snapshot, bundle, policy):
+        if not self._batches.assess(payments, snapshot, bundle, policy, steps):
             return None
+        drafts = self._batches.decide(payments, bundle, policy)
         trace_id, origin = self._trace(call)
         stamp = Stamp(
             0, trace_id, self._tail.position, payments[0].received_ms,
-            self._clocks.monotonic_ns() - call.arrival_ns, origin, True,
+            steps.end() - call.arrival_ns, origin, True, call.steps_ns, shared=steps.field(),
         )  # fmt: skip
-        written = self._batches.decide(payments, stamp, bundle, policy)
+        written = self._batches.write(drafts, payments, stamp)
         pairs = zip(payments, written, strict=True)
         return [self._keep(payment, call, *each) for payment, each in pairs]
 
@@ -270,7 +271,7 @@ class Scorer:
         draft = decide(payment, seen, self._space, bundle, self._policy(), rung, cause)
         if seen is not payment.record:
             payment.record["flags"] = seen["flags"]
-        steps = (call.arrival_ns, accepted_ns, loaded_ns)
+        steps = (call.steps_ns or call.arrival_ns, accepted_ns, loaded_ns)
         decision, assessment = self._named(draft, payment, call, steps, validate_only)
         return assessment if validate_only else self._keep(payment, call, decision, assessment)
 
@@ -322,10 +323,10 @@ class Scorer:
         )
 
     def _trace(self, call: Call) -> tuple[bytes, bytes]:
-        """Return the trace id, b"" for a new one, and a Decision's last fields."""
+        """Return the trace id, b"" for a new one, and what a Decision says of who asked."""
         trace_id = trace_id_of(call.traceparent) if call.traceparent else b""
         if not trace_id:  # what is no traceparent is not kept either, whatever it says
-            return b"", self._origin
+            return call.trace_id, self._origin
         return trace_id, origin_of(call.traceparent, self._settings.name)
 
     def _append_all(self, kept: Sequence[Kept]) -> None:

@@ -1,6 +1,7 @@
 """The gRPC shell: decode, call the scorer, encode; health, reflection, shedding, drain.
 
-Owns sockets and threads. Must not know what a decision is made of.
+Owns sockets and threads: Score is answered on the thread that polls (``turns``), all else in a
+pool. Must not know what a decision is made of.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from grpc_reflection.v1alpha import reflection
 from fraudsvc.answers import field
 from fraudsvc.callers.gate import Gate
 from fraudsvc.calls import Call
-from fraudsvc.errors import ServiceError, abort, code_of, from_exception
+from fraudsvc.errors import ServiceError, abort, code_of, ending_of, from_exception
 from fraudsvc.requests import read_batch, read_score
 from fraudsvc.scorer import Scorer
+from fraudsvc.turns import TurnContext, Turns
 
 SERVICE = pb.DESCRIPTOR.services_by_name["FraudService"].full_name
 _log = logging.getLogger(__name__)
@@ -37,8 +39,8 @@ _Request = TypeVar("_Request", bound=Message)
 class ServerSettings:
     """Bounds of the transport.
 
-    ``calls_max`` calls are in the server at once, one more gets RESOURCE_EXHAUSTED at once; a call
-    that waited ``wait_ms_max`` for a thread is shed too, with a hint when to come again.
+    ``calls_max`` calls of Score are in the server at once, and as many of all else; one more gets
+    RESOURCE_EXHAUSTED, and so does a call that waited ``wait_ms_max``. All else has ``threads``.
     ``streams_max`` is a connection's: more wait in the client, so it must be well above
     ``calls_max`` for a call to be shed and not to be late. On a stop new calls are refused for
     ``linger_s``, then connections close, and calls in flight have ``drain_s`` more.
@@ -69,7 +71,7 @@ class _Arrivals(futures.ThreadPoolExecutor):
     """A thread pool that remembers when each call came, so that waiting counts as time used."""
 
     def __init__(self, threads: int) -> None:
-        super().__init__(max_workers=threads, thread_name_prefix="score")
+        super().__init__(max_workers=threads, thread_name_prefix="calls")
         self.local = threading.local()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
@@ -154,6 +156,10 @@ class Servicer:
     def arrival_ns(self) -> int:
         """Return when this thread's call came, ns of the monotonic clock."""
         return getattr(self._arrivals.local, "arrival_ns", time.perf_counter_ns())
+
+    def arrived(self, arrival_ns: int) -> None:
+        """Note when the call came that this thread is going to answer."""
+        self._arrivals.local.arrival_ns = arrival_ns
 
     def _call(self, context: grpc.ServicerContext) -> Call:
         now_ns = time.perf_counter_ns()
@@ -243,11 +249,26 @@ def _handlers(
         for name, (method, message) in messages.items()
     }
     # Without a deserialiser and a serialiser bytes come in and bytes go out.
-    for name, by_bytes in (("Score", servicer.score), ("ScoreBatch", servicer.score_batch)):
-        handlers[name] = grpc.unary_unary_rpc_method_handler(
-            _answering(name, _admitting(name, by_bytes, gate), servicer, note)
+    handlers["ScoreBatch"] = grpc.unary_unary_rpc_method_handler(
+        _answering(
+            "ScoreBatch", _admitting("ScoreBatch", servicer.score_batch, gate), servicer, note
         )
+    )
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+
+def _scoring(
+    servicer: Servicer, note: Note = lambda *_: None, gate: Gate | None = None
+) -> Callable[[bytes, TurnContext], bytes]:
+    """Return what answers a call of Score in its turn."""
+    run = _answering("Score", _admitting("Score", servicer.score, gate), servicer, note)
+
+    def answer(body: bytes, context: TurnContext) -> bytes:
+        servicer.arrived(context.arrival_ns)
+        answered: bytes = run(body, context)
+        return answered
+
+    return answer
 
 
 class Server:
@@ -286,6 +307,12 @@ class Server:
         )  # fmt: skip
         servicer = self._servicer = Servicer(scorer, arrivals, settings)
         self._server.add_generic_rpc_handlers((_handlers(servicer, note, guard.gate),))
+        full = ServiceError("OVERLOADED")
+        self._scores = Turns(
+            self._server, f"/{SERVICE}/Score", _scoring(servicer, note, guard.gate),
+            settings.calls_max, ending_of(full),
+            lambda: note("Score", code_of(full), 0),
+        )  # fmt: skip
         self._health = health.HealthServicer(experimental_non_blocking=True)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -301,6 +328,7 @@ class Server:
     def start(self) -> None:
         """Open the port and say so in health."""
         self._server.start()
+        self._scores.start()
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     def stop(self) -> None:

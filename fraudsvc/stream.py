@@ -36,17 +36,21 @@ from featurizer.records import RECORD, Entity
 from featurizer.splitter import Repeats, read_all
 from featurizer.store import StoreError
 from featurizer.topics import ORIGIN
+from featurizer.tracing import Tracer
 from featurizer.transactions import Transactions
-from fraudsvc.answers import Stamp, Writer, origin_of
+from fraudsvc.answers import Draft, Stamp, origin_of
 from fraudsvc.assess import Sheet
-from fraudsvc.calls import Clocks
+from fraudsvc.batch_writer import BatchWriter
+from fraudsvc.calls import Call, Clocks
 from fraudsvc.decide import RULES_ONLY, Workspace, decide, decide_on
 from fraudsvc.errors import ServiceError
 from fraudsvc.intake import Intake
 from fraudsvc.journal_tail import REQUEST_WORD
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
+from fraudsvc.shared_steps import SharedSteps
 from fraudsvc.shared_tail import AFTER_ALL
+from fraudsvc.stream_spans import Kept, StreamSpans, caller_of
 from fraudsvc.stream_states import StreamStates
 from trainer.bundle import Bundle
 
@@ -71,7 +75,7 @@ class Judges(NamedTuple):
     """What decides: asked once a batch, so that a new one takes effect between two."""
 
     intake: Intake
-    writer: Writer
+    writer: BatchWriter
     bundle: Callable[[], Bundle | None]
     policy: Callable[[], Policy]
     clocks: Clocks
@@ -80,8 +84,9 @@ class Judges(NamedTuple):
 class _Batch:
     """What a read of payments becomes. A row is a payment that counts."""
 
-    def __init__(self, received: Sequence[Received]) -> None:
+    def __init__(self, received: Sequence[Received], steps: SharedSteps) -> None:
         self.received = received
+        self.steps = steps
         self._records = np.zeros(len(received), RECORD)
         self._ids = self._records.view(np.int64).reshape(len(received), -1)
         self.payments: list[Payment] = []
@@ -101,8 +106,9 @@ class _Batch:
         """Lay out the rows: records RECORD[n], the request and the frame of each."""
         self.records = self._records[self._places]
         self.requests = self._ids[self._places, REQUEST_WORD]
-        offsets = [self.received[place].offset for place in self._places]
-        self.frames = np.array(offsets, np.int64) << FRAME_BITS
+        self.offsets = [self.received[place].offset for place in self._places]
+        self.frames = np.array(self.offsets, np.int64) << FRAME_BITS
+        self.headers = [self.received[place].headers for place in self._places]
 
     def send(self, topic: str, partition: int, message: Message) -> None:
         """Add a record to what goes out."""
@@ -125,6 +131,7 @@ class StreamLane:
         states: StreamStates,
         judges: Judges,
         settings: StreamSettings,
+        tracer: Tracer | None = None,
     ) -> None:
         self._at: Partition = (kafka.topic(PAYMENTS), number)
         self._kafka = kafka
@@ -136,7 +143,7 @@ class StreamLane:
         self._repeats = Repeats(settings.repeats_max)
         self._space = Workspace()
         self._sheet = Sheet(0)
-        self._started_ns = 0  # of the batch
+        self._spans = StreamSpans(tracer or Tracer("fraud-stream"), self._at)
         self._writing: asyncio.Task[None] | None = None  # of the batch before
         self._origin = origin_of("", settings.name)
 
@@ -173,27 +180,41 @@ class StreamLane:
         While a batch is written the next one is decided. Where the writing fails, both are for
         the lane that begins anew.
         """
-        batch = _Batch(found[self._at])
+        batch = self._batch(found[self._at])
         if not self._states.has_room(len(batch.received)):
             await self._wait_for_states()
         self._accept(batch)
         batch.close()
         await asyncio.sleep(0)
-        if batch.payments:
-            self._send(batch, await self._decide_all(batch))
+        decisions = await self._decide_all(batch) if batch.payments else []
+        kept = self._spans.kept(decisions)
+        if decisions:
+            self._send(batch, decisions, kept)
         self._states.note(batch.records, batch.frames + 1)
         offset = batch.received[-1].offset + 1
         progress = Message(key_bytes(self._at[1]), _write_progress(offset, self._states.sent))
         batch.send(self._kafka.topic(PROGRESS), self._at[1], progress)
         await self.settle()
-        self._writing = asyncio.create_task(self._transactions.commit(batch.out))
+        self._writing = asyncio.create_task(self._write(batch, decisions, kept))
         self._states.commit(batch.records, batch.frames + 1)
         return len(batch.payments)
+
+    def _batch(self, received: Sequence[Received]) -> _Batch:
+        """Return a batch that begins now."""
+        clocks = self._judges.clocks
+        return _Batch(received, SharedSteps(Call(clocks.monotonic_ns(), 0), clocks, len(received)))
+
+    async def _write(self, batch: _Batch, decisions: Sequence[bytes], kept: Kept) -> None:
+        """Write what goes out, all or nothing, and tell of it. Raises LogError."""
+        begun_ns = self._judges.clocks.monotonic_ns()
+        await self._transactions.commit(batch.out)
+        took_ns = self._judges.clocks.monotonic_ns() - begun_ns
+        self._spans.tell(decisions, batch.offsets, kept, took_ns)
 
     def _accept(self, batch: _Batch) -> None:
         """Take the payments in; pass over by a dead letter what is none, and repeats in silence."""
         now_ms = self._judges.clocks.now_ms()
-        self._started_ns = self._judges.clocks.monotonic_ns()
+        batch.steps.begin()
         datas = [received.value or b"" for received in batch.received]
         taken = self._judges.intake.take_all(datas, now_ms, *batch.memory())
         for place, each in enumerate(taken):
@@ -201,6 +222,7 @@ class StreamLane:
                 self._pass_over(batch, batch.received[place], each, now_ms)
             elif self._repeats.is_new(each.ids.item(REQUEST_WORD)):
                 batch.count(each, place)
+        batch.steps.accept(len(taken))
 
     def _pass_over(
         self, batch: _Batch, received: Received, error: ServiceError, now_ms: int
@@ -218,54 +240,64 @@ class StreamLane:
         """Decide each payment, seeing those before it; return the decisions' bytes."""
         bundle, policy = self._judges.bundle(), self._judges.policy()
         if bundle is None:
-            return self._decide_by_rules(batch, policy)
-        sheet = await self._assess(batch, bundle, policy)
-        drafts = [
-            decide_on(each, sheet, i, bundle, policy) for i, each in enumerate(batch.payments)
-        ]
-        written = self._judges.writer.write_all(
-            drafts, self._stamp(batch.payments[0], 0), batch.requests, batch.frames,
+            drafts, sheet = self._decide_by_rules(batch, policy), self._room(batch)
+        else:
+            sheet = await self._assess(batch, bundle, policy)
+            drafts = [
+                decide_on(each, sheet, i, bundle, policy) for i, each in enumerate(batch.payments)
+            ]
+        written = self._judges.writer.write(
+            drafts, self._stamp(batch), batch.requests, batch.frames,
             [each.data for each in batch.payments], (sheet.bodies, sheet.reasons, sheet.figures),
+            [caller_of(headers, self._origin) for headers in batch.headers],
         )  # fmt: skip
         return [decision for decision, _ in written]
 
-    def _decide_by_rules(self, batch: _Batch, policy: Policy) -> list[bytes]:
+    def _decide_by_rules(self, batch: _Batch, policy: Policy) -> list[Draft]:
         """Decide each payment without a model."""
-        written, space = [], self._space
-        for payment, frame in zip(batch.payments, batch.frames.tolist(), strict=True):
-            draft = decide(payment, payment.record, space, None, policy, RULES_ONLY, _NO_MODEL)
-            stamp = self._stamp(payment, frame)
-            figures = (space.body, space.reasons, space.figures)
-            written.append(self._judges.writer.write(draft, stamp, payment.data, *figures)[0])
-        return written
+        return [
+            decide(each, each.record, self._space, None, policy, RULES_ONLY, _NO_MODEL)
+            for each in batch.payments
+        ]
 
-    def _stamp(self, payment: Payment, frame: int) -> Stamp:
-        used_ns = self._judges.clocks.monotonic_ns() - self._started_ns
-        request = payment.ids.item(REQUEST_WORD)
-        return Stamp(request, b"", frame, payment.received_ms, used_ns, self._origin, True)
+    def _room(self, batch: _Batch) -> Sheet:
+        """Return a row for each payment."""
+        self._sheet = self._sheet.with_room(len(batch.payments))
+        return self._sheet
+
+    def _stamp(self, batch: _Batch) -> Stamp:
+        """Return what all decisions of a batch say, which are decided now."""
+        call, steps = batch.steps.own(), batch.steps
+        used_ns = steps.end() - call.steps_ns
+        received_ms = batch.payments[0].received_ms
+        return Stamp(
+            0, b"", 0, received_ms, used_ns, self._origin, True, call.steps_ns,
+            shared=steps.field(),
+        )  # fmt: skip
 
     async def _assess(self, batch: _Batch, bundle: Bundle, policy: Policy) -> Sheet:
         """Let the model see the batch. Where there are no states the stream has time to wait.
 
         Lets the batch before be written in between.
         """
-        records = batch.records
-        self._sheet = self._sheet.with_room(len(records))
+        records, sheet = batch.records, self._room(batch)
         self._states.prepare(records)
+        batch.steps.end()
         positions = batch.frames + 1 + AFTER_ALL
         stored = self._states.stored(records)
         for at in range(0, len(records), ROWS_AT_ONCE):
             some = slice(at, at + ROWS_AT_ONCE)
-            self._sheet.fill(
+            sheet.fill(
                 self._states.arena, records[some], positions[some], stored[some], bundle,
                 policy.table, at,
             )  # fmt: skip
             await asyncio.sleep(0)
         for row, payment in enumerate(batch.payments):
             payment.record["flags"] = records[row]["flags"]  # the marks are the policy's, too
-        return self._sheet
+        batch.steps.end()
+        return sheet
 
-    def _send(self, batch: _Batch, decisions: Sequence[bytes]) -> None:
+    def _send(self, batch: _Batch, decisions: Sequence[bytes], kept: Kept) -> None:
         """Add the frame of each row to what goes out: its record and its decision."""
         origins = np.zeros((len(decisions), 2), ORIGIN)
         origins["host"], origins["count"] = self._host, 2
@@ -273,6 +305,7 @@ class StreamLane:
         origins["kind"] = [Topic.TRANSACTIONS, Topic.DECISIONS]
         origins["place"] = [0, 1]
         headers, records = origins.tobytes(), batch.records.tobytes()
+        traces = {row: (context,) for row, (context, _) in kept.items()}
         customers = batch.records["entities"][:, Entity.CUSTOMER]
         keys = customers.astype(">i8").tobytes()
         homes = customers.view(np.uint64) % np.uint64(self._kafka.event_partitions)
@@ -284,6 +317,7 @@ class StreamLane:
                     keys[8 * row : 8 * row + 8],
                     records[row * size : (row + 1) * size],
                     headers[2 * row * width : (2 * row + 1) * width],
+                    traces.get(row, ()),
                 )
                 for row in rows
             ]
@@ -292,13 +326,14 @@ class StreamLane:
                     keys[8 * row : 8 * row + 8],
                     decisions[row],
                     headers[(2 * row + 1) * width : (2 * row + 2) * width],
+                    traces.get(row, ()),
                 )
                 for row in rows
             ]
 
     def _remember(self, received: Received) -> None:
         """Take a payment from before into the repeats."""
-        record, ids = _Batch([received]).memory()
+        record, ids = self._batch([received]).memory()
         try:
             now_ms = self._judges.clocks.now_ms()
             self._judges.intake.take(received.value or b"", now_ms, record, ids)

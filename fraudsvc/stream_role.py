@@ -21,8 +21,9 @@ from featurizer.hashing import IdHasher
 from featurizer.kafka_settings import KafkaSettings
 from featurizer.places import StorePlace
 from featurizer.stage import Stage, StageSettings
-from fraudsvc.answers import Writer
+from featurizer.telemetry import Telemetry
 from fraudsvc.archive import Archive
+from fraudsvc.batch_writer import BatchWriter
 from fraudsvc.calls import Clocks
 from fraudsvc.contract import ContractSettings
 from fraudsvc.intake import Intake
@@ -53,6 +54,7 @@ class StreamOptions:
     pending_max: int = 65_536
     contract: ContractSettings = field(default_factory=ContractSettings)
     stream: StreamSettings = field(default_factory=StreamSettings)
+    telemetry: Telemetry = field(default_factory=Telemetry)
 
 
 def run_stream(options: StreamOptions) -> int:
@@ -74,14 +76,15 @@ def run_stream(options: StreamOptions) -> int:
     practise_folds(kafka, schema_number())
     hasher, states = IdHasher(options.secret), follow_states(place)
     judges = Judges(
-        Intake(hasher, options.contract), Writer(hasher.key, random.SystemRandom().getrandbits(64)),
+        Intake(hasher, options.contract),
+        BatchWriter(hasher.key, random.SystemRandom().getrandbits(64)),
         lambda: bundle.current, lambda: policy.current, Clocks(),
     )  # fmt: skip
 
     def lane(number: int) -> StreamLane:
         host = lane_number(kafka.prefix, number)
         own = StreamStates(states, host, place.partitions, place.inputs, options.pending_max)
-        return StreamLane(number, kafka, own, judges, options.stream)
+        return StreamLane(number, kafka, own, judges, options.stream, options.telemetry.tracer)
 
     settings = StageSettings(
         f"{kafka.prefix}.stream", (PAYMENTS,), options.instance, RECORDS_AT_ONCE

@@ -16,8 +16,8 @@ from featurizer.features import FEATURES, INDEX, NAMES
 from featurizer.records import RECORD
 from featurizer.slots import WINDOWS, WINDOWS_MS
 from fraudsvc.console.case_rows import case_of_row, entity_rows, row_of_decision
-from fraudsvc.console.chain_spans import spans_of_decision
 from fraudsvc.console.readmodel import LOG, Changes, ReadModel
+from fraudsvc.decision_spans import spans_of_call
 
 JOURNAL = "0" * 16
 MODEL = "m-5f3a9c01d2e47b68"
@@ -153,7 +153,7 @@ def fill(
         changes.decisions.append(row)
         changes.cases.append(case_of_row(row, logged))
         changes.entities += entity_rows(logged.decision)
-        changes.spans += spans_of_decision(logged.decision, logged.position, 9_000, "outcome")
+        changes.spans += spans_of_call(logged.decision, logged.position, 9_000, "outcome")
         if number < labelled:
             verdict = 1 if number % 9 == 0 else 2
             changes.labels.append(a_label(row, number, time_ms + 60_000, verdict))

@@ -18,7 +18,6 @@ from featurizer.hashing import IdHasher
 from featurizer.records import Entity, Flag
 from featurizer.state import POSITION, ROW_WORDS
 from fraudsvc.answers import REASONS_MAX, Draft, Stamp, Writer, origin_of
-from fraudsvc.assess import VIEWED_NS
 from fraudsvc.decide import Workspace, decide
 from fraudsvc.payment import Payment
 from fraudsvc.policy import DEFAULT_POLICY, Policy, load_policy
@@ -146,17 +145,17 @@ def replayed(
             space.rows[entity] = past.state(entity, key, version)
     assessment = logged.assessment
     draft = decide(payment, record, space, bundle, policy, assessment.rung, assessment.rung_cause)
-    steps = [1 + each for each in logged.step_ns]
-    space.figures[VIEWED_NS:] = steps[2:] or 0
     stamp = Stamp(
         int(record["request"][0]), assessment.trace_id.encode(), logged.log_position,
         payment.received_ms, assessment.time_used.ToNanoseconds(),
         origin_of(logged.traceparent, logged.scorer), True,
-        *([1, *steps[:2]] if steps else []),
     )  # fmt: skip
     decision, told = written_down(draft, stamp, payment, space)
     assert told == assessment.SerializeToString(deterministic=True)
-    return decision, record
+    timed = decision_pb2.Decision(step_ns=logged.step_ns)  # which nobody decided
+    if logged.HasField("shared"):
+        timed.shared.CopyFrom(logged.shared)
+    return decision + timed.SerializeToString(deterministic=True), record
 
 
 def written_down(

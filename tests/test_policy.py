@@ -30,6 +30,7 @@ from fraudsvc.policy import (
     load_policy,
 )
 from fraudsvc.policy.cel_rules import VARIABLES
+from fraudsvc.policy.ruling import LOOKED_FOR_MAX
 from tests.conftest import accepted
 from tests.test_contract import full
 
@@ -172,6 +173,21 @@ def test_every_field_can_be_listed(field: str) -> None:
     body = listing("L", "deny", f"['{value}']").replace("'customer_id'", f"'{field}'")
     assert ask(load(body)).outcome == DECLINE
     assert ask(load(body), transaction=bare()).outcome == APPROVE
+
+
+@pytest.mark.parametrize("others", [0, LOOKED_FOR_MAX])
+def test_a_listed_value_in_another_field_is_not_listed(others: int) -> None:
+    values = str(["merchant-9", *(f"nobody-{i}" for i in range(others))])
+    policy = load(listing("L", "deny", values))  # of customers
+    assert ask(policy, transaction=full()).outcome == APPROVE
+    payment = full()
+    payment.merchant.merchant_id = "merchant-9"
+    scores, looked_up = np.array([0.1]), np.zeros(1, np.int64)
+    outcomes = policy.rule_by_score(scores, looked_up, (0.3, 0.7), [payment.SerializeToString()])
+    assert outcomes.tolist() == [0]  # whoever asks has to look
+    assert ask(policy, transaction=payment).outcome == APPROVE
+    payment.customer_id = "merchant-9"
+    assert ask(policy, transaction=payment).outcome == DECLINE
 
 
 def bare() -> pb.Transaction:

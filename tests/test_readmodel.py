@@ -92,7 +92,8 @@ def a_span(
     trace: str, span: str, name: str, kind: Kind, parent: str = "", links: tuple[Context, ...] = ()
 ) -> Span:
     context = Context(trace * 32, span * 16)
-    return Span(context, parent, name, kind, int(span, 16), 99, {"fraud.outcome": "é"}, links, "s")
+    told = {"fraud.outcome" if name == SCORE else "fraud.change": "é"}
+    return Span(context, parent, name, kind, int(span, 16), 99, told, links, "s")
 
 
 def test_rows_are_added_once_and_with_their_position(model: ReadModel) -> None:

@@ -273,7 +273,7 @@ def test_a_batch_is_in_order_and_a_bad_item_fails_alone(host: Host) -> None:
 
 def said(decision: decision_pb2.Decision) -> bytes:
     """What does not depend on where in the log a decision stands, nor on when it was made."""
-    for name in ("entity_versions", "log_position", "receive_time", "step_ns"):
+    for name in ("entity_versions", "log_position", "receive_time", "step_ns", "shared"):
         decision.ClearField(name)
     for name in ("time_used", "trace_id"):
         decision.assessment.ClearField(name)

@@ -48,16 +48,17 @@ def batch_of(values: list[bytes]) -> Batch:
 
 
 decisions = st.builds(
-    lambda outcome, rung, cause, score, trace, steps: decision_pb2.Decision(
+    lambda outcome, rung, cause, score, trace, steps, shared: decision_pb2.Decision(
         assessment=decision_pb2.Assessment(
             outcome=outcome, rung=rung, rung_cause=cause, score=score, decision_id=ID,
             trace_id=trace, model_version="m-1",
             reasons=[decision_pb2.Reason(code="A", text="é" * 90)],
         ),
-        features=bytes(1200), step_ns=steps, traceparent="x", scorer="host/1",
+        features=bytes(1200), step_ns=steps, traceparent="x", scorer="host/1", shared=shared,
     ),
     st.integers(0, 3), st.integers(0, 3), st.integers(0, 4), st.none() | st.floats(0, 1), HEX,
     st.lists(st.integers(0, (1 << 32) - 1), max_size=4),
+    st.none() | st.builds(decision_pb2.Shared, number=st.integers(0, (1 << 64) - 1)),
 )  # fmt: skip
 
 
@@ -78,6 +79,8 @@ def test_a_scan_finds_what_parsing_does(
         assert row[Column.RANDOM] == int(told.trace_id[-RANDOM_BITS // 4 :], 16)
         steps = row[Column.STEP : Column.STEP + row[Column.STEPS]].tolist()
         assert steps == list(each.step_ns)
+        assert found.shared(i) == each.shared
+        assert (row[Column.SHARED_AT] > 0) == each.HasField("shared")
         assert (
             found.scores[i] == told.score if told.HasField("score") else np.isnan(found.scores[i])
         )
@@ -151,6 +154,11 @@ def test_a_batch_without_kept_traces_makes_no_span() -> None:
     ours = {row.name for row in ATTRIBUTES}
     assert {name for name in span.attributes if name.startswith("fraud.")} <= ours
     assert Tracer("fraud-relay").kept_of(batch) == {}
+    slow = decision_pb2.Decision.FromString(a_decision())
+    slow.assessment.time_used.FromMilliseconds(30)
+    late = batch_of([slow.SerializeToString()])
+    assert tracer.kept_and_why(late) == {0: (score_context("1" * 32, ID), "slow")}
+    assert tracer.patient().kept_of(late) == {}, "nobody waited"
 
 
 def test_meters_survive_a_kill_and_go_on(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurizer.records import Entity
-from fraudsvc.replay.told import STEPS_MAX, Told, decided_by, told_of
+from fraudsvc.replay.told import Told, decided_by, told_of
 
 WORDS = st.integers(0, (1 << 63) - 1)
+NANOS = st.lists(st.integers(0, (1 << 32) - 1), max_size=5)
 TEXTS = st.text(max_size=20)
 OUTCOMES = st.sampled_from([decision_pb2.OUTCOME_UNSPECIFIED, decision_pb2.OUTCOME_DECLINE])
 RUNGS = st.sampled_from([decision_pb2.RUNG_UNSPECIFIED, decision_pb2.RUNG_PARTIAL])
@@ -25,8 +26,11 @@ def made(draw: st.DrawFn) -> decision_pb2.Decision:
         features=draw(st.binary(max_size=40)), contributions=draw(st.binary(max_size=20)),
         log_position=draw(WORDS), traceparent=draw(TEXTS), scorer=draw(TEXTS),
         entity_versions=draw(st.lists(WORDS, max_size=len(Entity))),
-        step_ns=draw(st.lists(st.integers(0, (1 << 32) - 1), max_size=STEPS_MAX)),
+        step_ns=draw(NANOS),
     )  # fmt: skip
+    if draw(st.booleans()):
+        decision.shared.number, decision.shared.items = draw(WORDS), draw(st.integers(0, 9_000))
+        decision.shared.step_ns.extend(draw(NANOS))
     decision.transaction.transaction_id = draw(TEXTS)
     decision.receive_time.FromMilliseconds(draw(st.integers(0, 1 << 42)))
     assessment = decision.assessment
@@ -66,8 +70,8 @@ def test_what_is_read_is_what_the_parser_reads(decisions: list[decision_pb2.Deci
         assert decided_by(value[row[Told.BY] : row[Told.BY_END]]) == (
             assessment.schema_version, assessment.model_version, assessment.policy_version,
         )  # fmt: skip
-        steps = row[Told.FIRST_STEP :][: row[Told.STEPS]]
-        assert steps.tolist() == list(decision.step_ns)
+        timed = decision_pb2.Decision.FromString(value[row[Told.STEPS] : row[Told.STEPS_END]])
+        assert (timed.step_ns, timed.shared) == (decision.step_ns, decision.shared)
         versions = row[Told.FIRST_VERSION :][: row[Told.VERSIONS]]
         assert versions.tolist() == list(decision.entity_versions)
 
@@ -85,9 +89,10 @@ def test_a_broken_decision_is_in_doubt_or_has_its_places_within(
     row = told_of([b"\xff" * 64, cut, b"\xff" * 64])[1]
 
     if row[Told.IS_READ]:
-        for start in (Told.BY, Told.TRANSACTION, Told.FEATURES, Told.TRACE, Told.ORIGIN):
+        for start in (
+            Told.BY, Told.TRANSACTION, Told.FEATURES, Told.TRACE, Told.ORIGIN, Told.STEPS,
+        ):  # fmt: skip
             assert 0 <= row[start] <= row[start + 1] <= len(cut)
-        assert 0 <= row[Told.STEPS] <= STEPS_MAX
         assert 0 <= row[Told.VERSIONS] <= len(Entity)
 
 
@@ -100,6 +105,6 @@ def test_bytes_that_are_no_decision_are_read_without_harm(value: bytes) -> None:
 
 def test_a_number_where_a_place_is_expected_is_in_doubt() -> None:
     """A varint must not be taken for a place in the bytes."""
-    for field in (1, 2, 3, 5, 6, 7, 9, 10, 12):
+    for field in (1, 2, 3, 5, 6, 7, 9, 10, 12, 13):
         value = bytes([field << 3, 0xFF, 0xFF, 0xFF, 0x7F])
         assert told_of([value])[0, Told.IS_READ] == 0

@@ -14,17 +14,32 @@ import shutil
 import subprocess
 import sys
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grpc
 import pytest
 from fraud.v1 import decision_pb2, label_pb2
 from fraud.v1 import fraud_service_pb2 as pb
 
 from featurizer.eventlog_file import FileEventLog
 from featurizer.kept import KeepRule, scan
-from featurizer.spans import APPEND, ATTRIBUTES, POLICY, REPORT, SCORE, STEPS, Context
+from featurizer.spans import (
+    APPEND,
+    ATTRIBUTES,
+    FRAME,
+    ITEM,
+    POLICY,
+    REPORT,
+    SCORE,
+    SCORE_BATCH,
+    SHARED_STEPS,
+    STEPS,
+    Context,
+    context_of,
+    score_context,
+)
 from tests.conftest import (
     START_S,
     Connected,
@@ -40,7 +55,7 @@ from tests.conftest import (
 from tests.consoles import Place, System, data_of
 
 TIMEOUT_S = 10.0
-TRAFFIC, ATTACKS = 400, 12
+TRAFFIC, BATCHES, ATTACKS = 400, 3, 12
 COLLECTOR = "OTELCOL"  # names the binary; .ci/run builds it
 CALLER = Context("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7")
 
@@ -131,14 +146,19 @@ def score(client: Connected, payment: Any, traceparent: str = "") -> decision_pb
     return score_patiently(client, request, metadata)
 
 
-def kept_of(log_folder: Path, rule: KeepRule) -> list[decision_pb2.Decision]:
-    """Return the decisions on a log whose traces the rule keeps."""
+def kept_of(log_folder: Path, rule: KeepRule, model: str) -> list[decision_pb2.Decision]:
+    """Return the decisions on a log whose traces are kept: by the rule, and the first by a model.
+
+    ``model`` is one that was taken up meanwhile.
+    """
     log = FileEventLog(log_folder, read_only=True)
     batch = log.read(log.ends()[0], 1 << 30)
     log.close()
     found = scan(batch)
-    entries = found.entries[rule.keeps(found.rows)].tolist()
-    return [decision_pb2.Decision.FromString(batch.value(at)) for at in entries]
+    made = [decision_pb2.Decision.FromString(batch.value(at)) for at in found.entries.tolist()]
+    first = next(i for i, each in enumerate(made) if each.assessment.model_version == model)
+    keeps = rule.keeps(found.rows).tolist()
+    return [each for i, each in enumerate(made) if keeps[i] or i == first]
 
 
 class Parted(NamedTuple):
@@ -146,6 +166,16 @@ class Parted(NamedTuple):
 
     of_trace: dict[str, list[Told]]
     linked: dict[Context, list[Told]]
+
+    def one(self, context: Context) -> Told:
+        """Return the one span of a context."""
+        [found] = [s for s in self.of_trace[context.trace_id] if s.context == context]
+        return found
+
+    def below(self, parent: Told) -> dict[str, Told]:
+        """Return the spans right below another, by their names."""
+        own = self.of_trace[parent.context.trace_id]
+        return {each.name: each for each in own if each.parent == parent.context.span_id}
 
 
 def parted(spans: dict[Context, Told]) -> Parted:
@@ -171,24 +201,62 @@ def are_whole(spans: dict[Context, Told], kept: list[decision_pb2.Decision]) -> 
 def assert_whole(spans: Parted, decision: decision_pb2.Decision) -> None:
     """A kept decision has its call, its steps below it in order, and what folded it links to it."""
     told = decision.assessment
-    mine = {span.name: span for span in spans.of_trace[told.trace_id]}
-    call = mine[SCORE]
+    call = spans.one(score_context(told.trace_id, told.decision_id))
     assert call.attributes["fraud.decision.id"] == told.decision_id
-    steps = STEPS if told.model_version else STEPS[:2]
-    names = [*steps, POLICY, APPEND]
-    assert set(names) <= set(mine), (told, set(mine))
-    at_ns = call.start_ns
+    if decision.HasField("shared"):
+        assert_item_whole(spans, call, decision)
+    else:
+        assert call.name == SCORE
+        steps = STEPS if told.model_version else STEPS[:2]
+        assert assert_in_order(spans, call, (*steps, POLICY, APPEND)) == call.end_ns
+        assert call.parent == parent_of(decision)
+    assert_folded(spans, call)
+
+
+def parent_of(decision: decision_pb2.Decision) -> str:
+    caller = context_of(decision.traceparent)
+    return "" if caller is None else caller.span_id
+
+
+def assert_in_order(spans: Parted, parent: Told, names: Sequence[str]) -> int:
+    """Below a span are these steps, one beginning where the one before ended; return where."""
+    below = spans.below(parent)
+    assert [name for name in names if name not in below] == [], (parent, set(below))
+    at_ns = below[names[0]].start_ns
+    assert at_ns >= parent.start_ns
     for name in names:
-        span = mine[name]
-        assert span.parent == call.context.span_id
-        assert span.start_ns == at_ns
-        assert span.end_ns >= span.start_ns
-        at_ns = span.end_ns
-    assert at_ns == call.end_ns
+        assert below[name].start_ns == at_ns
+        assert below[name].end_ns >= at_ns
+        at_ns = below[name].end_ns
+    assert at_ns <= parent.end_ns
+    return at_ns
+
+
+def assert_item_whole(spans: Parted, item: Told, decision: decision_pb2.Decision) -> None:
+    """A kept item has its own steps, those it shares are told once, and all are in the call."""
+    frame = spans.one(Context(item.context.trace_id, item.parent))
+    batch = spans.one(Context(item.context.trace_id, frame.parent))
+    assert (item.name, frame.name, batch.name) == (ITEM, FRAME, SCORE_BATCH)
+    assert batch.parent == parent_of(decision)
+    assert batch.attributes["fraud.end.measured"] is True
+    assert int(batch.attributes["fraud.items"]) == decision.shared.items
+    for outer, inner in ((batch, frame), (frame, item)):
+        assert outer.start_ns <= inner.start_ns <= inner.end_ns <= outer.end_ns
+    if len(decision.shared.step_ns) == 1 + len(SHARED_STEPS):
+        assert assert_in_order(spans, frame, (*SHARED_STEPS, APPEND)) == frame.end_ns
+        assert set(spans.below(item)) == set(STEPS[2:])
+        assert assert_in_order(spans, item, STEPS[2:]) == item.end_ns
+    else:
+        assert set(spans.below(frame)) == {STEPS[0], APPEND, ITEM}
+        own = (*STEPS[1:], POLICY) if decision.assessment.model_version else (STEPS[1], POLICY)
+        assert assert_in_order(spans, item, own) == item.end_ns
+
+
+def assert_folded(spans: Parted, call: Told) -> None:
     folded = [s for s in spans.linked.get(call.context, ()) if s.name.startswith("process")]
-    assert folded, f"{told.decision_id} is in no span of a fold"
+    assert folded, f"{call.attributes['fraud.decision.id']} is in no span of a fold"
     ours = {row.name for row in ATTRIBUTES}
-    for span in (*mine.values(), *folded):
+    for span in (*spans.of_trace[call.context.trace_id], *folded):
         assert {name for name in span.attributes if name.startswith("fraud.")} <= ours, span
 
 
@@ -213,6 +281,32 @@ def running(folder: Path, trained: Trained) -> Iterator[System]:
         up.stop()
 
 
+def score_batch(client: Connected, payments: list[Any], traceparent: str = "") -> None:
+    metadata = (("traceparent", traceparent),) if traceparent else ()
+    request = pb.ScoreBatchRequest(transactions=payments)
+
+    def answered() -> Any:
+        try:
+            return client.stub.ScoreBatch(request, timeout=TIMEOUT_S, metadata=metadata)
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED:  # shed, on a busy machine
+                raise
+            return None
+
+    assert len(until(answered).results) == len(payments)
+
+
+def score_batches(client: Connected, payments: Payments) -> None:
+    """Score batches of several frames: decided together, one by one, and with refused items."""
+    known, poor = payments.one(), payments.one()
+    score(client, known)
+    poor.currency_code = "XXQ"
+    score_batch(client, [payments.one() for _ in range(80)], CALLER.traceparent())
+    score_batch(client, [payments.one() for _ in range(70)])
+    # Of a frame with one that was answered before, each is decided alone.
+    score_batch(client, [known, *(payments.one() for _ in range(20)), poor])
+
+
 def attack(payments: Payments, number: int) -> Any:
     return payments.one(
         customer_id=f"mule-{number}", amount_minor=2_600 + number, currency_code="EUR",
@@ -227,6 +321,7 @@ def learn(client: Connected, payments: Payments) -> tuple[list[str], str]:
     """
     with_parent = attack(payments, 0)
     answers = [score(client, payments.one()) for _ in range(TRAFFIC)]
+    score_batches(client, payments)
     attacks = [with_parent, *(attack(payments, number) for number in range(1, ATTACKS))]
     told = [score(client, each, CALLER.traceparent()) for each in attacks[:1]]
     told += [score(client, each) for each in attacks[1:]]
@@ -256,7 +351,7 @@ def test_every_kept_decision_has_its_whole_trace_here_and_in_a_collector(
     with running(tmp_path, trained) as system:
         with connected(system.port) as client:
             labelled, model = learn(client, Payments())
-        kept = kept_of(system.data / "log", KeepRule(share=0.2))
+        kept = kept_of(system.data / "log", KeepRule(share=0.2), model)
         assert len(kept) > 0.1 * TRAFFIC
 
         # A console is a moment behind, and a Collector behind that.
@@ -343,15 +438,19 @@ def assert_metrics(system: System, out: Path) -> None:
     assert system.console.get_json("/healthz")["status"] == "ok"
     text = system.console.get_json("/metrics")
     log = FileEventLog(system.data / "log", read_only=True)
-    made = len(decisions(log))
+    made = [*decisions(log).values()]
     log.close()
+    shared = [each.shared for each in made if each.HasField("shared")]
+    calls = len(made) - len(shared)
+    appends = calls + len({(each.number, each.items_left) for each in shared}) + ATTACKS
 
     def value(pattern: str) -> float:
         return sum(float(each) for each in re.findall(rf"^{pattern} (\S+)$", text, re.MULTILINE))
 
-    assert value(r'fraud_calls_total\{code="OK",method="Score"\}') == made
-    assert value(r"fraud_decisions_total\{[^}]*\}") == made
-    assert value("fraud_append_seconds_count") == made + ATTACKS  # each label is one, too
+    assert value(r'fraud_calls_total\{code="OK",method="Score"\}') == calls
+    assert value(r'fraud_calls_total\{code="OK",method="ScoreBatch"\}') == BATCHES
+    assert value(r"fraud_decisions_total\{[^}]*\}") == len(made)
+    assert value("fraud_append_seconds_count") == appends  # each label is one, too
     assert value(r'fraud_labels_total\{source="analyst",verdict="fraud"\}') == ATTACKS
     assert value("fraud_label_to_serving_seconds_count") > 0
     assert value(r'fraud_spans_total\{what="dropped"\}') == 0

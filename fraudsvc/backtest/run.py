@@ -219,7 +219,8 @@ class _Again:
         versions = np.zeros((len(cases), len(Entity)), np.int64)
         sheet = self._sheet = self._sheet.with_room(len(cases))
         sheet.appraise(vectors, records, versions, bundle, policy.table)
-        drafts = decide_all(lambda i: _payment(cases[i]), len(cases), sheet, bundle, policy)
+        datas = [case.value for case in cases]
+        drafts = decide_all(lambda i: _payment(cases[i]), datas, sheet, bundle, policy)
         return drafts.outcomes
 
     def _by_rules(self, case: _Case, policy: Policy) -> int:

@@ -21,6 +21,7 @@ from fraudsvc.console.desk import Desk
 from fraudsvc.console.pages import person_of
 from fraudsvc.console.person import ANALYST, LEAD, Person
 from fraudsvc.console.readmodel import Row
+from fraudsvc.console.trace_report import of_one
 from fraudsvc.policy import LISTABLE
 
 SIMILAR_SHOWN = 4
@@ -123,7 +124,9 @@ class CasePages:
             "log_position": decision.log_position, "timeline": _timeline(around),
             "graph": _graph(row, around), "shared": len(around.things),
             "similar": _similar(around),
-            "steps": drawings.waterfall(row["trace_id"], desk.model.trace(row["trace_id"])),
+            "steps": drawings.waterfall(
+                row["trace_id"], of_one(desk.model.trace(row["trace_id"]), row["decision_id"])
+            ),
             "reasons": REASONS, "may": person.may(ANALYST), "may_override": person.may(LEAD),
             "fields": [(n, read(payment)) for n, read in LISTABLE.items() if read(payment)],
             "undo_minutes": desk.options.undo_minutes,

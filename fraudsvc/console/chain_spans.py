@@ -1,4 +1,4 @@
-"""Spans built after the fact, from what stands on the log: a call, a label, a model's life.
+"""Spans built after the fact, from what stands on the log: a label, a model's life.
 
 Owns which spans there are, how they hang together and what they say. A pure function of events: the
 same events give the same spans, ids included. Must not know logs, databases or collectors.
@@ -8,110 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fraud.v1 import decision_pb2, label_pb2, model_event_pb2
+from fraud.v1 import label_pb2, model_event_pb2
 
 from featurizer.spans import (
-    APPEND,
     GATE,
-    POLICY,
     REPORT,
-    SCORE,
-    STEPS,
     SWAP,
     TRAIN,
     Context,
     Kind,
     Span,
     Value,
-    context_of,
-    score_context,
     span_id_of,
     trace_id_of_parts,
 )
+from fraudsvc.decision_spans import RPC, SCORER, word
 
-SCORER = "fraud-serve"
 TRAINER = "fraud-trainer"
-_MS = 1_000_000
-_RPC = {"rpc.system": "grpc", "rpc.service": "fraud.v1.FraudService"}
-
-
-def word(name: str, prefix: str) -> str:
-    """Return an enum's name as a label: ``OUTCOME_APPROVE`` is approve."""
-    return name.removeprefix(prefix).lower()
-
-
-def outcome_of(outcome: int) -> str:
-    """Return an Outcome in a word."""
-    return word(decision_pb2.Outcome.Name(outcome), "OUTCOME_")
-
-
-def rung_of(rung: int) -> str:
-    """Return a Rung in a word."""
-    return word(decision_pb2.Rung.Name(rung), "RUNG_")
-
-
-def spans_of_decision(
-    decision: decision_pb2.Decision,
-    position: int,
-    append_ns: int | None,
-    why: str,
-    swap: Context | None = None,
-) -> list[Span]:
-    """Return the call's span and one for each step of the answer.
-
-    ``append_ns`` is how long the append took, None where nobody knows any more. ``swap`` is linked
-    to by the first decision with a bundle.
-    """
-    told = decision.assessment
-    context = score_context(told.trace_id, told.decision_id)
-    start_ns = decision.receive_time.ToNanoseconds()
-    decided_ns = start_ns + told.time_used.ToNanoseconds()
-    end_ns = decided_ns + (append_ns or 0)
-    caller = context_of(decision.traceparent)
-    call = Span(
-        context, "" if caller is None else caller.span_id, SCORE, Kind.SERVER, start_ns, end_ns,
-        _told_of(decision, position, why), () if swap is None else (swap,), SCORER,
-    )  # fmt: skip
-    spans = [call]
-
-    def add(name: str, begin_ns: int, stop_ns: int, **attributes: Value) -> None:
-        own = Context(told.trace_id, span_id_of(name, told.decision_id))
-        named = {key.replace("__", "."): value for key, value in attributes.items()}
-        stop_ns = max(begin_ns, stop_ns)
-        spans.append(
-            Span(own, context.span_id, name, Kind.INTERNAL, begin_ns, stop_ns, named, (), SCORER)
-        )
-
-    at_ns = start_ns
-    for name, step_ns in zip(STEPS, decision.step_ns, strict=False):
-        add(name, at_ns, start_ns + step_ns)
-        at_ns = max(at_ns, start_ns + step_ns)
-    if decision.step_ns:
-        add(POLICY, at_ns, decided_ns)
-    add(APPEND, decided_ns, end_ns, fraud__append__measured=append_ns is not None)
-    return spans
-
-
-def _told_of(decision: decision_pb2.Decision, position: int, why: str) -> dict[str, Value]:
-    told = decision.assessment
-    found: dict[str, Value] = {
-        **_RPC,
-        "rpc.method": "Score",
-        "fraud.decision.id": told.decision_id,
-        "fraud.outcome": outcome_of(told.outcome),
-        "fraud.rung": rung_of(told.rung),
-        "fraud.kept": why,
-        "fraud.scorer": decision.scorer,
-        "fraud.log.position": position,
-        "fraud.model.version": told.model_version,
-        "fraud.policy.version": told.policy_version,
-    }
-    if told.HasField("score"):
-        found["fraud.score"] = told.score
-    if told.rung_cause:
-        name = decision_pb2.RungCause.Name(told.rung_cause)
-        found["fraud.rung.cause"] = word(name, "RUNG_CAUSE_")
-    return found
 
 
 def label_context(journal: str, position: int) -> Context:
@@ -130,7 +43,7 @@ def span_of_label(
 ) -> Span:
     """Return the span of a label that was joined to its decision, whose call it links to."""
     attributes: dict[str, Value] = {
-        **_RPC,
+        **RPC,
         "rpc.method": "ReportLabels",
         "fraud.decision.id": decision_id,
         "fraud.label.verdict": word(label_pb2.Verdict.Name(label.verdict), "VERDICT_"),

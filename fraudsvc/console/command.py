@@ -84,12 +84,12 @@ def _console(args: argparse.Namespace, environment: Mapping[str, str]) -> int:
 
 
 def _trace(args: argparse.Namespace) -> int:
-    from fraudsvc.console.trace_report import print_trace  # noqa: PLC0415 - as above
+    from fraudsvc.console.trace_report import of_one, print_trace  # noqa: PLC0415 - as above
 
     spans = _kept(args) or _logged(args)
     if not spans:
         raise ValueError(f"no decision {args.decision} is kept, nor on the log")
-    print_trace(_trace_of(spans, args.decision), spans)
+    print_trace(_trace_of(spans, args.decision), of_one(spans, args.decision))
     return 0
 
 
@@ -117,9 +117,9 @@ def _kept(args: argparse.Namespace) -> list[Span]:
 
 def _logged(args: argparse.Namespace) -> list[Span]:
     """Return the call's own spans, built now from the log; nothing where it has none."""
-    from fraudsvc.console.chain_spans import spans_of_decision  # noqa: PLC0415 - as above
     from fraudsvc.console.follower import logged_at  # noqa: PLC0415 - as above
     from fraudsvc.console.role import Finder  # noqa: PLC0415 - as above
+    from fraudsvc.decision_spans import spans_of_alone  # noqa: PLC0415 - as above
 
     request = request_hash_of(args.decision)
     try:
@@ -133,4 +133,4 @@ def _logged(args: argparse.Namespace) -> list[Span]:
     log.close()
     if logged is None or logged.decision.assessment.decision_id != args.decision:
         return []
-    return spans_of_decision(logged.decision, logged.position, None, "asked")
+    return spans_of_alone(logged.decision, logged.position, "asked")

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from featurizer.records import Entity
-from featurizer.spans import SCORE, Span
+from featurizer.spans import Span
 from fraudsvc.console.case_facts import Velocity
-from fraudsvc.console.trace_report import duration
+from fraudsvc.console.trace_report import begin_of, duration
 
 BAR_PX, GAP_PX, HEIGHT_PX = 17, 3, 34
 GRAPH_WIDTH, GRAPH_HEIGHT = 440, 250
@@ -138,7 +138,7 @@ def waterfall(trace_id: str, spans: Sequence[Span]) -> list[Step]:
     own = [each for each in spans if each.context.trace_id == trace_id]
     if not own:
         return []
-    begin_ns = min((s.start_ns for s in own if s.name == SCORE), default=own[0].start_ns)
+    begin_ns = begin_of(own)
     groups: dict[str, list[Span]] = {trace_id: own}
     for each in spans:
         if each.context.trace_id != trace_id:

@@ -27,12 +27,13 @@ from fraudsvc.console.case_rows import case_of_row, entity_rows, row_of_decision
 from fraudsvc.console.chain_spans import (
     label_context,
     span_of_label,
-    spans_of_decision,
     spans_of_model_event,
     swap_context,
 )
 from fraudsvc.console.observations import Observations
+from fraudsvc.console.open_calls import OpenCalls
 from fraudsvc.console.readmodel import LOG, REVIEW, Changes, ReadModel, Row
+from fraudsvc.decision_spans import spans_of_alone, spans_of_call, spans_of_item
 
 READ_BYTES = 4 << 20
 FRAME_BYTES = 1 << 16
@@ -109,6 +110,9 @@ class Follower:
         self._received_ms = 0  # when the last decision was asked for
         self._is_live = False  # whether what is read now was appended a moment ago
         self._changes = Changes()
+        self._appends: dict[int, int | None] = {}  # by frame, of what is read now
+        self._calls = OpenCalls(self._append_ns)
+        self._late: set[Context] = set()  # spans of what is kept late, of what is read now
         # Frames of the newest transactions, in two generations: the store hears of them later.
         self._recent: dict[int, int] = {}
         self._older: dict[int, int] = {}
@@ -124,16 +128,24 @@ class Follower:
             _log.warning("the log was dropped from %d to %d unread", self.position, oldest)
             self.position = oldest
         batch = self._log.read(self.position, READ_BYTES)
-        if batch.next_position == self.position:
+        is_news = batch.next_position > self.position
+        if not is_news:
             self._is_live = True
-            return False
+            if not self._calls:
+                return False
         fresh_from = self._log.ends()[1] - READ_BYTES
-        self._changes, swaps = Changes(), dict(self._swaps)
+        self._changes, swaps, calls = Changes(), dict(self._swaps), self._calls.copy()
         try:
-            self._take(batch)
-            self._model.write(self._changes, LOG, self._journal, batch.next_position)
+            if is_news:
+                self._take(batch)
+            now_ms = self._received_ms if is_news else self._around.now_ms()
+            self._changes.spans += self._calls.end(now_ms)
+            if is_news or self._changes.spans:
+                # A call that is not ended is read again by who comes after.
+                position = self._calls.begins(batch.next_position)
+                self._model.write(self._changes, LOG, self._journal, position)
         except BaseException:
-            self._swaps = swaps
+            self._swaps, self._calls = swaps, calls
             raise
         self.position = batch.next_position
         self._is_live = self.position > fresh_from
@@ -149,20 +161,23 @@ class Follower:
         self._remember(batch)
         kept = self._rule.keeps(found.rows)
         frames = batch.frames[found.entries[kept]].tolist()
-        appends = dict(self._around.appends(frames)) if frames else {}
+        self._late.clear()
+        self._appends = dict.fromkeys(frames)
+        self._appends |= self._around.appends(frames) if frames else {}
         rows = {int(entry): i for i, entry in enumerate(found.entries)}
         wanted = np.isin(batch.topics, (Topic.DECISIONS, *_TAKEN))
         for at in np.flatnonzero(wanted).tolist():
             if batch.topics[at] != Topic.DECISIONS:
                 _TAKEN[Topic(batch.topics[at])](self, batch, at)
                 continue
-            row = found.rows[rows[at]]
-            self._received_ms = int(row[Column.RECEIVED_MS])
-            if kept[rows[at]]:
-                why = self._rule.why(row)
-                self._keep(Logged.of(batch, at), why, appends.get(int(batch.frames[at])))
+            i = rows[at]
+            self._received_ms = int(found.rows[i, Column.RECEIVED_MS])
+            if kept[i]:
+                self._keep(Logged.of(batch, at), self._rule.why(found.rows[i]))
             elif self._swaps:
                 self._keep_first(Logged.of(batch, at))
+            if self._calls and found.rows[i, Column.SHARED_AT]:
+                self._calls.pass_by(found.shared(i), int(batch.frames[at]), batch.value(at))
 
     def _remember(self, batch: Batch) -> None:
         records, _, frames = records_of(batch)
@@ -182,21 +197,41 @@ class Follower:
         """Keep a decision where it is the first by a bundle that its scorer took up."""
         swap = self._swaps.get(logged.decision.scorer)
         if swap is not None and swap[0] == logged.decision.assessment.model_version:
-            frame = logged.frame
-            self._keep(logged, "model", self._around.appends([frame]).get(frame))
+            self._keep(logged, "model")
 
-    def _keep(self, logged: Logged, why: str, append_ns: int | None) -> None:
+    def _append_ns(self, frame: int) -> int | None:
+        """Return how long the append of a frame took, None where nobody knows any more."""
+        if frame not in self._appends:
+            self._appends[frame] = self._around.appends([frame]).get(frame)
+        return self._appends[frame]
+
+    def _keep(self, logged: Logged, why: str, *, late: bool = False) -> None:
         decision, swap = logged.decision, None
         pending = self._swaps.get(decision.scorer)
         if pending is not None and pending[0] == decision.assessment.model_version:
             swap = self._swaps.pop(decision.scorer)[1]
-        self._changes.spans += spans_of_decision(decision, logged.position, append_ns, why, swap)
+        self._changes.spans += self._spans_of(logged, why, swap, late=late)
         row = row_of_decision(logged, why)
         self._changes.decisions.append(row)
         if row["outcome"] == REVIEW:
             self._changes.cases.append(case_of_row(row, logged))
         self._changes.entities += entity_rows(decision)
         self._observed.kept(why)
+
+    def _spans_of(
+        self, logged: Logged, why: str, swap: Context | None, *, late: bool
+    ) -> list[Span]:
+        """Return the spans of a decision, and those around it that are not built yet."""
+        decision, position = logged.decision, logged.position
+        if late and not self._calls.has(decision):
+            made = spans_of_alone(decision, position, why, swap)
+            built = self._late | self._model.built({each.context for each in made})
+            self._late.update(each.context for each in made)
+            return [each for each in made if each.context not in built]
+        if decision.HasField("shared"):
+            item = spans_of_item(decision, position, why, swap)
+            return item + self._calls.keep(decision, logged.frame)
+        return spans_of_call(decision, position, self._append_ns(logged.frame), why, swap)
 
     def _label(self, batch: Batch, at: int) -> None:
         """Take in a label, and the decision it is on where that was not kept yet."""
@@ -252,7 +287,7 @@ class Follower:
         logged = None if frame is None else logged_at(self._log, frame, identity)
         if logged is None:
             return None
-        self._keep(logged, "label", None)
+        self._keep(logged, "label", late=True)
         return self._changes.decisions[-1]
 
     def _audit(self, batch: Batch, at: int) -> None:

@@ -51,7 +51,8 @@ class Observations:
                 meters.add("fraud_decisions_total", *labels, by=count)
         used_s = (rows[:, Column.USED_NS] * 1e-9).astype(np.float64)
         meters.observe("fraud_decision_seconds", used_s)
-        self._steps(rows[rows[:, Column.STEPS] == len(STEP_LABELS) - 1])
+        alone = rows[:, Column.SHARED_AT] == 0  # others count from the arrival of them all
+        self._steps(rows[alone & (rows[:, Column.STEPS] == len(STEP_LABELS) - 1)])
         self._scores(found.scores[~np.isnan(found.scores)])
 
     def _steps(self, rows: NDArray[np.int64]) -> None:

@@ -20,8 +20,8 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 
-from fraudsvc.console.chain_spans import outcome_of, rung_of
 from fraudsvc.console.person import ANALYST, LEAD, NOBODY, OPERATOR, VIEWER, Person
+from fraudsvc.decision_spans import outcome_of, rung_of
 
 _HERE = Path(__file__).parent
 _THEMES = ("dark", "light")

@@ -18,13 +18,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from fraudsvc.console.case_facts import channel_of
-from fraudsvc.console.chain_spans import rung_of
 from fraudsvc.console.desk import Desk, Form, posted
 from fraudsvc.console.pages import person_of, see, wants_json
 from fraudsvc.console.person import ANALYST
 from fraudsvc.console.readmodel import ReadModelError
 from fraudsvc.console.readmodel_queue import Filter
 from fraudsvc.console.sheets import Column, Sheet, exported
+from fraudsvc.decision_spans import rung_of
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 EXPORTED_MAX = 50_000

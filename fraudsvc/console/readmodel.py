@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from featurizer.spans import SCORE, Context, Kind, Span
+from featurizer.spans import Context, Kind, Span, is_of_decision
 from fraudsvc.console.audit_table import AUDIT, create_audit
 from fraudsvc.console.letter_table import LETTERS, create_letters
 from fraudsvc.console.readmodel_tables import (
@@ -54,7 +54,7 @@ from fraudsvc.console.readmodel_tables import (
 Row = Mapping[str, Any]
 BUSY_MS = 5_000  # for a lock that another process has
 PAGE_MAX = 500
-SPANS_MAX = 2_000  # of one trace with all that is linked to it
+SPANS_MAX = 8_000  # of one trace with all that is linked to it; a ScoreBatch may have most of them
 HOPS_MAX = 6
 LOG, OTLP = "log", "otlp"
 REVIEW = 2
@@ -237,9 +237,16 @@ class ReadModel:
             if not fresh or len(found) >= SPANS_MAX:
                 break
             found.update({each.context: each for each in fresh})
-            ours = [s for s in fresh if s.name != SCORE or s.context.trace_id == trace_id]
+            ours = [s for s in fresh if not is_of_decision(s) or s.context.trace_id == trace_id]
             fresh = self._followers([each.context for each in ours])
         return sorted(found.values(), key=lambda span: (span.start_ns, -span.end_ns))
+
+    def built(self, contexts: Collection[Context]) -> set[Context]:
+        """Return which of some spans are there."""
+        traces = SPANS.c.trace_id.in_({context.trace_id for context in contexts})
+        ids = traces & SPANS.c.span_id.in_({context.span_id for context in contexts})
+        rows = self.rows(select(SPANS.c.trace_id, SPANS.c.span_id).where(ids))
+        return {Context(each["trace_id"], each["span_id"]) for each in rows} & set(contexts)
 
     def _followers(self, contexts: Sequence[Context]) -> list[Span]:
         """Return the spans that link to some, each with its trace where it begins one."""
@@ -248,12 +255,16 @@ class ReadModel:
         links = self.rows(select(LINKS.c.trace_id, LINKS.c.span_id).where(back).limit(SPANS_MAX))
         wanted = {Context(each["trace_id"], each["span_id"]) for each in links}
         spans = self._spans(sorted({context.trace_id for context in wanted}))
-        roots = {s.context.trace_id for s in spans if s.context in wanted and s.kind != Kind.SERVER}
+        roots = {
+            s.context.trace_id
+            for s in spans
+            if s.context in wanted and s.kind != Kind.SERVER and not is_of_decision(s)
+        }
         return [each for each in spans if each.context in wanted or each.context.trace_id in roots]
 
     def _spans(self, trace_ids: Sequence[str]) -> list[Span]:
         where = SPANS.c.trace_id.in_(trace_ids)
-        rows = self.rows(select(SPANS).where(where).limit(SPANS_MAX))
+        rows = self.rows(select(SPANS).where(where).order_by(SPANS.c.start_ns).limit(SPANS_MAX))
         links: dict[Context, list[Context]] = {}
         for row in self.rows(select(LINKS).where(LINKS.c.trace_id.in_(trace_ids))):
             to = Context(row["to_trace_id"], row["to_span_id"])

@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from featurizer.spans import SCORE, Span
+from featurizer.spans import FRAME, ITEM, SCORE_BATCH, Span, is_of_decision
 
 BAR_CELLS = 40
 WIDTH = 160  # where there is no terminal to ask
 _TOLD = (
     "fraud.outcome", "fraud.score", "fraud.rung", "fraud.rung.cause", "fraud.label.verdict",
     "fraud.label.source", "fraud.labels", "fraud.layers", "fraud.change", "fraud.gates",
-    "fraud.model.version", "fraud.traces", "messaging.destination.partition.id",
+    "fraud.model.version", "fraud.items", "fraud.traces", "messaging.destination.partition.id",
 )  # fmt: skip
 
 
@@ -36,6 +36,28 @@ def bar(start_ns: int, end_ns: int, from_ns: int, until_ns: int) -> str:
     first = min(BAR_CELLS - 1, max(0, (start_ns - from_ns) * BAR_CELLS // whole))
     last = min(BAR_CELLS, max(first + 1, -(-(end_ns - from_ns) * BAR_CELLS // whole)))
     return " " * first + "█" * (last - first) + " " * (BAR_CELLS - last)
+
+
+def of_one(spans: Sequence[Span], decision_id: str) -> list[Span]:
+    """Return the spans without those of a ScoreBatch that are about its other items alone."""
+    items = [each for each in spans if each.name == ITEM]
+    own = {s.parent for s in items if s.attributes["fraud.decision.id"] == decision_id}
+    others = {
+        each.context.span_id
+        for each in spans
+        if own and each.name == FRAME and each.context.span_id not in own
+    } | {
+        each.context.span_id
+        for each in items
+        if own and each.attributes["fraud.decision.id"] != decision_id
+    }
+    return [s for s in spans if s.context.span_id not in others and s.parent not in others]
+
+
+def begin_of(own: Sequence[Span]) -> int:
+    """Return when the decision's call began, or the first span of its trace, ns since 1970."""
+    calls = (each.start_ns for each in own if each.name == SCORE_BATCH or is_of_decision(each))
+    return min(calls, default=own[0].start_ns)
 
 
 def _tree(spans: Sequence[Span], parent: str = "", depth: int = 0) -> Iterator[tuple[Span, int]]:
@@ -70,7 +92,7 @@ def _add(table: Table, spans: Sequence[Span], begin_ns: int, span: tuple[int, in
 def print_trace(trace_id: str, spans: Sequence[Span]) -> None:
     """Print the call with its steps, drawn to scale, and below what it led to, by start time."""
     own = [each for each in spans if each.context.trace_id == trace_id]
-    begin_ns = min((s.start_ns for s in own if s.name == SCORE), default=own[0].start_ns)
+    begin_ns = begin_of(own)
     table = Table(title=f"trace {trace_id}", title_justify="left")
     for name, ratio in (("span", 3), ("by", 1), ("after", 1), ("took", 1)):
         right = name in ("after", "took")

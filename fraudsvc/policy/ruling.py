@@ -35,6 +35,7 @@ APPROVE, REVIEW, DECLINE = (
     decision_pb2.OUTCOME_DECLINE,
 )
 FALLBACK_CODE = "FALLBACK_AMOUNT"
+LOOKED_FOR_MAX = 32  # with more listed values it is cheaper to parse a payment
 
 Message = transaction_pb2.Transaction
 LISTABLE: dict[str, Callable[[Message], str]] = {
@@ -132,8 +133,10 @@ class Policy:
         self._expressions = expressions
         self._listed = [(LISTABLE[field], values) for field, values in listed.items()]
         self.table = expressions.table
-        # Whether nothing but the table and the score has a say.
-        self._is_plain = expressions.in_one_table and not listed
+        self._is_in_one_table = expressions.in_one_table
+        # A payment that has none of these bytes anywhere is on no list: most need not be parsed.
+        texts = {value.encode() for values in listed.values() for value in values}
+        self._listed_texts = tuple(texts) if len(texts) <= LOOKED_FOR_MAX else None
 
     @property
     def rule_errors(self) -> dict[str, int]:
@@ -160,7 +163,12 @@ class Policy:
         if looked_up is None:
             looked_up = self._expressions.looked_up(payment.record, features, score)
         thresholds = self._thresholds
-        if self._is_plain and not looked_up and score is not None:
+        if (
+            self._is_in_one_table
+            and not looked_up
+            and score is not None
+            and not self._may_list(payment.data)
+        ):
             return _UNANIMOUS[_by_score(score, thresholds, thresholds_from_model)]
         fired = self._expressions.fired(payment, features, score, looked_up)
         steps = [self._rules[i] for i in fired]
@@ -180,10 +188,14 @@ class Policy:
         scores: NDArray[np.float64],
         looked_up: NDArray[np.int64],
         thresholds_from_model: tuple[float, float],
+        datas: Sequence[bytes],
     ) -> NDArray[np.int64]:
-        """Return int64[n]: the outcome where the score alone has a say, 0 where ``rule`` must."""
+        """Return int64[n]: the outcome where the score alone has a say, 0 where ``rule`` must.
+
+        ``datas`` have each transaction's bytes somewhere in them.
+        """
         found = np.zeros(len(scores), np.int64)
-        if not self._is_plain:
+        if not self._is_in_one_table or self._listed_texts is None:
             return found
         review, decline = (
             model if own is None else own
@@ -191,7 +203,14 @@ class Policy:
         )
         found[:] = np.where(scores >= decline, DECLINE, np.where(scores >= review, REVIEW, APPROVE))
         found[looked_up != 0] = 0
+        if self._listed_texts:
+            found[[self._may_list(data) for data in datas]] = 0
         return found
+
+    def _may_list(self, data: bytes) -> bool:
+        """Return whether a payment, whose bytes are somewhere in ``data``, may be on a list."""
+        texts = self._listed_texts
+        return texts is None or any(text in data for text in texts)
 
     def _found(self, payment: Payment) -> Iterator[Listed]:
         for read, values in self._listed:

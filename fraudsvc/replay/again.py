@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from featurizer.features import SCHEMA_VERSION
 from featurizer.records import RECORD
 from fraudsvc.answers import Draft, Stamp, Writer, origin_of
-from fraudsvc.assess import VIEWED_NS, Sheet
+from fraudsvc.assess import Sheet
 from fraudsvc.decide import RULES_ONLY, Drafts, Workspace, decide, decide_all
 from fraudsvc.journal_tail import REQUEST_WORD
 from fraudsvc.payment import Payment
@@ -170,7 +170,8 @@ class Replayer:
         def payment(row: int) -> Payment:
             return payment_of(views.cases[row], views.records[row : row + 1])
 
-        drafts = decide_all(payment, len(views.cases), sheet, bundle, policy)
+        datas = [case.value for case in views.cases]
+        drafts = decide_all(payment, datas, sheet, bundle, policy)
         same = self._same(views, drafts)
         others = []
         for row in np.flatnonzero(~same).tolist():
@@ -199,8 +200,8 @@ class Replayer:
         figures: NDArray[np.float64],
     ) -> Verdict:
         stamp = _stamp(case, payment)
-        figures[VIEWED_NS:] = _steps(case)[3:] or 0.0
         again, _ = self._writer.write(draft, stamp, payment.data, body, reasons, figures)
+        again += case.value[case.told[Told.STEPS] : case.told[Told.STEPS_END]]
         # Where nothing was known of any entity, the record that was seen is not the one on the log.
         flags = np.frombuffer(case.record, payment.record.dtype)["flags"][0]
         same_marks = flags == payment.record["flags"][0]
@@ -222,19 +223,13 @@ def payment_of(case: Case, record: NDArray[np.void]) -> Payment:
 
 
 def _stamp(case: Case, payment: Payment) -> Stamp:
-    """Return what the shell added, which nobody decided."""
+    """Return what the shell added, which nobody decided; but for steps, which end a decision."""
     logged, told = case.decision, case.decision.assessment
     return Stamp(
         payment.ids.item(REQUEST_WORD), told.trace_id.encode(), logged.log_position,
         payment.received_ms, told.time_used.ToNanoseconds(),
-        origin_of(logged.traceparent, logged.scorer), True, *_steps(case)[:3],
+        origin_of(logged.traceparent, logged.scorer), True,
     )  # fmt: skip
-
-
-def _steps(case: Case) -> list[int]:
-    """Return when a call arrived, here at 1, and when each of its steps ended; nothing untold."""
-    told = [1 + each for each in case.decision.step_ns]
-    return [1, *told] if told else []
 
 
 def cause_of_versions(

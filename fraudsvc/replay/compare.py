@@ -13,11 +13,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 from fraudsvc.answers import FIXED_BYTES, write_decision
-from fraudsvc.assess import SCORED_NS, VIEWED_NS, Sheet
+from fraudsvc.assess import Sheet
 from fraudsvc.decide import Drafts
 from fraudsvc.replay.told import Told
-
-_FIRST_STEP = int(Told.FIRST_STEP)
+from fraudsvc.wire.put import put_all
 
 
 @njit(cache=True, nogil=True)
@@ -36,14 +35,7 @@ def _find_same(out, values, told, sheet, reasons, drafts, versions, key, state, 
     texts, reason_ends = reasons
     reason_at = 0
     for i in range(len(same)):
-        row, first, steps = told[i], starts[i], told[i, Told.STEPS]
-        arrival = accepted = loaded = 0
-        figures[i, VIEWED_NS] = figures[i, SCORED_NS] = 0.0
-        if steps > 0:
-            arrival, accepted, loaded = 1, 1 + row[_FIRST_STEP], 1 + row[_FIRST_STEP + 1]
-        if steps > 2:
-            figures[i, VIEWED_NS] = 1 + row[_FIRST_STEP + 2]
-            figures[i, SCORED_NS] = 1 + row[_FIRST_STEP + 3]
+        row, first = told[i], starts[i]
         begin, end, _ = write_decision(
             out, data[first + row[Told.TRANSACTION] : first + row[Told.TRANSACTION_END]],
             bodies[i], models[i], figures[i], texts[reason_at : reason_ends[i]], versions,
@@ -52,9 +44,10 @@ def _find_same(out, values, told, sheet, reasons, drafts, versions, key, state, 
             (
                 drafts[i, 0], row[Told.RUNG], row[Told.CAUSE], drafts[i, 1], drafts[i, 2],
                 row[Told.LOG_POSITION], row[Told.RECEIVED_MS], row[Told.USED_NS], np.int64(1),
-                arrival, accepted, loaded,
+                0, 0, 0,
             ),
         )  # fmt: skip
+        end = put_all(out, end, data, first + row[Told.STEPS], first + row[Told.STEPS_END])
         same[i] = end - begin == starts[i + 1] - first
         same[i] = same[i] and _are_equal(out, begin, end, data, first)
         reason_at = reason_ends[i]
@@ -89,7 +82,8 @@ class Comparer:
         for row, each in drafts.reasons.items():
             sizes[row] = len(each)
         reasons = b"".join(drafts.reasons[row] for row in sorted(drafts.reasons))
-        needed = int(np.diff(starts).max() + sizes.max()) + FIXED_BYTES
+        # Broken bytes may have origin and steps, which are taken over, around all the rest.
+        needed = int(3 * np.diff(starts).max() + sizes.max()) + FIXED_BYTES
         if needed > len(self._out):
             self._out = np.zeros(2 * needed, np.uint8)
         numbers = np.stack([drafts.outcomes, drafts.model_reasons, requests], axis=1)

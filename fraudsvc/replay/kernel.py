@@ -83,24 +83,31 @@ def walk(memory, records, positions, at, log, cases, limit, cursor, space, out):
 
 
 @njit(cache=True, nogil=True)
-def rebuild(needs, records, positions, starts, places, rows):  # type: ignore[no-untyped-def]
-    """Fold the records of each needed state up to its position, from nothing.
+def rebuild(needs, records, positions, by_key, rows):  # type: ignore[no-untyped-def]
+    """Fold the records of each needed state up to its position.
 
-    ``needs`` int64[n, 3]: the number of its key, its entity and its position, sorted. The records
-    of key k stand at ``places[starts[k]:starts[k + 1]]``, in order. ``rows`` int64[n, ROW_WORDS]
-    gets the states.
+    ``needs`` int64[n, 3]: the number of its key, its entity and its position, sorted. ``by_key``
+    is where the records of each key stand, in order, and the states that busy keys had last, from
+    which it goes on. ``rows`` int64[n, ROW_WORDS] gets the states.
     """
+    starts, places, slots, kept, done = by_key
     state = np.zeros(rows.shape[1], np.int64)
-    key, at = np.int64(-1), np.int64(0)
+    key, at, slot = np.int64(-1), np.int64(0), np.int64(-1)
     for i in range(len(needs)):
         if needs[i, 0] != key:
+            if slot >= 0:
+                kept[slot, :], done[slot] = state, at
             key = needs[i, 0]
-            at = starts[key]
+            at, slot = starts[key], slots[key]
             state[:] = 0
+            if slot >= 0 and done[slot] > at and positions[places[done[slot] - 1]] <= needs[i, 2]:
+                state[:], at = kept[slot], done[slot]
         while at < starts[key + 1] and positions[places[at]] <= needs[i, 2]:
             fold(state, needs[i, 1], records[places[at]], positions[places[at]])
             at += 1
         rows[i] = state
+    if slot >= 0:
+        kept[slot, :], done[slot] = state, at
 
 
 @njit(cache=True, nogil=True)

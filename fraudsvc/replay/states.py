@@ -27,11 +27,13 @@ from fraudsvc.replay.log import Piece
 from fraudsvc.replay.told import Told, decided_by
 
 _ENTITIES = len(Entity)
+_NO_MATES = np.zeros(0, RECORD), np.zeros(0, np.int64)
 _MARKS = int(Flag.UNUSUAL) | int(Flag.HAS_NORM)
 # How far behind the end of what was read folding stays, so that a decision that was appended late
 # still finds the states it had seen.
 LOOK_BACK_BYTES = 1 << 20
 REBUILT_AT_ONCE = 1_024
+BUSY_RECORDS = 64  # from so many on a key's state is kept for the next cases
 
 
 class Case(NamedTuple):
@@ -242,6 +244,20 @@ class Walk:
         return views
 
 
+class _Places(NamedTuple):
+    """Where the records of each key are: ``starts`` int64[k + 1] into ``places`` int64[p].
+
+    Busy keys have a row of ``kept`` int64[busy, ROW_WORDS], which ``slots`` int64[k] name (-1 for
+    none): the state that was made last, of the records up to ``done`` int64[busy] in ``places``.
+    """
+
+    starts: NDArray[np.int64]
+    places: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    kept: NDArray[np.int64]
+    done: NDArray[np.int64]
+
+
 class _Need(NamedTuple):
     """A state that a case wants: of which key and entity, as of which position."""
 
@@ -263,11 +279,11 @@ class Rebuilt:
         keys = np.unique(self._shown["entities"])
         self._keys = keys[keys != 0]
         self._frames = np.unique(np.array([case.frame for case in cases], np.int64))
-        self._mates: dict[int, list[tuple[NDArray[np.void], int]]] = {}
+        self._mates: dict[int, tuple[NDArray[np.void], NDArray[np.int64]]] = {}
         self._parts: list[tuple[NDArray[np.void], NDArray[np.int64]]] = []
         self._space = _space()
-        # Where the records of each key are, made once when the log is in.
-        self._places: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+        # Where the records of each key are, and what busy ones were last, once the log is in.
+        self._places: _Places | None = None
 
     @property
     def lines(self) -> NDArray[np.float64]:
@@ -279,9 +295,11 @@ class Rebuilt:
         met = np.isin(piece.records["entities"], self._keys).any(axis=1) & piece.counts
         if met.any():
             self._parts.append((piece.records[met], piece.positions[met]))
-        for place in np.flatnonzero(np.isin(piece.frames, self._frames)).tolist():
-            own = self._mates.setdefault(int(piece.frames[place]), [])
-            own.append((piece.records[place : place + 1], int(piece.positions[place])))
+        own = self._frames[np.isin(self._frames, piece.frames)]
+        starts, stops = (np.searchsorted(piece.frames, own, side) for side in ("left", "right"))
+        for frame, start, stop in zip(own.tolist(), starts.tolist(), stops.tolist(), strict=True):
+            of_frame = slice(start, stop)
+            self._mates[frame] = piece.records[of_frame].copy(), piece.positions[of_frame].copy()
 
     def views(self, first: int = 0, stop: int | None = None) -> Views:
         """Return what was seen of the cases ``first`` to ``stop``."""
@@ -308,14 +326,13 @@ class Rebuilt:
         records, positions = self.records()
         if self._places is None:
             self._places = _by_key(records, self._keys)
-        starts, places = self._places
         numbers = np.searchsorted(self._keys, np.array([need.key for need in needs], np.int64))
         table = np.stack(
             [numbers, *(np.array([n[c] for n in needs], np.int64) for c in (1, 3))], axis=1
         )
         order = np.lexsort((table[:, 2], table[:, 0]))
         rows = np.zeros((len(needs), ROW_WORDS), np.int64)
-        rebuild(table[order], records, positions, starts, places, rows)
+        rebuild(table[order], records, positions, self._places, rows)
         for row, place in zip(rows, order.tolist(), strict=True):
             found[needs[place].case][needs[place].entity] = row
         return found
@@ -341,18 +358,20 @@ class Rebuilt:
 
     def _past(self, case: Case) -> tuple[NDArray[np.void], NDArray[np.int64]]:
         """Return what stands before a case in its own frame: RECORD[n] and positions int64[n]."""
-        past = [(r, p) for r, p in self._mates.get(case.frame, []) if p < case.position]
-        records = np.concatenate([np.zeros(0, RECORD), *(record for record, _ in past)])
-        return records, np.array([position for _, position in past], np.int64)
+        records, positions = self._mates.get(case.frame, _NO_MATES)
+        stop = int(np.searchsorted(positions, case.position))
+        return records[:stop], positions[:stop]
 
 
-def _by_key(
-    records: NDArray[np.void], keys: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where the records of each key are: starts int64[k + 1] into places int64[p]."""
+def _by_key(records: NDArray[np.void], keys: NDArray[np.int64]) -> _Places:
+    """Return where the records of each key are, and room for the states of busy ones."""
     entities = records["entities"]
     rows, columns = np.nonzero(np.isin(entities, keys))
     numbers = np.searchsorted(keys, entities[rows, columns])
     order = np.lexsort((rows, numbers))
     starts = np.searchsorted(numbers[order], np.arange(len(keys) + 1))
-    return starts.astype(np.int64), rows[order].astype(np.int64)
+    busy = np.diff(starts) >= BUSY_RECORDS
+    slots = np.where(busy, np.cumsum(busy) - 1, -1)
+    kept = np.zeros((int(busy.sum()), ROW_WORDS), np.int64)
+    done = starts[:-1][busy].astype(np.int64)
+    return _Places(starts.astype(np.int64), rows[order].astype(np.int64), slots, kept, done)

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from featurizer.records import Entity
 
 _ENTITIES = len(Entity)
-STEPS_MAX = 4
 _VARINT, _FIXED64, _BYTES = 0, 1, 2  # kinds on the wire
 _ANY = -1
 
@@ -45,10 +44,10 @@ class Told(IntEnum):
     TRACE_END = auto()
     ORIGIN = auto()  # fields 9 and 10
     ORIGIN_END = auto()
-    STEPS = auto()  # how many
-    FIRST_STEP = 18
-    VERSIONS = FIRST_STEP + STEPS_MAX  # how many
-    FIRST_VERSION = VERSIONS + 1
+    STEPS = auto()  # fields 12 and 13
+    STEPS_END = auto()
+    VERSIONS = auto()  # how many
+    FIRST_VERSION = 20
     COLUMNS = FIRST_VERSION + _ENTITIES
 
 
@@ -61,8 +60,7 @@ class _How(IntEnum):
     SPAN = auto()  # where its value begins and ends
     WHOLE = auto()  # the same of all such fields in a row, with their tags
     INSTANT_NS = auto()
-    WORDS_32 = auto()  # how many, and each
-    WORDS_64 = auto()
+    WORDS_64 = auto()  # how many, and each
 
 
 _PLANS = (
@@ -74,7 +72,8 @@ _PLANS = (
         7: (Told.RECEIVED_MS, _How.INSTANT_NS),
         9: (Told.ORIGIN, _How.WHOLE),
         10: (Told.ORIGIN, _How.WHOLE),
-        12: (Told.STEPS, _How.WORDS_32),
+        12: (Told.STEPS, _How.WHOLE),
+        13: (Told.STEPS, _How.WHOLE),
     },
     {  # of its Assessment
         1: (Told.OUTCOME, _How.NUMBER),
@@ -88,7 +87,7 @@ _PLANS = (
     },
 )
 _KINDS = np.array(  # of a field, by what is done with it
-    [_ANY, _VARINT, _FIXED64, _BYTES, _BYTES, _BYTES, _BYTES, _BYTES], np.int64
+    [_ANY, _VARINT, _FIXED64, _BYTES, _BYTES, _BYTES, _BYTES], np.int64
 )
 _ASSESSMENT, _NUMBERS = 1, 16
 _PLAN = np.zeros((len(_PLANS), _NUMBERS, 2), np.int64)
@@ -112,10 +111,10 @@ def _number(data, at, stop):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _word(data, at, size):  # type: ignore[no-untyped-def]
-    """Return ``size`` bytes as a little-endian number."""
+def _word(data, at):  # type: ignore[no-untyped-def]
+    """Return eight bytes as a little-endian number."""
     bits = np.uint64(0)
-    for i in range(size):
+    for i in range(8):
         bits |= np.uint64(data[at + i]) << np.uint64(8 * i)
     return np.int64(bits)
 
@@ -158,13 +157,13 @@ def _instant(data, at, stop):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _words(data, at, stop, size, most, row):  # type: ignore[no-untyped-def]
-    """Take numbers of ``size`` bytes each; return whether there are at most ``most``."""
-    row[0] = (stop - at) // size
+def _words(data, at, stop, most, row):  # type: ignore[no-untyped-def]
+    """Take numbers of eight bytes each; return whether there are at most ``most``."""
+    row[0] = (stop - at) // 8
     if row[0] > most:
         return False
     for i in range(row[0]):
-        row[1 + i] = _word(data, at + size * i, size)
+        row[1 + i] = _word(data, at + 8 * i)
     return True
 
 
@@ -176,7 +175,7 @@ def _take(data, first, field, plan, row):  # type: ignore[no-untyped-def]
     if how == _How.NUMBER:
         row[column] = value
     elif how == _How.WORD:
-        row[column] = _word(data, value, 8)
+        row[column] = _word(data, value)
     elif how == _How.SPAN:
         row[column], row[column + 1] = value - first, end - first
     elif how == _How.WHOLE:
@@ -186,10 +185,8 @@ def _take(data, first, field, plan, row):  # type: ignore[no-untyped-def]
     elif how == _How.INSTANT_NS:
         seconds, nanos = _instant(data, value, end)
         row[column] = seconds * 1_000_000_000 + nanos
-    elif how == _How.WORDS_32:
-        return _words(data, value, end, 4, STEPS_MAX, row[column:])
     elif how == _How.WORDS_64:
-        return _words(data, value, end, 8, _ENTITIES, row[column:])
+        return _words(data, value, end, _ENTITIES, row[column:])
     return True
 
 

@@ -66,6 +66,10 @@ STEPS: tuple[tuple[str, Any, str], ...] = (
 class NoTransport:
     """What a handler asks of its call, without a connection."""
 
+    @property
+    def arrival_ns(self) -> int:
+        return time.perf_counter_ns()
+
     def time_remaining(self) -> float | None:
         return None
 
@@ -119,8 +123,13 @@ def make_handlers(where: Path) -> Callable[[str], Any]:
     settings = server.ServerSettings()
     servicer = server.Servicer(decider, server._Arrivals(settings.threads), settings)
     generic = server._handlers(servicer)
-    return lambda method: generic.service(
-        SimpleNamespace(method=f"/{server.SERVICE}/{method}", invocation_metadata=())
+    score = SimpleNamespace(unary_unary=server._scoring(servicer))
+    return lambda method: (
+        score
+        if method == "Score"
+        else generic.service(
+            SimpleNamespace(method=f"/{server.SERVICE}/{method}", invocation_metadata=())
+        )
     )
 
 

@@ -32,12 +32,16 @@ def rows() -> list[dict[str, object]]:
         make_bundle(where)
         with (
             roles(where) as (_, scorer),
-            started("echo", ["tests.bench.echo"], where, SERVER_CPU) as echo,
+            started("echo", ["tests.bench.echo"], where, SERVER_CPU) as pool,
+            started("turns", ["tests.bench.echo", "--turns"], where, SERVER_CPU) as echo,
         ):
             drive(where, scorer.port, *CLOSED)
-            pairs = [(_cost_us(where, echo), _cost_us(where, scorer)) for _ in range(ROUNDS)]
-            bare_us, full_us = (median(side) for side in zip(*pairs, strict=True))
-            share = median(bare / full for bare, full in pairs)
+            costs = [
+                [_cost_us(where, each) for each in (pool, echo, scorer)] for _ in range(ROUNDS)
+            ]
+            pool_us, bare_us, full_us = (median(side) for side in zip(*costs, strict=True))
+            share = median(bare / full for _, bare, full in costs)
+            pool_share = median(bare / full for bare, _, full in costs)
             capacity = 1e6 / full_us
             calm_echo = _open(where, echo.port, 0.5 * capacity)
             calm = _open(where, scorer.port, 0.5 * capacity)
@@ -47,6 +51,8 @@ def rows() -> list[dict[str, object]]:
               baseline=round(bare_us, 1), ratio=round(full_us / bare_us, 2)),
         claim("capacity of one core, as a share of the bare echo's", round(share, 3), "share",
               baseline=round(1e6 / bare_us), ratio=round(share, 3), at_least=ECHO_SHARE_MIN),
+        claim("the same as a share of a bare echo's by gRPC's own pool", round(pool_share, 3),
+              "share", baseline=round(1e6 / pool_us), ratio=round(pool_share, 3)),
         claim("capacity of one core, from that", round(capacity), "calls/s",
               baseline=round(1e6 / bare_us), ratio=round(share, 3)),
         *_latency_rows(calm, calm_echo, 0.5 * capacity),

@@ -103,7 +103,7 @@ class Reason(_message.Message):
     def __init__(self, code: _Optional[str] = ..., source: _Optional[_Union[ReasonSource, str]] = ..., contribution: _Optional[float] = ..., value: _Optional[float] = ..., norm: _Optional[float] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("assessment", "transaction", "features", "contributions", "entity_versions", "log_position", "receive_time", "logit", "traceparent", "scorer", "expert_logit", "step_ns")
+    __slots__ = ("assessment", "transaction", "features", "contributions", "entity_versions", "log_position", "receive_time", "logit", "traceparent", "scorer", "expert_logit", "step_ns", "shared")
     ASSESSMENT_FIELD_NUMBER: _ClassVar[int]
     TRANSACTION_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +116,7 @@ class Decision(_message.Message):
     SCORER_FIELD_NUMBER: _ClassVar[int]
     EXPERT_LOGIT_FIELD_NUMBER: _ClassVar[int]
     STEP_NS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     assessment: Assessment
     transaction: _transaction_pb2.Transaction
     features: bytes
@@ -128,4 +129,19 @@ class Decision(_message.Message):
     scorer: str
     expert_logit: float
     step_ns: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, assessment: _Optional[_Union[Assessment, _Mapping]] = ..., transaction: _Optional[_Union[_transaction_pb2.Transaction, _Mapping]] = ..., features: _Optional[bytes] = ..., contributions: _Optional[bytes] = ..., entity_versions: _Optional[_Iterable[int]] = ..., log_position: _Optional[int] = ..., receive_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., logit: _Optional[float] = ..., traceparent: _Optional[str] = ..., scorer: _Optional[str] = ..., expert_logit: _Optional[float] = ..., step_ns: _Optional[_Iterable[int]] = ...) -> None: ...
+    shared: Shared
+    def __init__(self, assessment: _Optional[_Union[Assessment, _Mapping]] = ..., transaction: _Optional[_Union[_transaction_pb2.Transaction, _Mapping]] = ..., features: _Optional[bytes] = ..., contributions: _Optional[bytes] = ..., entity_versions: _Optional[_Iterable[int]] = ..., log_position: _Optional[int] = ..., receive_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., logit: _Optional[float] = ..., traceparent: _Optional[str] = ..., scorer: _Optional[str] = ..., expert_logit: _Optional[float] = ..., step_ns: _Optional[_Iterable[int]] = ..., shared: _Optional[_Union[Shared, _Mapping]] = ...) -> None: ...
+
+class Shared(_message.Message):
+    __slots__ = ("number", "arrive_time", "items", "items_left", "step_ns")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ARRIVE_TIME_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    STEP_NS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    arrive_time: _timestamp_pb2.Timestamp
+    items: int
+    items_left: int
+    step_ns: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, number: _Optional[int] = ..., arrive_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., items: _Optional[int] = ..., items_left: _Optional[int] = ..., step_ns: _Optional[_Iterable[int]] = ...) -> None: ...

@@ -1,0 +1,121 @@
+"""Writes many Decisions, with the Assessment in each, in one kernel call.
+
+Owns what of them is one after another, and how one says it that was decided with others: its own
+turn, and what all share. Must not know why an answer is what it is; each is written by ``answers``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from fraudsvc.answers import FIXED_BYTES, GAP, Draft, Stamp, put_step, write_decision
+from fraudsvc.assess import BEGUN_NS, SCORED_NS, VIEWED_NS
+from fraudsvc.wire.put import put_all
+
+Sheets = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float64]]
+Texts = tuple[NDArray[np.uint8], NDArray[np.int64]]  # one after another, and where each ends
+_NUMBERS = 9  # of a decision: those of Draft, then of Stamp
+
+
+@njit(cache=True)
+def _put_turn(out, at, figures, arrival):  # type: ignore[no-untyped-def]
+    """Write a Decision's field 12 as one says it that was decided with others."""
+    out[at], out[at + 1] = 0x62, 12
+    at += 2
+    for figure in (BEGUN_NS, VIEWED_NS, SCORED_NS):
+        at = put_step(out, at, np.int64(figures[figure]) - arrival)
+    return at
+
+
+@njit(cache=True)
+def _write_all(out, texts, sheet, shared, key, state, numbers, places):  # type: ignore[no-untyped-def]
+    """Write a Decision for each row of ``numbers``, one after another; return where they end.
+
+    ``places`` int64[n, 4] get where each begins and ends, and where its Assessment does.
+    """
+    transactions, reasons, traces, origins = texts
+    bodies, models, figures = sheet
+    versions, field, arrival = shared
+    at, data_at, reason_at, trace_at, origin_at = 0, 0, 0, 0, 0
+    for i in range(len(numbers)):
+        row = numbers[i]
+        begin, end, assessed = write_decision(
+            out[at:], transactions[0][data_at : transactions[1][i]], bodies[i], models[i],
+            figures[i], reasons[0][reason_at : reasons[1][i]], versions,
+            traces[0][trace_at : traces[1][i]], origins[0][origin_at : origins[1][i]], key, state,
+            (row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], 0, 0, 0),
+        )  # fmt: skip
+        if row[3] >= 0:
+            end = _put_turn(out[at:], end, figures[i], arrival)
+        end = put_all(out[at:], end, field, 0, len(field))
+        places[i, 0], places[i, 1] = at + begin, at + end
+        places[i, 2], places[i, 3] = at + GAP, at + assessed
+        at += end
+        data_at, reason_at = transactions[1][i], reasons[1][i]
+        trace_at, origin_at = traces[1][i], origins[1][i]
+    return at
+
+
+def _texts(each: Sequence[bytes]) -> Texts:
+    ends = np.cumsum(np.fromiter(map(len, each), np.int64, len(each)))
+    return np.frombuffer(b"".join(each), np.uint8), ends
+
+
+class BatchWriter:
+    """Memory for the Decisions of one batch at a time.
+
+    ``key`` uint64[2] is the hasher's, ``seed`` where new trace ids begin (0 to 2**64 - 1): those of
+    decisions whose caller has none.
+    """
+
+    def __init__(self, key: NDArray[np.uint64], seed: int = 0) -> None:
+        self._out = np.zeros(1 << 16, np.uint8)
+        self._key = key
+        self._trace_state = np.array([seed], np.uint64)
+
+    def write(
+        self,
+        drafts: Sequence[Draft],
+        stamp: Stamp,
+        requests: NDArray[np.int64],
+        log_positions: NDArray[np.int64],
+        transactions: Sequence[bytes],
+        sheet: Sheets,
+        callers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> list[tuple[bytes, bytes]]:
+        """Return the bytes of each Decision, and of the Assessment in it.
+
+        ``stamp`` is all of theirs, but for the requests and positions, int64[n] both, and, where
+        there are ``callers``, the trace id and the origin of each. ``sheet`` has a row for each:
+        body, model's reasons, figures. The versions are the first draft's, as a batch has one
+        bundle and one policy.
+        """
+        if not drafts:
+            return []
+        callers = callers or [(stamp.trace_id, stamp.origin)] * len(drafts)
+        texts = (
+            _texts(transactions), _texts([draft.reasons for draft in drafts]),
+            _texts([trace for trace, _ in callers]), _texts([origin for _, origin in callers]),
+        )  # fmt: skip
+        needed = sum(int(ends[-1]) for _, ends in texts)
+        needed += len(drafts) * (FIXED_BYTES + len(stamp.shared))
+        if needed > len(self._out):
+            self._out = np.zeros(2 * needed, np.uint8)
+        numbers = np.empty((len(drafts), _NUMBERS), np.int64)
+        numbers[:, :4] = [(d.outcome, d.rung, d.cause, d.model_reasons) for d in drafts]
+        numbers[:, 4], numbers[:, 5] = requests, log_positions
+        numbers[:, 6:] = stamp.receive_time_ms, stamp.used_ns, stamp.named
+        places = np.empty((len(drafts), 4), np.int64)
+        shared = drafts[0].versions, stamp.shared, stamp.arrival_ns
+        end = _write_all(
+            self._out, texts, sheet, shared, self._key, self._trace_state, numbers, places
+        )
+        written = self._out[:end].tobytes()
+        return [
+            (written[begin:stop], written[first:last])
+            for begin, stop, first, last in places.tolist()
+        ]

@@ -1,0 +1,70 @@
+"""What decisions of one go say of it: the field ``shared`` of a Decision, its steps as they end.
+
+Owns which steps are told once for all, not once each. Must not know what is done in a step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from fraud.v1 import decision_pb2
+
+from featurizer.eventlog import Entry, Topic
+from fraudsvc.calls import MS, Call, Clocks
+
+_STEP_MAX = (1 << 32) - 1
+
+
+class SharedSteps:
+    """A call of ``items`` transactions, or so many payments that were read together."""
+
+    def __init__(self, call: Call, clocks: Clocks, items: int) -> None:
+        drawn = os.urandom(24)
+        self._trace_id = drawn[:16].hex().encode()
+        self._call = call
+        self._items_left = items
+        self._number = int.from_bytes(drawn[16:], "little")
+        self._items = items
+        self.now_ns: Callable[[], int] = clocks.monotonic_ns
+        self._arrive_ns = clocks.now_ms() * MS - (clocks.monotonic_ns() - call.arrival_ns)
+        self._ends: list[int] = []
+
+    def begin(self) -> None:
+        """Begin with those whose turn it is."""
+        self._ends.clear()
+        self.end()
+
+    def end(self, now_ns: int = 0) -> int:
+        """Take in that a step has ended, now or at ``now_ns``; return when."""
+        ended_ns = now_ns or self.now_ns()
+        self._ends.append(min(max(0, ended_ns - self._call.arrival_ns), _STEP_MAX))
+        return ended_ns
+
+    def accept(self, items: int) -> None:
+        """Take in that so many have been accepted, or refused."""
+        self._items_left -= items
+        self.end()
+
+    def own(self) -> Call:
+        """Return the call that one of them is: it begins now, and all are of one trace."""
+        _, deadline_ns, traceparent, *_ = call = self._call
+        return Call(self.now_ns(), deadline_ns, traceparent, call.arrival_ns, self._trace_id)
+
+    def field(self) -> bytes:
+        """Return the field as it stands in a Decision, its last one."""
+        made = decision_pb2.Decision()
+        shared = made.shared
+        shared.number, shared.items, shared.items_left = self._number, self._items, self._items_left
+        shared.arrive_time.FromNanoseconds(self._arrive_ns)
+        shared.step_ns.extend(self._ends)
+        return made.SerializeToString(deterministic=True)
+
+    def told(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Return the entries of decisions, saying that they were made one by one until now."""
+        self.end()
+        said = self.field()
+        return [
+            each._replace(value=each.value + said) if each.topic == Topic.DECISIONS else each
+            for each in entries
+        ]
