@@ -24,9 +24,8 @@ from trainer.labelled import ANALYST, FAST, Joined, Refusal, stacked
 from trainer.lessons import Lessons
 from trainer.model import Model
 from trainer.reading import Read
-from trainer.renew import Recent, good_shares, renew
+from trainer.renew import Recent, renew
 from trainer.residual import ResidualRows, ResidualSettings, fit_residual
-from trainer.restraint import Measure, restrained
 from trainer.thresholds import Budget
 from trainer.traffic import ROWS_MIN, Sample, prepare_traffic
 from trainer.train import TrainingError
@@ -145,7 +144,7 @@ class Learner:
             causes.append("expert")
         if with_residual and self._residual_is_due(self._frauds, now_ms):
             self._residual_ms, self._learnt = now_ms, self._frauds
-            residual = self._residual(lessons, traffic, expert)
+            residual = self._residual(lessons, traffic.learnt)
             causes.append("residual")
         if not causes:
             return None
@@ -208,14 +207,11 @@ class Learner:
         waited = now_ms - self._residual_ms >= self._settings.residual_every_ms
         return waited and frauds != self._learnt and frauds >= self._settings.residual.frauds_min
 
-    def _residual(self, lessons: Joined, traffic: Sample, expert: Expert | None) -> Trees | None:
-        """Learn from confirmed frauds, old ones, confirmed good payments and presumed good ones.
-
-        As loudly as the frauds that the base finds allow beside this expert.
-        """
+    def _residual(self, lessons: Joined, traffic: NDArray[np.float32]) -> Trees | None:
+        """Learn from confirmed frauds, old ones, confirmed good payments and presumed good ones."""
         frauds = np.concatenate([lessons[lessons.is_fraud].vectors, self.old_frauds])
         known_good = lessons[~lessons.is_fraud].vectors
-        drawn = traffic.learnt[: self._settings.good_per_fraud * len(frauds)]
+        drawn = traffic[: self._settings.good_per_fraud * len(frauds)]
         features = np.concatenate([frauds, known_good, drawn])
         is_fraud = np.arange(len(features)) < len(frauds)
         share = min(1.0, max(len(drawn) / max(len(self.joins.ring), 1), 1e-3))
@@ -224,14 +220,6 @@ class Learner:
             np.ones(len(features)), share,
         )  # fmt: skip
         try:
-            residual = fit_residual(rows, self._settings.residual)
+            return fit_residual(rows, self._settings.residual)
         except TrainingError:
             return self.champion.residual
-        measure = self._measure(lessons, traffic, expert)
-        return restrained(self.champion.trees, residual, expert, measure)
-
-    def _measure(self, lessons: Joined, traffic: Sample, expert: Expert | None) -> Measure:
-        recent = self._recent(lessons, traffic)
-        counts, _ = good_shares(expert, recent)
-        frauds = recent.labelled[recent.is_fraud]
-        return Measure(recent.features, counts, frauds, self._settings.budget.alert_share)
