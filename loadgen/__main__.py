@@ -40,7 +40,7 @@ from loadgen.history import HistoryWriter
 from loadgen.replay import Replayer, ReplaySettings
 from loadgen.report import AnswerWriter, problem_lines, summary
 from loadgen.rows import DAY_MS, HistoryRow, Span, read_rows, table_rows, to_ms
-from loadgen.system import RoleError
+from loadgen.system import Models, RoleError
 from loadgen.tally import Snapshot
 from loadgen.world import World, WorldSettings
 
@@ -226,7 +226,7 @@ def _run_drill(args: argparse.Namespace, console: Console) -> int:
     options = DrillOptions(
         chosen(args.name), args.home, settings,
         MODES if args.mode == "both" else (args.mode,), args.target or "", args.data,
-        tuple(args.bundle), args.key,
+        Models(tuple(args.bundle), args.key) if args.bundle and args.key else None,
     )  # fmt: skip
     gc.collect()
     gc.freeze()

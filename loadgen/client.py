@@ -9,6 +9,8 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 from fraud.v1 import fraud_service_pb2
@@ -59,20 +61,33 @@ class TargetUnreachableError(ConnectionError):
     """Nobody answers at the target."""
 
 
+class Identity(NamedTuple):
+    """Files in PEM: who signs the server's certificate, and one's own with its key."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+
 @contextlib.contextmanager
 def connect(
-    target: str, connections: int, timeout_s: float, *, retry: bool = False
+    target: str,
+    connections: int,
+    timeout_s: float,
+    *,
+    retry: bool = False,
+    identity: Identity | None = None,
 ) -> Iterator[list[grpc.Channel]]:
     """Open connections and wait until each is ready; close them at the end.
 
     With ``retry`` a call that gets UNAVAILABLE or CANCELLED is repeated up to four times, and its
-    time goes on.
+    time goes on. With an ``identity`` they are by mutual TLS.
     Raises TargetUnreachableError after ``timeout_s``, ValueError for a number out of range.
     """
     if not 1 <= connections <= CONNECTIONS_MAX:
         raise ValueError(f"connections must be 1 to {CONNECTIONS_MAX}, not {connections}")
     options = (*_OPTIONS, *(_RETRY if retry else _NO_RETRY))
-    channels = [grpc.insecure_channel(target, options=options) for _ in range(connections)]
+    channels = [_channel(target, options, identity) for _ in range(connections)]
     try:
         for channel in channels:
             _wait_until_ready(channel, target, timeout_s)
@@ -84,6 +99,16 @@ def connect(
     finally:
         for channel in channels:
             channel.close()
+
+
+def _channel(
+    target: str, options: tuple[tuple[str, object], ...], identity: Identity | None
+) -> grpc.Channel:
+    if identity is None:
+        return grpc.insecure_channel(target, options=options)
+    authority, certificate, key = (path.read_bytes() for path in identity)
+    credentials = grpc.ssl_channel_credentials(authority, key, certificate)
+    return grpc.secure_channel(target, credentials, options)
 
 
 def _watched(_: grpc.ChannelConnectivity) -> None:

@@ -18,7 +18,7 @@ from loadgen.drill_run import DrillRun, Progress, Result, RunSettings, calibrate
 from loadgen.drills import DRILLS, Drill, Mode
 from loadgen.driver import Prepared, prepare
 from loadgen.objectives import Objective, load_objectives
-from loadgen.rows import table_rows
+from loadgen.rows import read_rows, table_rows
 from loadgen.servers import Servers
 from loadgen.system import (
     START_S,
@@ -41,8 +41,8 @@ class DrillOptions:
 
     ``modes`` are run one after another; a drill that has no such mode is left out of it. With
     ``target`` the system is somebody else's: nothing is started, and faults need ``data``,
-    its data folder on this machine. ``home`` keeps models and runs between commands; ``bundles``
-    and ``key`` are used instead of models of its own.
+    its data folder on this machine. ``home`` keeps models and runs between commands; ``models`` are
+    used instead of its own.
     """
 
     names: tuple[str, ...]
@@ -51,8 +51,7 @@ class DrillOptions:
     modes: tuple[Mode, ...] = ("embedded",)
     target: str = ""
     data: Path | None = None
-    bundles: tuple[Path, ...] = ()
-    key: Path | None = None
+    models: Models | None = None
 
 
 def chosen(name: str) -> tuple[str, ...]:
@@ -98,8 +97,8 @@ class Session:
 
     def _models(self) -> Models:
         options = self._options
-        if options.bundles and options.key is not None:
-            return Models(options.bundles, options.key)
+        if options.models is not None:
+            return options.models
         self._on_step("models: made once, kept for later runs")
         return make_models(options.home / f"models-{options.run.seed}", options.run.seed)
 
@@ -139,11 +138,18 @@ class Session:
     def _against(self, system: System, drills: Sequence[Drill]) -> Iterator[Result]:
         run = self._options.run
         self._on_step("calibrating")
-        capacity = calibrate(system.address, self._requests, run.calibrate_s)
+        requests = self._requests
+        first = requests
+        if system.live is not None:  # each once, in their order
+            requests = prepare(
+                read_rows(system.live.history, {}, None, system.live.span), keep_times=True
+            )
+            first, requests = requests[: len(requests) // 2], requests[len(requests) // 2 :]
+        capacity = calibrate(system, first, run.calibrate_s)
         self._on_step(f"capacity {capacity:,.0f} calls a second")
         for drill in drills:
             try:
-                made = DrillRun(drill, system, self._requests, capacity, run)
+                made = DrillRun(drill, system, requests, capacity, run)
                 yield made.run(self._objectives, self._on_progress)
             except UnfitError as error:
                 yield _skipped(drill, system, error)

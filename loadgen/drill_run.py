@@ -22,7 +22,7 @@ import numpy as np
 from fraud.v1 import fraud_service_pb2
 
 from loadgen import timeline
-from loadgen.client import connect, get_decision_method
+from loadgen.client import get_decision_method
 from loadgen.drills import Drill
 from loadgen.driver import Driver, DriveSettings, Landed, Prepared
 from loadgen.faults import CALL_S, PAUSE_S, Fault, Scene
@@ -32,7 +32,6 @@ from loadgen.system import RoleError, System, UnfitError
 from loadgen.timeline import Call, Window
 
 DEADLINE_S: Final = 5.0
-CONNECT_S: Final = 30.0
 CONNECTIONS: Final = 4
 CALIBRATE_IN_FLIGHT: Final = 4
 SETTLE_S: Final = 2.0  # after a fault
@@ -108,7 +107,7 @@ class Result:
         }  # fmt: skip
 
 
-def calibrate(target: str, requests: Sequence[Prepared], seconds: float) -> float:
+def calibrate(system: System, requests: Sequence[Prepared], seconds: float) -> float:
     """Return how many calls a second are answered with as many in flight as a worker has threads.
 
     What sends the load runs on the same machine, so this is what machine and client do together.
@@ -116,7 +115,7 @@ def calibrate(target: str, requests: Sequence[Prepared], seconds: float) -> floa
     settings = DriveSettings(
         closed=CALIBRATE_IN_FLIGHT, seconds=seconds, warmup_s=min(1.0, seconds / 2)
     )
-    with connect(target, CONNECTIONS, CONNECT_S) as channels:
+    with system.connect(CONNECTIONS) as channels:
         *_, last = Driver(channels, requests, settings).run()
     return max(last.statuses.get("OK", 0) / last.elapsed_s, RATE_MIN * 2)
 
@@ -200,6 +199,10 @@ class DrillRun:
     def _clock(self) -> float:
         return time.perf_counter() - self._begin_s if self._begin_s else 0.0
 
+    def _event_ms(self) -> int:
+        newest = self._requests[len(self._calls) % len(self._requests)]
+        return newest.event_ms or time.time_ns() // 1_000_000
+
     def run(
         self, objectives: dict[str, Objective], on_progress: Callable[[Progress], None]
     ) -> Result:
@@ -208,19 +211,23 @@ class DrillRun:
         phases = [
             (p.seconds * stretch, max(p.load * self._capacity, RATE_MIN)) for p in drill.phases
         ]
-        with connect(self._system.address, 2, CONNECT_S) as (channel, reader):
+        with self._system.connect(2) as (channel, reader):
             probes = [prepared.rest for prepared in self._requests[:PROBES]]
-            scene = Scene(self._system, channel, self._clock, drill.hold_s * stretch, probes)
+            scene = Scene(
+                self._system, channel, self._clock, drill.hold_s * stretch, probes,
+                event_ms=self._event_ms,
+            )  # fmt: skip
             act = self._act(scene, sum(seconds for seconds, _ in phases))
             late = self._load(phases, act, on_progress)
             fault = act.end() if act is not None else None
             read, lost = self._read_back(reader)
+            checked = drill.check(scene) if drill.check is not None else {}
         calls = sorted(self._calls)
         during = fault if drill.fault_at is not None else None
         figures = timeline.figures(calls, during) | (act.figures if act is not None else {})
         if fault is not None:
             figures["fault_s"] = fault.ended_s - fault.began_s
-        figures |= {
+        figures |= checked | {
             "read_back": float(read), "lost": float(lost), "late_sends": late,
             "knee": timeline.knee(calls, self._steps()), "machine_load": os.getloadavg()[0],
         }  # fmt: skip
@@ -262,9 +269,7 @@ class DrillRun:
         )
         awaited = act is not None and self._drill.fault_at is not None
         over = act.over if act is not None and awaited else _at_once
-        with connect(
-            self._system.address, CONNECTIONS, CONNECT_S, retry=self._drill.retry
-        ) as channels:
+        with self._system.connect(CONNECTIONS, retry=self._drill.retry) as channels:
             due = due_times(phases, self._settings.seed, over)
             driver = Driver(channels, self._requests, settings, due, self._landed)
             self._begin_s = time.perf_counter() + 1 / 50  # when the driver begins

@@ -10,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, get_args
 
-from loadgen import faults, state_faults
+from loadgen import faults, model_faults, state_faults
+from loadgen.attack_fault import novel_attack
 from loadgen.card_numbers import card_number
+from loadgen.certificate_faults import rotate
 from loadgen.faults import Fault
 from loadgen.state_faults import until_full
 from loadgen.system import Plan
@@ -35,7 +37,8 @@ class Phase(NamedTuple):
 class Drill:
     """A row. The fault begins ``fault_at`` s (quick) after the start, or after the load if None.
 
-    It lasts ``hold_s`` (quick) where it can be chosen. With ``retry``, the client repeats calls
+    It lasts ``hold_s`` (quick) where it can be chosen. ``check`` is what is asked of the system
+    once the load has ended and all was read back. With ``retry``, the client repeats calls
     that got UNAVAILABLE or CANCELLED, as it is told to. ``modes`` are those that have what it is
     done to.
     """
@@ -48,6 +51,7 @@ class Drill:
     fault: Fault | None = None
     fault_at: float | None = 2.0
     hold_s: float = 3.0
+    check: Fault | None = None
     retry: bool = False
     plan: Plan = _USUAL
     modes: tuple[Mode, ...] = MODES
@@ -66,6 +70,9 @@ _OVERLOADED: Final = ("sheds", "sheds_quickly", *_PRESSED)
 _BACK: Final = ("no_failure_outside", "recovers")
 # What has no part in an answer is away: nothing but the age of states may show it.
 _UNFELT: Final = (*_UNHARMED, "fresh_without", "back_again")
+_LEARNT: Final = (
+    "attack_is_new", "models_change", "attack_caught", "caught_soon", "good_let_through",
+)  # fmt: skip
 _BROKERS: Final = ("kafka-1", "kafka-2", "kafka-3")
 _HERE: Final[tuple[Mode, ...]] = ("embedded",)
 _SHARED: Final[tuple[Mode, ...]] = ("kafka",)
@@ -104,10 +111,30 @@ DRILLS: Final[dict[str, Drill]] = {
         Drill("poison", "calls that must be refused, among good ones", HALF,
               (*_UNHARMED, "says_why"), "after its time", faults.poison, 2.0, 5.0),
         Drill("bad-bundle", "damaged, unsigned and foreign bundles are put in place", HALF,
-              (*_UNHARMED, "same_model"), "when the old link is back", faults.bad_bundles, 1.0,
-              6.0),
-        Drill("model-swaps", "two models are linked in turn", HALF, (*_UNHARMED, "models_change"),
-              "when the first is back", faults.swap_models, 1.0, 8.0),
+              (*_UNHARMED, "same_model"), "when the old link is back", model_faults.bad_bundles,
+              1.0, 6.0),
+        Drill("foreign-bundle", "a signed bundle of another feature schema is put in place",
+              HALF, (*_UNHARMED, "same_model", "says_cause"), "when the old link is back",
+              model_faults.foreign_bundle, 1.0),
+        Drill("foreign-store", "the featurizer starts on a store of another feature schema", HALF,
+              (*_UNHARMED, "says_cause", "whole_again", "as_logged"),
+              "when all answers are full again", until_full(state_faults.foreign_store),
+              check=state_faults.compare_with_log, modes=_HERE),
+        Drill("model-swaps", "six models are linked in turn, 34 times (204 without --quick)", HALF,
+              (*_UNHARMED, "models_change", "every_swap"), "when the first is back",
+              model_faults.swap_models, 1.0, 34.0),
+        Drill("certificates", "certificate and key are replaced, then who signs callers", HALF,
+              (*_UNHARMED, "newest_certificate", "new_connections", "no_strangers"),
+              "when the old authority is back", rotate, 1.0, 6.0, plan=Plan(tls=True)),
+        Drill("clock-step", "the roles' time of day jumps half a day ahead, then back behind", HALF,
+              (*_UNHARMED, "clock_seen", "whole_again", "as_logged"),
+              "when it is right again and all answers are full",
+              until_full(faults.step_clock), 2.0, 6.0, check=state_faults.compare_with_log,
+              plan=Plan(clock=True)),
+        Drill("novel-attack", "what got through of an attack that nobody taught is reported",
+              (Phase(12, 0.2),), (*_UNHARMED, *_LEARNT),
+              "when most of it is alerted, or after two minutes", novel_attack, 6.0,
+              plan=Plan(trainer=True, lifelike=True), modes=_HERE),
         Drill("rolling-restart", "two scorers on one port are restarted in turn", (Phase(24, 0.4),),
               ("no_failure", "in_time"), "when both are back", faults.rolling_restart, retry=True,
               plan=Plan(workers=2)),

@@ -26,10 +26,14 @@ from loadgen.tally import Snapshot, Tally
 
 
 class Prepared(NamedTuple):
-    """A serialised Transaction without ids and time, which it gets when it is sent."""
+    """A serialised Transaction without ids and time, which it gets when it is sent.
+
+    Its time is ``event_ms`` where that is not 0.
+    """
 
     rest: bytes
     is_fraud: bool | None
+    event_ms: int = 0
 
 
 class Landed(NamedTuple):
@@ -82,8 +86,8 @@ class DriveSettings:
             raise ValueError("closed and warmup_s must not be negative")
 
 
-def prepare(rows: Iterable[HistoryRow | BadRow]) -> list[Prepared]:
-    """Serialise rows for `Driver`; bad ones are left out."""
+def prepare(rows: Iterable[HistoryRow | BadRow], *, keep_times: bool = False) -> list[Prepared]:
+    """Serialise rows for `Driver`, with their own times if told to; bad ones are left out."""
     out = []
     for row in rows:
         if isinstance(row, HistoryRow):
@@ -91,7 +95,8 @@ def prepare(rows: Iterable[HistoryRow | BadRow]) -> list[Prepared]:
             transaction.CopyFrom(row.transaction)
             for name in ("request_id", "transaction_id", "event_time"):
                 transaction.ClearField(name)
-            out.append(Prepared(transaction.SerializeToString(), row.is_fraud))
+            event_ms = row.event_ms if keep_times else 0
+            out.append(Prepared(transaction.SerializeToString(), row.is_fraud, event_ms))
     return out
 
 
@@ -243,9 +248,9 @@ class Driver:
                 self._finished.set()
 
     def _request(self, number: int) -> tuple[bytes, bool | None]:
-        rest, is_fraud = self._requests[number % len(self._requests)]
-        now_ms = time.time_ns() // 1_000_000
-        return request(rest, self._settings.run_id.hex, number, now_ms), is_fraud
+        rest, is_fraud, event_ms = self._requests[number % len(self._requests)]
+        time_ms = event_ms or time.time_ns() // 1_000_000
+        return request(rest, self._settings.run_id.hex, number, time_ms), is_fraud
 
     def _sent(self, due_ns: int) -> None:
         if due_ns >= self._counted_from_ns:

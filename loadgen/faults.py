@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -24,7 +23,7 @@ import grpc
 import numpy as np
 from fraud.v1 import fraud_service_pb2, label_pb2, transaction_pb2
 
-from loadgen.client import report_labels_method, score_method
+from loadgen.client import get_decision_method, report_labels_method, score_method
 from loadgen.processes import signal_process
 from loadgen.rows import timestamp
 from loadgen.system import System, UnfitError
@@ -32,7 +31,6 @@ from loadgen.system import System, UnfitError
 CALL_S: Final = 5.0
 FILL_STEP: Final = 1 << 20
 LABELS: Final = 200  # a report of the flood
-SWAP_LOOK_S: Final = 0.1
 SAMPLE_S: Final = 0.5
 PAUSE_S: Final = 0.02
 _SHED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -43,7 +41,8 @@ class Scene:
     """What a fault has to work with. ``clock`` gives s since the load began.
 
     A fault writes ``began_s`` and ``ended_s``; it lasts ``hold_s`` where it can be chosen.
-    ``probes`` are serialised transactions without ids.
+    ``probes`` are serialised transactions without ids. ``event_ms`` gives when the newest payment
+    of the load happened, ms since 1970.
     """
 
     system: System
@@ -53,6 +52,7 @@ class Scene:
     probes: Sequence[bytes]
     began_s: float = -1.0
     ended_s: float = -1.0
+    event_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     stop: threading.Event = field(default_factory=threading.Event)
 
     @contextlib.contextmanager
@@ -135,8 +135,9 @@ def _fill(folder: Path, filler: Path) -> None:
 
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_SETTINGS = bytes(3) + b"\x04\x00" + bytes(4)  # an empty SETTINGS frame (RFC 9113, 6.5)
-_HALF_OPEN = (b"", _PREFACE[:9], _PREFACE, _PREFACE + _SETTINGS)
+# With an empty SETTINGS frame (RFC 9113, 6.5).
+GREETING: Final = _PREFACE + bytes(3) + b"\x04\x00" + bytes(4)
+_HALF_OPEN = (b"", _PREFACE[:9], _PREFACE, GREETING)
 
 
 def slow_clients(scene: Scene) -> Figures:
@@ -152,7 +153,8 @@ def slow_clients(scene: Scene) -> Figures:
     return {"half_open": float(len(sockets))}
 
 
-def _transaction(**fields: object) -> bytes:
+def a_payment(**fields: object) -> bytes:
+    """Return a ScoreRequest of this moment, as bytes; ``fields`` are of its transaction."""
     values: dict[str, object] = {
         "request_id": str(uuid.uuid4()), "transaction_id": f"drill_{uuid.uuid4().hex[:12]}",
         "customer_id": "drill-customer", "amount_minor": 1250, "currency_code": "EUR",
@@ -168,14 +170,14 @@ POISON: Final[dict[str, Callable[[], bytes]]] = {
     "a length beyond the end": lambda: b"\x0a\x7f\x0a",
     "text that is not UTF-8": lambda: b"\x0a\x04\x0a\x02\xc3\x28",
     "nothing at all": lambda: b"",
-    "a message beyond 16 KiB": lambda: _transaction(customer_id="x" * 20_000),
-    "a card number": lambda: _transaction(customer_id="4111" + "1" * 12),
-    "an amount below zero": lambda: _transaction(amount_minor=-1),
-    "no currency": lambda: _transaction(currency_code=""),
-    "an event of next year": lambda: _transaction(
+    "a message beyond 16 KiB": lambda: a_payment(customer_id="x" * 20_000),
+    "a card number": lambda: a_payment(customer_id="4111" + "1" * 12),
+    "an amount below zero": lambda: a_payment(amount_minor=-1),
+    "no currency": lambda: a_payment(currency_code=""),
+    "an event of next year": lambda: a_payment(
         event_time=timestamp(time.time_ns() // 1_000_000 + 366 * 86_400_000)
     ),
-    "a request id that is none": lambda: _transaction(request_id="1"),
+    "a request id that is none": lambda: a_payment(request_id="1"),
 }
 
 
@@ -201,87 +203,41 @@ def _status(method: Callable[..., object], body: bytes) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-def _models(scene: Scene) -> tuple[Path, list[Path]]:
-    link = scene.system.folder / "bundle"
-    models = sorted((scene.system.folder / "models").glob("drill-*"))
-    if not link.is_symlink() or len(models) < 2:
-        raise UnfitError("the data folder has no two models of a drill's")
-    return link, models
+# Half a day ahead; then behind, by less than the five minutes that an event may be ahead.
+CLOCK_STEPS_S: Final = (43_200.0, -240.0, 0.0)
+CLOCK_TOLERANCE_S: Final = 60.0
+CLOCK_LOOK_S: Final = 10.0
 
 
-def _serve(link: Path, model: Path) -> None:
-    """Let the link lead to a model, at once."""
-    partial = link.with_name("bundle.partial")
-    partial.unlink(missing_ok=True)
-    partial.symlink_to(Path("models") / model.name)
-    partial.replace(link)
-
-
-def swap_models(scene: Scene) -> Figures:
-    """Serve the two models in turn, each as soon as the other was seen to answer."""
-    link, models = _models(scene)
-    before = link.resolve()
-    swaps = 0
+def step_clock(scene: Scene) -> Figures:
+    """Step the roles' time of day ahead, and back behind what it was; look for it in decisions."""
+    clock = scene.system.clock
+    if clock is None:
+        raise UnfitError("the clock of these roles cannot be stepped here")
+    unseen = 0
     with scene.lasting():
-        end_s = scene.clock() + scene.hold_s
-        answers = _model_that_answers(scene)
-        while scene.clock() < end_s and not scene.stop.is_set():
-            _serve(link, models[(swaps + 1) % len(models)])
-            while scene.clock() < end_s and not scene.stop.wait(SWAP_LOOK_S):
-                if (now := _model_that_answers(scene)) not in ("", answers):
-                    swaps, answers = swaps + 1, now
-                    break
-        _serve(link, before)
-    return {"swaps": float(swaps)}
+        for off_s in CLOCK_STEPS_S:
+            clock.step(off_s)
+            scene.stop.wait(scene.hold_s / len(CLOCK_STEPS_S))
+            unseen += not _is_off(scene.channel, off_s)
+    return {"clock_steps": float(len(CLOCK_STEPS_S)), "clock_steps_unseen": float(unseen)}
 
 
-def _model_that_answers(scene: Scene) -> str:
-    """Return the model of an answer that nobody keeps, nothing where there is no answer."""
-    request = fraud_service_pb2.ScoreRequest.FromString(_transaction())
-    request.validate_only = True
-    try:
-        answer = score_method(scene.channel)(request.SerializeToString(), timeout=CALL_S)
-    except grpc.RpcError:
-        return ""
-    return answer.assessment.model_version
-
-
-def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def _foreign_schema(path: Path) -> None:
-    """Name another feature schema; the signature is then wrong too, as for any who meddles."""
-    path.write_bytes(path.read_bytes().replace(b'"s-', b'"s-0', 1))
-
-
-# File of a bundle, and what is done to it.
-DAMAGE: Final[Mapping[str, Callable[[Path], None]]] = {
-    "leaf_values.npy": _flip,
-    "manifest.sig": _flip,
-    "manifest.json": _foreign_schema,
-    "split_borders.npy": lambda path: path.unlink(),
-    "base.cbm": lambda path: os.truncate(path, 0),
-}
-
-
-def bad_bundles(scene: Scene) -> Figures:
-    """Put damaged copies of the other model in place, one after another."""
-    link, models = _models(scene)
-    before = link.resolve()
-    with scene.lasting():
-        for number, (name, damage) in enumerate(DAMAGE.items()):
-            broken = models[0].with_name(f"broken-{number}")
-            shutil.copytree(models[1], broken)
-            damage(broken / name)
-            _serve(link, broken)
-            scene.stop.wait(max(scene.hold_s / len(DAMAGE), 1.2))  # scorers look each second
-        _serve(link, before)
-    for broken in models[0].parent.glob("broken-*"):
-        shutil.rmtree(broken)
-    return {"bad_bundles": float(len(DAMAGE))}
+def _is_off(channel: grpc.Channel, off_s: float) -> bool:
+    """Whether the service's time of day is off by so much, as a decision of its own says."""
+    score, read = score_method(channel), get_decision_method(channel)
+    end_s = time.monotonic() + CLOCK_LOOK_S
+    while time.monotonic() < end_s:
+        try:
+            answer = score(a_payment(), timeout=CALL_S).assessment
+            asked = fraud_service_pb2.GetDecisionRequest(decision_id=answer.decision_id)
+            decision = read(asked, timeout=CALL_S).decision
+        except grpc.RpcError:  # shed, perhaps
+            time.sleep(PAUSE_S)
+            continue
+        found_s = decision.receive_time.ToMilliseconds() / 1000 - time.time_ns() / 1e9
+        return abs(found_s - off_s) < CLOCK_TOLERANCE_S
+    return False
 
 
 def rolling_restart(scene: Scene) -> Figures:

@@ -6,6 +6,7 @@ those of faults.py do. Must not know the load, nor what is asked of the figures.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -19,7 +20,7 @@ from fraud.v1 import decision_pb2, fraud_service_pb2, transaction_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from loadgen.client import score_method
-from loadgen.faults import CALL_S, PAUSE_S, Fault, Figures, Scene, stopped
+from loadgen.faults import CALL_S, PAUSE_S, Fault, Figures, Scene, kill, stopped
 from loadgen.rows import timestamp
 from loadgen.system import System, UnfitError
 
@@ -98,6 +99,36 @@ def compare_states(scene: Scene) -> Figures:
         for word in ("states", "different")
     )
     return {"states": float(states), "states_different": float(different)} if states else {}
+
+
+def compare_with_log(scene: Scene) -> Figures:
+    """Let every decision be made again from the log, by the public command; count the different.
+
+    So with every state where they are shared.
+    """
+    said = scene.system.replay()
+    different = float(said["different"] + said["cannot_be_reproduced"])
+    states = compare_states(scene) if scene.system.servers is not None else {}
+    unlike = different + states.get("states_different", 0.0)
+    return {"decisions": float(said["decisions"]), "unlike_the_log": unlike} | states
+
+
+FOREIGN_CAUSE: Final = "the store has schema"
+
+
+def foreign_store(scene: Scene) -> Figures:
+    """Let the store be one of another feature schema, and the featurizer find it when it starts."""
+    label = scene.system.folder / "store" / "STORE"
+    if not label.exists():
+        raise UnfitError("there is no store of this machine's own")
+    said = scene.system.said().count(FOREIGN_CAUSE)
+    told = json.loads(label.read_text()) | {"schema": "s-0123456789abcdef"}
+    partial = label.with_name("STORE.drill")
+    partial.write_text(json.dumps(told))
+    partial.replace(label)
+    figures = kill("featurizer")(scene)
+    refusals = scene.system.said().count(FOREIGN_CAUSE) - said
+    return figures | {"refusals": float(refusals), "causes_unsaid": float(refusals < 1)}
 
 
 def _forget(system: System) -> None:

@@ -6,6 +6,8 @@ Owns the roles that a drill starts, where their files are, and how a role's pid 
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import json
 import os
 import shutil
@@ -13,15 +15,26 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import grpc
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from loadgen.certificates import COMMAND, SERVERS, Certificates
+from loadgen.client import connect
+from loadgen.clock import Clock, ClockError
 from loadgen.processes import end_process
+from loadgen.rows import Span
 from loadgen.servers import Servers
 
 START_S: Final = 300.0  # the first start on a machine compiles every kernel
+CONNECT_S: Final = 30.0
+LIVE_DAYS: Final = 10
+MODELS: Final = 6  # one more than a scorer keeps in memory, so that each swap loads one
 STAGES: Final = 2  # splits and folds, so that another can take over
 _POLL_S = 0.05
 
@@ -36,10 +49,16 @@ class UnfitError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """Signed bundles that differ, and the keys; the private one lets the trainer run."""
+    """Signed bundles that differ, and the keys; the private one lets the trainer run.
+
+    ``foreign`` is one of another feature schema, signed by the same key, and ``history`` the
+    payments that they were learnt from, where there are such.
+    """
 
     bundles: tuple[Path, ...]
     key: Path
+    foreign: Path | None = None
+    history: Path | None = None
 
     @property
     def public_key(self) -> Path:
@@ -49,11 +68,26 @@ class Models:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a drill wants started: scorers on one port, the trainer, a log on a disk of so much."""
+    """What a drill wants started: scorers on one port, the trainer, a log on a disk of so much.
+
+    With ``tls`` callers come by mutual TLS; with ``clock`` the roles' time of day can be stepped.
+    With ``lifelike`` the log begins with a history, and the load is what follows, in its own time:
+    entities that pay as they would, and not hundreds of times as often.
+    """
 
     workers: int = 1
     trainer: bool = False
     log_disk_mib: int = 0
+    tls: bool = False
+    clock: bool = False
+    lifelike: bool = False
+
+
+class Live(NamedTuple):
+    """The part of a history that is sent."""
+
+    history: Path
+    span: Span
 
 
 def free_port() -> int:
@@ -77,15 +111,21 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float) -> None:
 class System:
     """`fraudsvc up` in a folder. With ``address`` given it is somebody else's, and is left alone.
 
-    ``data`` of a foreign system may be None: then nothing can be done to its processes. With
-    ``servers``, which run already, it is one host of several: Kafka's topics and the states
-    begin with the name of the folder that holds ``data``.
+    ``data`` of a foreign system may be None: then nothing can be done to its processes. ``models``
+    and ``foreign``, a bundle of another feature schema, are places in it. With ``servers``, which
+    run already, it is one host of several: Kafka's topics and the states begin with the name of
+    the folder that holds ``data``.
     """
 
     data: Path | None
     plan: Plan = field(default_factory=Plan)
     address: str = ""
     servers: Servers | None = None
+    certificates: Certificates | None = None
+    clock: Clock | None = None
+    live: Live | None = None
+    models: list[Path] = field(default_factory=list)
+    foreign: Path | None = None
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -113,28 +153,76 @@ class System:
         folder.mkdir(parents=True)
         if self.plan.log_disk_mib:
             mount_small_disk(folder / "log", self.plan.log_disk_mib)
+        if self.plan.tls:
+            self.certificates = Certificates(folder.parent / "tls")
+            _run(COMMAND, str(self.certificates.folder), "--servers", str(SERVERS))
+            self.certificates.begin()
+        if self.plan.clock:
+            self.clock = make_clock(folder.parent / "clock")
+        if self.plan.lifelike:
+            self.live = self._begin_log(models.history if models is not None else None)
         if models is not None:
             shutil.copy(models.public_key, folder / "key.pub")
             if self.plan.trainer:
                 shutil.copy(models.key, folder / "key")
-            for i, bundle in enumerate(models.bundles):
-                shutil.copytree(bundle, folder / "models" / f"drill-{i}")
-            (folder / "bundle").symlink_to(Path("models") / "drill-0")
+            self.models = [self._shelve(bundle) for bundle in models.bundles]
+            self.foreign = self._shelve(models.foreign) if models.foreign is not None else None
+            (folder / "bundle").symlink_to(self.models[0])
+
+    def _begin_log(self, history: Path | None) -> Live:
+        """Put a history on the log but for its last days. Raises UnfitError where there is none."""
+        if history is None:
+            raise UnfitError("there is no history that could be gone on with")
+        last = pc.max(pq.read_table(history, columns=["event_time"])["event_time"]).as_py()
+        first = last - datetime.timedelta(days=LIVE_DAYS)
+        _run("featurizer", "backfill", str(history), str(self.folder.parent / "vectors.parquet"),
+             "--log", f"file://{self.folder}/log", "--log-until", first.isoformat())  # fmt: skip
+        return Live(history, Span(round(first.timestamp() * 1000), None))
+
+    def _shelve(self, bundle: Path) -> Path:
+        """Put a bundle where the trainer would; return its place, relative to the data folder."""
+        version = json.loads((bundle / "manifest.json").read_bytes())["bundle_id"]
+        place = Path("models", version)
+        shutil.copytree(bundle, self.folder / place, dirs_exist_ok=True)
+        return place
 
     def start(self) -> None:
         """Start every role and wait until each is ready. Raises RoleError."""
         self.address = self.address or f"127.0.0.1:{free_port()}"
         (self.folder / "roles.json").unlink(missing_ok=True)
         command = [
+            *(self.clock.command if self.clock is not None else ()),
             sys.executable, "-m", "fraudsvc", "up", "--data", str(self.folder),
             "--address", self.address, "--workers", str(self.plan.workers),
             "--console", f"127.0.0.1:{free_port()}", *self._shared(),
+            *(self.certificates.arguments if self.certificates is not None else ()),
+            *(("--max-age-days", "0") if self.live is not None else ()),
         ]  # fmt: skip
-        with (self.folder.parent / f"{self.folder.name}.out").open("ab") as output:
+        with self._output.open("ab") as output:
             self._process = subprocess.Popen(
                 command, stdout=output, stderr=output, stdin=subprocess.DEVNULL
             )
         wait_for(self.all_ready, "the roles to start", START_S)
+
+    @contextlib.contextmanager
+    def connect(self, connections: int, *, retry: bool = False) -> Iterator[list[grpc.Channel]]:
+        """Open connections as its callers do; what it raises is as of `client.connect`."""
+        files = self.certificates
+        identity = files.caller if files is not None else None
+        with connect(
+            self.address, connections, CONNECT_S, retry=retry, identity=identity
+        ) as channels:
+            yield channels
+
+    def said(self) -> str:
+        """Return what the roles have printed. Raises UnfitError where that is not known."""
+        if not self.owned:
+            raise UnfitError("what the roles say is not known here")
+        return self._output.read_text(errors="replace")
+
+    @property
+    def _output(self) -> Path:
+        return self.folder.parent / f"{self.folder.name}.out"
 
     def _shared(self) -> list[str]:
         """Make the topics where there are servers; return the flags that say where those are."""
@@ -154,6 +242,15 @@ class System:
         """Return what `featurizer rebuild` says of the states. Raises RoleError where it fails."""
         kafka, store = self._urls()
         return _run("featurizer", "rebuild", "--kafka", kafka, "--store", store, statuses=(0, 1))
+
+    def replay(self) -> dict[str, Any]:
+        """Return what `fraudsvc replay` says of all decisions. Raises RoleError where it fails."""
+        log = () if self.servers is None else ("--log", self._urls()[0])
+        said = _run(
+            "fraudsvc", "replay", "--data", str(self.folder), *log, "--json", statuses=(0, 1)
+        )
+        found: dict[str, Any] = json.loads(said)
+        return found
 
     def stop(self) -> None:
         """Stop what was started here."""
@@ -182,8 +279,7 @@ class System:
     def all_ready(self) -> bool:
         """Whether every role is ready. Raises RoleError where `up` has ended."""
         if self._process is not None and self._process.poll() is not None:
-            said = (self.folder.parent / f"{self.folder.name}.out").read_text(errors="replace")
-            raise RoleError(f"up ended with {self._process.returncode}: {said[-2000:]}")
+            raise RoleError(f"up ended with {self._process.returncode}: {self.said()[-2000:]}")
         roles = self._own_roles()
         return len(roles) > self.plan.workers and all(
             role["state"] == "ready" for role in roles.values()
@@ -222,6 +318,16 @@ def _tool(*command: str) -> str:
     return done.stderr.strip() if done.returncode else ""
 
 
+def make_clock(folder: Path) -> Clock:
+    """Return a time of day that can be stepped. Raises UnfitError where there cannot be one."""
+    clock = Clock(folder)
+    try:
+        clock.make()
+    except ClockError as error:
+        raise UnfitError(str(error)) from None
+    return clock
+
+
 def mount_small_disk(directory: Path, size_mib: int) -> None:
     """Put a file system in memory on the directory. Raises UnfitError where it is not allowed."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
@@ -232,20 +338,35 @@ def mount_small_disk(directory: Path, size_mib: int) -> None:
 
 
 def make_models(home: Path, seed: int) -> Models:
-    """Return two small bundles of a seeded world, made by the public commands where not there."""
+    """Return small bundles of a seeded world, made by the public commands where not there.
+
+    That of another feature schema is learnt from the same vectors, by which their file says so.
+    """
     home.mkdir(parents=True, exist_ok=True)
     history, vectors, key = home / "history.parquet", home / "vectors.parquet", home / "key"
-    models = Models((home / "bundle-0", home / "bundle-1"), key)
-    if all((bundle / "manifest.json").exists() for bundle in models.bundles):
+    others = home / "vectors-foreign.parquet"
+    bundles = tuple(home / f"bundle-{number}" for number in range(MODELS))
+    foreign = home / "bundle-foreign"
+    models = Models(bundles, key, foreign, history)
+    if all((bundle / "manifest.json").exists() for bundle in (*bundles, foreign)):
         return models
-    _run("loadgen", "world", "--days", "30", "--rate", "800", "--customers", "300",
+    _run("loadgen", "world", "--days", "30", "--rate", "2000", "--customers", "1000",
          "--fraud-rate", "0.02", "--seed", str(seed), "--out", str(history))  # fmt: skip
     _run("featurizer", "backfill", str(history), str(vectors))
-    for number, bundle in enumerate(models.bundles):
-        _run("trainer", "train", str(vectors), "--out", str(bundle), "--key", str(key), "--replace",
+    rename_schema(vectors, others)
+    for number, bundle in enumerate((*bundles, foreign)):
+        learnt = others if bundle == foreign else vectors
+        _run("trainer", "train", str(learnt), "--out", str(bundle), "--key", str(key), "--replace",
              "--iterations", "40", "--depth", "4", "--frauds-min", "5", "--seed", str(number),
              "--border-count", "64", "--fine-border-count", "256")  # fmt: skip
     return models
+
+
+def rename_schema(vectors: Path, out: Path) -> None:
+    """Write the same vectors to another file, as of another feature schema."""
+    table = pq.read_table(vectors)
+    metadata = {**(table.schema.metadata or {}), b"fraud.schema_version": b"s-0123456789abcdef"}
+    pq.write_table(table.replace_schema_metadata(metadata), out)
 
 
 def _run(module: str, *arguments: str, statuses: Sequence[int] = (0,)) -> str:

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import grpc
@@ -180,6 +181,7 @@ def figures(calls: Sequence[Call], fault: Fault | None) -> dict[str, float]:
         "full_share": sum(c.rung == "FULL" for c in ok) / len(ok) if ok else 1.0,
         "degraded": float(sum(c.rung != "FULL" for c in ok)),
         "models": float(len({c.model for c in ok if c.model})),  # none answered by rules alone
+        "model_changes": float(_changes([c.model for c in ok if c.model])),
         "shed_p99_ms": _point_ms(refusals, 99),
     }
     for name, point in (("p50_ms", 50.0), ("p99_ms", 99.0), ("p999_ms", 99.9), ("max_ms", 100.0)):
@@ -188,6 +190,10 @@ def figures(calls: Sequence[Call], fault: Fault | None) -> dict[str, float]:
         found["fault_s"] = fault.ended_s - fault.began_s
         found["recovery_s"] = recovery_s(calls, fault)
     return found
+
+
+def _changes(models: Sequence[str]) -> int:
+    return sum(a != b for a, b in pairwise(models))
 
 
 def statuses(calls: Iterable[Call]) -> dict[str, int]:

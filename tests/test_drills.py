@@ -6,32 +6,49 @@ import contextlib
 import json
 import math
 import re
+import shutil
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
 from fraud.v1 import decision_pb2, fraud_service_pb2, fraud_service_pb2_grpc
 
+from deploy.testing.certificates import write_set
+from featurizer.features import SCHEMA_VERSION
 from fraudsvc.supervisor import Change, State
 from fraudsvc.up import StatusFile
+from loadgen import faults
 from loadgen.__main__ import main
+from loadgen.certificates import SERVERS, Certificates
+from loadgen.clock import Clock
 from loadgen.drill_command import DrillOptions, Session, chosen
 from loadgen.drill_page import page
-from loadgen.drill_run import Result, RunSettings, due_times
+from loadgen.drill_run import DrillRun, Result, RunSettings, due_times
 from loadgen.drill_runs import add_runs, last_run
 from loadgen.drills import DRILLS
+from loadgen.driver import prepare
+from loadgen.faults import Scene, step_clock
 from loadgen.objectives import Objective, judge, load_objectives
+from loadgen.rows import table_rows
+from loadgen.system import MODELS, Models, Plan, System
 from loadgen.timeline import Call, Fault, figures, knee, recovery_s, windows
+from loadgen.world import World, WorldSettings
 from tests.conftest import Trained, process
+from tests.servers import need
+from trainer.bundle import load_content, write_bundle
 from trainer.signing import public_path
 
 SHORT = RunSettings(stretch=0.2, seed=5, calibrate_s=1.0)
 MEASURED_ELSEWHERE = {
     "lost", "knee", "wrong_status", "different", "memory_mib_per_minute", "descriptors_grown",
     "labels_failed", "fault_s", "recovery_s", "card_numbers", "controls",
-    "states_different", "whole_s",
+    "states_different", "whole_s", "swaps_missed", "causes_unsaid", "unlike_the_log",
+    "certificates_stale", "connections_failed", "strangers", "clock_steps_unseen",
+    "attack_missed", "caught_share", "caught_s", "good_alerts_added",
 }  # fmt: skip
 
 
@@ -207,16 +224,32 @@ def missed(result: Result, kind: str = "") -> set[str]:
     }
 
 
-def test_a_steady_load_and_a_killed_scorer_lose_nothing(tmp_path: Path, trained: Trained) -> None:
-    options = DrillOptions(
-        ("steady", "scorer-kill"), tmp_path, SHORT, bundles=(trained.bundle_path,) * 2,
-        key=trained.key_path,
-    )  # fmt: skip
-    found = run(options)
-    assert found.keys() == {"steady", "scorer-kill"}
+def several(folder: Path, trained: Trained) -> DrillOptions:
+    """Return options with bundles that differ by a fact alone, and one of another schema."""
+    content = load_content(
+        trained.bundle_path, schema_version=SCHEMA_VERSION, public_key=trained.public_key
+    )
+    bundles = tuple(folder / f"bundle-{number}" for number in range(MODELS))
+    for number, path in enumerate(bundles):
+        write_bundle(path, replace(content, facts={"number": number}), trained.key_path)
+    other = replace(content, schema_version="s-0123456789abcdef")
+    write_bundle(folder / "foreign", other, trained.key_path)
+    models = Models(bundles, trained.key_path, folder / "foreign", trained.history)
+    return DrillOptions((), folder, SHORT, models=models)
+
+
+def test_whoever_dies_and_whatever_is_served_nothing_is_lost(
+    tmp_path: Path, trained: Trained
+) -> None:
+    names = ("steady", "scorer-kill", "foreign-bundle", "foreign-store", "model-swaps")
+    found = run(replace(several(tmp_path, trained), names=names))
+    assert found.keys() == set(names)
     for result in found.values():
-        assert not missed(result, "safety"), result.figures
+        assert not missed(result, "safety"), (result.title, result.figures)
         assert result.figures["read_back"] > 10
+    assert found["model-swaps"].figures["model_changes"] >= found["model-swaps"].figures["swaps"]
+    assert found["model-swaps"].figures["models"] == MODELS
+    assert found["foreign-store"].figures["decisions"] > 10
     killed = found["scorer-kill"]
     assert killed.figures["killed"] == 1
     assert killed.figures["failed"] > 0, "it was killed under load, so some calls failed"
@@ -224,6 +257,23 @@ def test_a_steady_load_and_a_killed_scorer_lose_nothing(tmp_path: Path, trained:
     text = page(list(found.values()), {"command": "a <b>"})
     assert "a &lt;b&gt;" in text
     assert "src=" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+
+
+def test_certificates_clocks_and_attacks_change_and_no_call_fails(
+    tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("" if shutil.which("cc") else "no C compiler, so no clock that can be stepped")
+    names = ("certificates", "clock-step", "novel-attack")
+    every = Plan(trainer=True, tls=True, clock=True, lifelike=True)  # one system is started for all
+    for name in names:
+        monkeypatch.setitem(DRILLS, name, replace(DRILLS[name], plan=every))
+    found = run(replace(several(tmp_path, trained), names=names))
+    assert found.keys() == set(names)
+    for result in found.values():
+        assert not result.skipped
+        assert not missed(result, "safety"), (result.title, result.figures)
+    assert found["certificates"].figures["rotations"] > 4
+    assert found["clock-step"].figures["decisions"] > 10
 
 
 # Broken on purpose.
@@ -273,14 +323,49 @@ class Forgetful(fraud_service_pb2_grpc.FraudServiceServicer):
 
 
 @contextlib.contextmanager
-def forgetful() -> Iterator[str]:
+def forgetful(credentials: grpc.ServerCredentials | None = None) -> Iterator[str]:
     server = grpc.server(ThreadPoolExecutor(8))
     add = fraud_service_pb2_grpc.add_FraudServiceServicer_to_server
     add(Forgetful(), server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
+    address = "127.0.0.1:0"
+    if credentials is None:
+        port = server.add_insecure_port(address)
+    else:
+        port = server.add_secure_port(address, credentials)
     server.start()
     yield f"127.0.0.1:{port}"
     server.stop(0).wait(5)
+
+
+def drilled(name: str, system: System) -> set[str]:
+    """Run a drill against a system and return what it missed."""
+    table = next(World(WorldSettings(seed=5, customers=50)).days(1))
+    made = DrillRun(DRILLS[name], system, prepare(table_rows(table)), 20.0, SHORT)
+    return missed(made.run(load_objectives(), lambda _: None))
+
+
+def test_a_server_that_never_looks_at_its_certificates_again_is_found_out(tmp_path: Path) -> None:
+    files = Certificates(tmp_path)
+    write_set(tmp_path, SERVERS)
+    files.begin()
+    pair = files.server(0)
+    credentials = grpc.ssl_server_credentials(
+        [(pair.key.read_bytes(), pair.certificate.read_bytes())], files.authority.read_bytes(),
+        require_client_auth=True,
+    )  # fmt: skip
+    with forgetful(credentials) as target:
+        found = drilled("certificates", System(None, address=target, certificates=files))
+    assert {"newest_certificate", "no_strangers"} <= found
+
+
+def test_a_clock_that_nobody_reads_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "CLOCK_LOOK_S", 0.2)  # that server keeps no decision
+    with forgetful() as target, grpc.insecure_channel(target) as channel:
+        system = System(None, address=target, clock=Clock(tmp_path))
+        found = step_clock(Scene(system, channel, time.monotonic, 0.0, []))
+    assert not judge([load_objectives()["clock_seen"]], found)[0].met
 
 
 def statuses(path: Path) -> dict[str, Sequence[str]]:
@@ -294,6 +379,6 @@ def test_a_service_that_loses_and_refuses_nothing_fails_by_its_exit_status(tmp_p
         assert main(["drill", "poison", "--target", target, *common]) == 1
         assert {"nothing_lost", "says_why"} <= set(statuses(tmp_path / "out")["poison"])
         # and what needs the roles' processes is told apart from what failed
-        assert main(["drill", "scorer-kill", "--target", target, *common]) == 0
-    (skipped,) = json.loads((tmp_path / "out").read_text())["drills"]
-    assert "no role serve-0" in skipped["skipped"]
+        skipped = run(DrillOptions(("scorer-kill",), tmp_path, SHORT, target=target))
+    assert "no role serve-0" in skipped["scorer-kill"].skipped
+    assert skipped["scorer-kill"].passed

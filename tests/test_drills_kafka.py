@@ -22,6 +22,7 @@ from featurizer.eventlog_kafka import Message, Producer
 from featurizer.kafka_settings import KafkaSettings
 from loadgen.drill_command import DrillOptions
 from loadgen.drill_run import RunSettings
+from loadgen.system import Models
 from tests.conftest import Host, Trained, serving
 from tests.servers import need
 from tests.test_drills import SHORT, missed, run
@@ -31,10 +32,8 @@ pytestmark = pytest.mark.timeout(900)  # on a machine that was just set up every
 
 def options(names: Sequence[str], folder: Path, trained: Trained, settings: RunSettings) -> Any:
     need(kafka_missing() or redis_missing())
-    return DrillOptions(
-        tuple(names), folder, settings, ("kafka",), bundles=(trained.bundle_path,) * 2,
-        key=trained.key_path,
-    )  # fmt: skip
+    models = Models((trained.bundle_path,) * 2, trained.key_path)
+    return DrillOptions(tuple(names), folder, settings, ("kafka",), models=models)
 
 
 def test_a_host_with_kafka_and_redis_keeps_its_promises_though_both_are_harmed(

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from functools import partial
 from typing import Any
 
 import grpc
@@ -289,7 +290,7 @@ def test_a_call_too_many_is_shed(host: Host) -> None:
         ]
         time.sleep(0.2)  # all are there, and none has been decided
         host.gate.set()
-        shed = [Failure(lambda c=c: c.result(TIMEOUT_S)) for c in calls if c.exception(TIMEOUT_S)]
+        shed = [Failure(partial(c.result, TIMEOUT_S)) for c in calls if c.exception(TIMEOUT_S)]
         assert all(failure.is_reason("OVERLOADED") for failure in shed)
         answered = [c.result(TIMEOUT_S) for c in calls if c.exception(TIMEOUT_S) is None]
     # Those that came while the first was decided find its place free.
@@ -300,8 +301,8 @@ def test_a_call_too_many_is_shed(host: Host) -> None:
 def test_a_call_without_a_message_is_refused_and_others_go_on(host: Host) -> None:
     with serving(host.scorer(), calls_max=1) as (_, client):
         for _ in range(3):  # none of them stays inside
-            empty = client.channel.stream_unary(f"/{SERVICE}/Score")
-            failure = Failure(lambda: empty(iter([]), timeout=TIMEOUT_S))  # noqa: B023
+            empty: Any = client.channel.stream_unary(f"/{SERVICE}/Score")
+            failure = Failure(partial(empty, iter([]), timeout=TIMEOUT_S))
             assert failure.code is Code.UNIMPLEMENTED
         assert score(client, Payments().one()).decision_id
 

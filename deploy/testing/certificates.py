@@ -1,11 +1,13 @@
-"""A throw-away certificate authority for tests of TLS.
+"""A throw-away certificate authority for tests of TLS, and for drills.
 
 Owns a CA and what it signs, for 127.0.0.1 and localhost, valid for a day. Must not be used for
-anything but a test: no key has a password.
+anything but a test: no key has a password. `python -m deploy.testing.certificates FOLDER` makes
+what a drill needs.
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import ipaddress
 from collections.abc import Sequence
@@ -80,6 +82,20 @@ def write_certificates(directory: Path) -> Certificates:
     return files
 
 
+def write_set(folder: Path, servers: int) -> None:
+    """Make two authorities, certificates for a server that is renewed, and a caller of each.
+
+    `authority.pem` signs `server-0` on and `caller`; `other.pem` signs `stranger`. A pair is a
+    `.crt` and a `.key`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ours, other = Authority(folder / "authority.pem"), Authority(folder / "other.pem")
+    signed = {"caller": ours, "stranger": other}
+    signed |= {f"server-{number}": ours for number in range(servers)}
+    for name, authority in signed.items():
+        authority.write(Pair(folder / f"{name}.crt", folder / f"{name}.key"), name)
+
+
 def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
@@ -108,3 +124,16 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
+
+
+def main() -> None:
+    """Make the files."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.testing.certificates")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--servers", type=int, default=2, help="certificates of the server")
+    options = parser.parse_args()
+    write_set(options.folder, options.servers)
+
+
+if __name__ == "__main__":
+    main()
