@@ -19,8 +19,18 @@ from trainer.bundle import MANIFEST, Bundle, BundleError, Content, load_bundle, 
 from trainer.bundle import write_bundle as write
 from trainer.bundle_files import LAYER_FILES, digest_of, id_of, json_bytes, parse_manifest
 from trainer.calibration import Calibration
+from trainer.expert import evaluate_expert
 from trainer.model import Model
-from trainer.renew import SHIFT_MAX, Recent, fit_shift, move_calibration, renew, unlabelled
+from trainer.renew import (
+    NEWEST_GOOD_MIN,
+    SHIFT_MAX,
+    Recent,
+    fit_shift,
+    good_shares,
+    move_calibration,
+    renew,
+    unlabelled,
+)
 from trainer.signing import create_key, public_path, sign
 from trainer.thresholds import NEVER, Budget, thresholds_within
 from trainer.train import train
@@ -260,6 +270,21 @@ def test_payments_that_are_likely_fraud_take_less_of_the_budget() -> None:
     assert thresholds_within(probabilities, 1.0, budget, counts=hidden).review == 0.5
 
 
+def test_what_the_expert_finds_among_the_newest_counts_as_it_was_judged() -> None:
+    random = np.random.default_rng(SEED)
+    expert = random_expert(random, WIDTH, 5)
+    rows = make_features(4_000, WIDTH, SEED)
+    boosted = evaluate_expert(expert, rows)[1] > 0.0
+    assert 0.0 < boosted.mean() < 1.0
+    lifted, no = rows[boosted], np.zeros(int(boosted.sum()), np.bool_)
+    recent = replace(make_recent(), newest=rows, asked=lifted, asked_is_alerted=no)
+    for is_fraud, least in ((no, 1.0), (~no, NEWEST_GOOD_MIN)):
+        counts, newest = good_shares(expert, replace(recent, asked_is_fraud=is_fraud))
+        np.testing.assert_array_equal(newest, np.where(boosted, least, 1.0))
+        assert (counts == 1.0).all()  # those were judged good
+    assert (good_shares(None, replace(recent, asked_is_fraud=no))[1] == 1.0).all()
+
+
 def test_the_newest_decisions_are_within_a_multiple_of_the_budget() -> None:
     probabilities = np.repeat([0.9, 0.1], [5, 995])
     newest = np.repeat([0.95, 0.9, 0.1], [20, 200, 780])
@@ -268,3 +293,6 @@ def test_the_newest_decisions_are_within_a_multiple_of_the_budget() -> None:
     found = thresholds_within(probabilities, 1.0, budget, newest).review
     assert found == 0.95
     assert (newest >= found).mean() <= 0.03
+    likely_fraud = np.where(newest > 0.5, 0.1, 1.0)
+    found = thresholds_within(probabilities, 1.0, budget, newest, None, likely_fraud).review
+    assert found == 0.9

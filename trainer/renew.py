@@ -9,7 +9,8 @@ The layers change what a logit means, so calibration and thresholds are fitted a
   drawn towards 0 by as many frauds of doubt as SHIFT_DOUBT. The map goes on to its bounds by
   far enough that no two logits of recent traffic above its last block become one probability.
 - Thresholds: such that recent traffic stays within the budget of alerts, and the newest decisions
-  within a multiple of it: what labels make of a feature may be new for everybody. This moves with
+  within a multiple of it: what labels make of a feature may be new for everybody. What is likely
+  fraud takes less of either. This moves with
   every swap, whatever the calibration makes of it.
 """
 
@@ -32,6 +33,7 @@ from trainer.trees import Trees
 SHIFT_MAX = 3.0  # log-odds
 SHIFT_DOUBT = 10.0  # frauds
 JUDGED_DOUBT = 10.0  # payments that were judged
+NEWEST_GOOD_MIN = 0.5  # of what the expert boosts of the newest: who judged may have lied
 _SHIFT_STEPS = 60
 LAYER_ROWS_MAX = 64
 
@@ -96,8 +98,9 @@ def renew(
     probabilities = moved.probabilities(logits)
     newest = moved.probabilities(model.logits(recent.newest))
     decline_from = before.get("decline_from", older.thresholds.decline)
-    counts = _counts(expert, recent)
-    thresholds = thresholds_within(probabilities, decline_from, budget, newest, counts)
+    thresholds = thresholds_within(
+        probabilities, decline_from, budget, newest, *good_shares(expert, recent)
+    )
     base_rows = before.get("base_check_rows", len(older.check_vectors))
     rows, row_logits = _check_rows(older, base_rows, model, recent)
     fitted = {
@@ -120,20 +123,27 @@ def renew(
     )  # fmt: skip
 
 
-def _counts(expert: Expert | None, recent: Recent) -> NDArray[np.float64]:
-    """Return how likely each of ``recent.features`` is no fraud, float64[m].
+def good_shares(
+    expert: Expert | None, recent: Recent
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return how likely each of ``recent.features`` and of ``recent.newest`` is no fraud.
 
     Of what the expert boosts or was alerted, and nobody judged yet, some is fraud, and it must not
-    take the budget of the rest: as much of either is good as among those that were judged.
+    take the budget of the rest: as much of either is good as among those that were judged. What
+    the expert boosts of the newest counts by that, too, within NEWEST_GOOD_MIN: an attack that it
+    finds again and again is no reason to find less of the rest.
     """
-    counts = np.ones(len(recent.features))
+    counts, newest = np.ones(len(recent.features)), np.ones(len(recent.newest))
     counts[recent.is_alerted] = _good_share(recent.asked_is_fraud[recent.asked_is_alerted])
     if expert is not None:
-        is_boosted = evaluate_expert(expert, recent.features)[1] > 0.0
-        asked_is_boosted = evaluate_expert(expert, recent.asked)[1] > 0.0
-        counts[is_boosted] = _good_share(recent.asked_is_fraud[asked_is_boosted])
+        features, asked, late = (
+            evaluate_expert(expert, rows)[1] > 0.0
+            for rows in (recent.features, recent.asked, recent.newest)
+        )
+        counts[features] = good = _good_share(recent.asked_is_fraud[asked])
+        newest[late] = max(good, NEWEST_GOOD_MIN)
     counts[recent.is_good] = 1.0
-    return counts
+    return counts, newest
 
 
 def _good_share(is_fraud: NDArray[np.bool_]) -> float:

@@ -43,7 +43,7 @@ class Costs:
 class Budget:
     """How much of traffic may be alerted: declined or reviewed; and how much declined.
 
-    Of the newest decisions, among which is fraud that nobody has told yet, ``surge`` times as much
+    Of the newest decisions, of which nobody has told yet which are fraud, ``surge`` times as much
     may be. Raises ValueError where a figure is out of its range.
     """
 
@@ -108,18 +108,21 @@ def thresholds_within(
     budget: Budget,
     newest: NDArray[np.float64] | None = None,
     counts: NDArray[np.float64] | None = None,
+    newest_counts: NDArray[np.float64] | None = None,
 ) -> Thresholds:
     """Return the lowest thresholds that keep traffic of ``probabilities`` float64[m] in budget.
 
     Each row takes ``counts`` float64[m] of it, 0 to 1 and 1 where nothing is said: how likely it
-    is no fraud. Those of the ``newest`` decisions, float64[k], are to be within ``surge`` times
-    the budget, too. Declined is from ``decline_from`` on, which is what costs decided, or later
-    where the budget asks for it. Of equal probabilities all are taken or none.
+    is no fraud. Those of the ``newest`` decisions, float64[k], which take ``newest_counts``
+    float64[k], are to be within ``surge`` times the budget, too. Declined is from
+    ``decline_from`` on, which is what costs decided, or later where the budget asks for it. Of
+    equal probabilities all are taken or none.
     """
     review = _lowest_within(probabilities, budget.alert_share, counts)
     decline = _lowest_within(probabilities, budget.decline_share, counts)
     if newest is not None and len(newest):
-        review = max(review, _lowest_within(newest, min(1.0, budget.surge * budget.alert_share)))
+        share = min(1.0, budget.surge * budget.alert_share)
+        review = max(review, _lowest_within(newest, share, newest_counts))
     decline = max(decline, decline_from, review)
     return Thresholds(review=review, decline=decline)
 
