@@ -199,7 +199,7 @@ def read_history(
                 histories.append(_delayed(convert(*part, hasher), label_delay_ms))
             else:
                 histories.append(convert(*part, hasher))
-    except (OSError, csv.Error, pa.ArrowException) as error:
+    except (OSError, csv.Error, pa.ArrowException, UnicodeDecodeError) as error:
         raise HistoryError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     if not histories and not broken.count:
         raise HistoryError(f"{path} has no rows")

@@ -289,6 +289,7 @@ def test_first_files_that_cannot_be_used_are_an_error(tmp_path: Path) -> None:
         ("[tokens]\njwks='a'\nissuer='b'\naudience='c'\nleeway_s=9999", "0 to 600"),
         ("[other]", "unknown other"),
         ("not toml", "not TOML"),
+        ("a = " + "[" * 5_000, "nested too deeply"),
     ],
 )
 def test_a_file_of_callers_that_is_wrong_says_where(text: str, why: str) -> None:

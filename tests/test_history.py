@@ -396,6 +396,8 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     good = write_parquet(tmp_path / "good.parquet", [{**MINIMAL, "event_time": 1}])
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(good.read_bytes()[:-20])
+    not_text = good.read_bytes().replace(b"customer_id", b"\xe3ustomer_id")  # found by fuzzing
+    (tmp_path / "not_text.parquet").write_bytes(not_text)
     write_csv(tmp_path / "no_rows.csv", [])
     write_parquet(tmp_path / "no_rows.parquet", [])
     pq.write_table(pa.table({**{n: [v] for n, v in MINIMAL.items()}, "lat": [[1]]}), good)
@@ -403,6 +405,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         "missing.csv": "cannot be read",
         "missing.parquet": "cannot be read",
         "broken.parquet": "cannot be read",
+        "not_text.parquet": "cannot be read",
         "no_rows.csv": "has no rows",
         "no_rows.parquet": "has no rows",
         "good.parquet": "column lat of type list",

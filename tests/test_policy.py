@@ -335,6 +335,8 @@ def test_the_file_is_named_and_must_be_text(tmp_path: Path) -> None:
     path.write_bytes(b"version = '\xff'")
     with pytest.raises(PolicyError, match=r"^mine\.toml: "):
         load_policy(path, {})
+    with pytest.raises(PolicyError, match="nested too deeply"):
+        load_policy(b"a = " + b"[" * 5_000, {})
 
 
 def test_the_version_is_the_digest_of_the_bytes() -> None:

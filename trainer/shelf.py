@@ -47,7 +47,7 @@ def read_canary(link: Path) -> Tried | None:
     try:
         told = json.loads(data)
         tried = Tried(str(told["bundle"]), Path(told["path"]), float(told["share"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{path} names no canary: {error}") from error
     if not 0.0 < tried.share <= 1.0:
         raise BundleError(f"{path}: a share of {tried.share}")

@@ -85,6 +85,8 @@ def parse_callers(data: bytes, clock_s: Callable[[], float]) -> Callers:
         told = tomllib.loads(data.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise CallersError(f"it is not TOML: {error}") from None
+    except RecursionError:
+        raise CallersError("its arrays or tables are nested too deeply") from None
     _known(told, {"callers", "tokens"}, "the file")
     rows = _table(told.get("callers", {}), "callers")
     if len(rows) > CALLERS_MAX:

@@ -32,7 +32,7 @@ class Tokens:
     def __init__(self, rules: TokenRules, jwks: bytes, now_s: Callable[[], float]) -> None:
         try:
             self._keys = KeySet.import_key_set(json.loads(jwks))
-        except (JoseError, ValueError, KeyError, TypeError) as error:
+        except (JoseError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CallersError(f"{rules.jwks} is no JWK set: {type(error).__name__}") from None
         if not self._keys.keys or any(key.key_type == "oct" for key in self._keys.keys):
             raise CallersError(f"{rules.jwks} must hold public keys, and no shared secret")

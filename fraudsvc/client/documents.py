@@ -12,6 +12,7 @@ from google.protobuf import json_format
 from fraudsvc.cardnumbers import looks_like_card_number
 
 WHOLE_CHARACTERS_MAX = 64 << 20  # of a file that is not of lines, which is read as a whole
+_TOO_DEEP = "it is nested too deeply"
 
 
 def documents(file: TextIO) -> Iterator[Any]:
@@ -26,6 +27,8 @@ def documents(file: TextIO) -> Iterator[Any]:
         found = json.loads(first)
     except json.JSONDecodeError:
         found = _whole(first, file)
+    except RecursionError:
+        found = ValueError(_TOO_DEEP)
     if isinstance(found, list):
         yield from found
         return
@@ -43,6 +46,8 @@ def _whole(first: str, file: TextIO) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error.msg} in line {error.lineno}") from None
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
 
 
 def _line(line: str) -> Any:
@@ -50,6 +55,8 @@ def _line(line: str) -> Any:
         return json.loads(line)
     except json.JSONDecodeError as error:
         return ValueError(f"it is not JSON: {error.msg} at character {error.pos}")
+    except RecursionError:
+        return ValueError(_TOO_DEEP)
 
 
 def transaction_of(document: Any) -> transaction_pb2.Transaction:

@@ -74,6 +74,8 @@ def _parse(data: bytes) -> dict[str, Any]:
         return tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PolicyError(str(error)) from error
+    except RecursionError:
+        raise PolicyError("its arrays or tables are nested too deeply") from None
 
 
 # The keys of each kind of table: name, "?" where it may be left out, and type.

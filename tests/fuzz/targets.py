@@ -43,6 +43,7 @@ from fraudsvc.intake import Intake
 from fraudsvc.policy import DEFAULT_POLICY, PolicyError, load_policy
 from fraudsvc.requests import read_batch, read_score
 from trainer.bundle_files import (
+    FILES,
     BundleError,
     array_bytes,
     array_of,
@@ -171,7 +172,8 @@ def _segment_samples() -> list[bytes]:
 
 
 def _blob(data: bytes) -> None:
-    assert isinstance(check_blob(data), str)
+    if why := check_blob(data):
+        raise ValueError(why)
 
 
 @cache
@@ -187,18 +189,18 @@ def _blob_samples() -> list[bytes]:
 
 
 def _bundle(data: bytes) -> None:
-    """Read the same bytes as an array and as a manifest."""
-    for read in (lambda: array_of("weights", data), lambda: parse_manifest(data)):
-        try:
-            read()
-        except BundleError:
-            continue
+    """Read the same bytes as an array and as a manifest; raise what both raise."""
+    try:
+        array_of("weights", data)
+    except BundleError:
+        parse_manifest(data)
 
 
 def _bundle_samples() -> list[bytes]:
     arrays = [array_bytes(np.arange(6, dtype=kind).reshape(2, 3)) for kind in ("<f8", "<i4")]
     manifest: dict[str, object] = {
-        "format": 1, "schema_version": "s", "files": {"trees.npy": "0"}, "thresholds": {},
+        "format": 1, "schema_version": "s", "files": {name: {"sha256": "0"} for name in FILES},
+        "thresholds": {},
     }  # fmt: skip
     manifest["bundle_id"] = id_of(manifest)
     return [*arrays, json_bytes(manifest)]
@@ -285,8 +287,8 @@ TARGETS: dict[str, Target] = {
     ),
     "frames": Target(_frames, _frame_samples),
     "segment": Target(_segment, _segment_samples, (LogError,)),
-    "blob": Target(_blob, _blob_samples),
-    "bundle": Target(_bundle, _bundle_samples),
+    "blob": Target(_blob, _blob_samples, (ValueError,)),
+    "bundle": Target(_bundle, _bundle_samples, (BundleError,)),
     "policy": Target(_policy, lambda: [DEFAULT_POLICY.read_bytes()], (PolicyError,)),
     "history-csv": Target(_history(".csv"), _csv_samples, (HistoryError,)),
     "history-parquet": Target(_history(".parquet"), _parquet_samples, (HistoryError,)),
