@@ -222,8 +222,9 @@ def test_alerts_stay_within_the_budget(logits: list[float], alert_share: float, 
     probabilities = 1.0 / (1.0 + np.exp(-np.round(logits, 0 if ties else 6)))
     budget = Budget(alert_share, alert_share / 2)
     found = thresholds_within(probabilities, 0.3, budget)
-    assert (probabilities >= found.review).mean() <= alert_share
-    assert (probabilities >= found.decline).mean() <= alert_share / 2
+    # Rows count by shares whose sum is rounded, so a billionth of a row is none.
+    assert (probabilities >= found.review).mean() <= alert_share + 1e-9
+    assert (probabilities >= found.decline).mean() <= alert_share / 2 + 1e-9
     assert found.decline >= 0.3
     # And no more is left unused than one step of probability.
     lower = probabilities[probabilities < found.review]
