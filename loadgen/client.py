@@ -132,7 +132,7 @@ def score_method(
 ) -> grpc.UnaryUnaryMultiCallable[bytes, fraud_service_pb2.ScoreResponse]:
     """Return Score for requests that are bytes already."""
     return channel.unary_unary(
-        f"/{_SERVICE}/Score",
+        f"/{SCORE}",
         request_serializer=None,
         response_deserializer=fraud_service_pb2.ScoreResponse.FromString,
     )

@@ -148,7 +148,7 @@ class Driver:
     ) -> None:
         if not requests:
             raise ValueError("there is nothing to send")
-        self._channels = channels
+        self._calls = InFlight(channels, SCORE)
         self._requests = requests
         self._settings = settings
         self._due_ns = due_ns
@@ -158,16 +158,16 @@ class Driver:
         self._finished = threading.Event()
         self._lock = threading.Lock()
         self._active = 1  # calls, and who sends them; the run is over when none is left
-        self._slots = threading.Semaphore(settings.in_flight_max)
+        # The end of a call may not wait for a slot, and in a closed loop it sends the next.
+        self._slots = threading.Semaphore(max(settings.in_flight_max, settings.closed))
         self._begin_ns = self._counted_from_ns = 0
         self._due: Iterator[tuple[int, int]] = iter(())
-        self._calls: InFlight | None = None
 
     def run(self) -> Iterator[Snapshot]:
         """Yield a snapshot each ``snapshot_s`` and a last one when every call has ended."""
         settings = self._settings
         due = [] if settings.closed else self._due_times()
-        self._calls = InFlight(self._channels, SCORE)
+        self._calls.start()
         self._begin_ns = time.perf_counter_ns() + NS // 50
         self._counted_from_ns = self._begin_ns + int(settings.warmup_s * NS)
         self._due = self._closed_times() if settings.closed else self._open_times(due)
@@ -238,7 +238,6 @@ class Driver:
         if due_ns >= self._counted_from_ns:
             self._tally.sent((time.perf_counter_ns() - due_ns) // 1000)
         ended = partial(self._landed, due_ns, is_fraud)
-        assert self._calls is not None  # noqa: S101 - made by run, as is who sends
         self._calls.send(number, body, self._settings.deadline_s, ended)
         return True
 

@@ -25,19 +25,12 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]
 _log = logging.getLogger(__name__)
 _STATUSES = {status.value[0]: status for status in grpc.StatusCode}
 _NO_FLAGS = 0
-_STATUS, _MESSAGE = (
-    operation.type()
-    for operation in (
-        cygrpc.ReceiveStatusOnClientOperation(_NO_FLAGS),
-        cygrpc.ReceiveMessageOperation(_NO_FLAGS),
-    )
-)
 
 Ended = Callable[[grpc.StatusCode, bytes], object]
 
 
 class InFlight:
-    """Sends calls of ``method``, a full name, and tells each end; ``close`` waits for all.
+    """Sends calls of ``method``, a full name, and tells each end, from ``start`` to ``close``.
 
     Nobody else may call on the ``channels`` meanwhile.
     """
@@ -50,6 +43,9 @@ class InFlight:
             threading.Thread(target=self._receive, args=(channel,), name="calls in flight")
             for channel in self._channels
         ]
+
+    def start(self) -> None:
+        """Begin to look for the ends of calls."""
         for thread in self._threads:
             thread.start()
 
@@ -80,7 +76,7 @@ class InFlight:
             cygrpc.SendMessageOperation(body, _NO_FLAGS),
             cygrpc.SendCloseFromClientOperation(_NO_FLAGS),
             cygrpc.ReceiveInitialMetadataOperation(_NO_FLAGS),
-            cygrpc.ReceiveMessageOperation(_NO_FLAGS),
+            cygrpc.ReceiveMessageOperation(_NO_FLAGS),  # this and the last are what comes of it
             cygrpc.ReceiveStatusOnClientOperation(_NO_FLAGS),
         )
         self._channels[at].integrated_call(
@@ -101,10 +97,5 @@ class InFlight:
 
 
 def _outcome(event: Any) -> tuple[grpc.StatusCode, bytes]:
-    status, message = grpc.StatusCode.UNKNOWN, b""
-    for operation in event.batch_operations:
-        if operation.type() == _STATUS:
-            status = _STATUSES.get(operation.code(), grpc.StatusCode.UNKNOWN)
-        elif operation.type() == _MESSAGE:
-            message = operation.message() or b""
-    return status, message
+    *_, message, status = event.batch_operations
+    return _STATUSES.get(status.code(), grpc.StatusCode.UNKNOWN), message.message() or b""

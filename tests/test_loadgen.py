@@ -198,7 +198,9 @@ def test_requests_are_whole_and_in_their_shortest_form() -> None:
     assert first.transaction.transaction_id != second.transaction.transaction_id
 
 
-@pytest.mark.parametrize("shape", [{"rate_per_s": 300.0}, {"closed": 3}])
+@pytest.mark.parametrize(
+    "shape", [{"rate_per_s": 300.0}, {"closed": 3}, {"closed": 3, "in_flight_max": 1}]
+)
 def test_every_call_is_counted_once(
     scorer: tuple[RecordingServer, str], shape: dict[str, float]
 ) -> None:
