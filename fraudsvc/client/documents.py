@@ -12,7 +12,6 @@ from google.protobuf import json_format
 from fraudsvc.cardnumbers import looks_like_card_number
 
 WHOLE_CHARACTERS_MAX = 64 << 20  # of a file that is not of lines, which is read as a whole
-_TOO_DEEP = "it is nested too deeply"
 
 
 def documents(file: TextIO) -> Iterator[Any]:
@@ -24,11 +23,11 @@ def documents(file: TextIO) -> Iterator[Any]:
     if not first:
         return
     try:
-        found = json.loads(first)
+        found = _parsed(first)
     except json.JSONDecodeError:
         found = _whole(first, file)
-    except RecursionError:
-        found = ValueError(_TOO_DEEP)
+    except ValueError as error:
+        found = error
     if isinstance(found, list):
         yield from found
         return
@@ -43,20 +42,26 @@ def _whole(first: str, file: TextIO) -> Any:
     if file.read(1):
         raise ValueError(f"more than {WHOLE_CHARACTERS_MAX} characters: put one transaction a line")
     try:
-        return json.loads(text)
+        return _parsed(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error.msg} in line {error.lineno}") from None
-    except RecursionError:
-        raise ValueError(_TOO_DEEP) from None
 
 
 def _line(line: str) -> Any:
     try:
-        return json.loads(line)
+        return _parsed(line)
     except json.JSONDecodeError as error:
         return ValueError(f"it is not JSON: {error.msg} at character {error.pos}")
+    except ValueError as error:
+        return error
+
+
+def _parsed(text: str) -> Any:
+    """Return what the JSON says. Raises ValueError, which JSONDecodeError is."""
+    try:
+        return json.loads(text)
     except RecursionError:
-        return ValueError(_TOO_DEEP)
+        raise ValueError("it is nested too deeply") from None
 
 
 def transaction_of(document: Any) -> transaction_pb2.Transaction:
