@@ -8,9 +8,9 @@ Nothing is ever written.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,7 +31,6 @@ from fraudsvc.replay.told import Told
 from fraudsvc.shares import Share, Tell, share_out
 
 EXAMPLES_MAX = 20
-WALKED_AHEAD = 2  # pieces that are walked before the one that is judged
 RESTS_MAX = 16_384  # decisions in memory at once that had seen other states: 6 KiB each
 Item = TypeVar("Item")
 _RUNGS = {n: name.removeprefix("RUNG_") for name, n in decision_pb2.Rung.items()}
@@ -149,25 +148,27 @@ class _Run:
         self._summary = Summary()
         self._rest: list[Case] = []
         self._numbers = 0
+        self._reading, self._walking = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 
     def run(self) -> Summary:
-        pieces, walk = Pieces(self._log), Walk()
-        walked: deque[Future[tuple[Views, list[Case]]]] = deque()
-        with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as walking:
-            for piece, by_rules, cases in _ahead(self._read(pieces), reading):
-                walked.append(walking.submit(walk.take, piece, cases))
+        pieces = Pieces(self._log)
+        with self._reading, self._walking:
+            for end, by_rules, views, late in _ahead(self._walk(pieces), self._walking):
                 self._note(self._replayer.judge_by_rules(by_rules))
-                if len(walked) > WALKED_AHEAD:
-                    self._look(reading, walking, *walked.popleft().result())
-                self._tell(piece.end, self._summary.decisions)
-            for each in walked:
-                self._look(reading, walking, *each.result())
-            self._look(reading, walking, walk.finish(), [])
-            self._rebuild(reading, walking)
+                self._look(views, late)
+                self._tell(end, self._summary.decisions)
+            self._rebuild()
         summary = self._summary
         summary.lost_bytes, summary.log_begins = pieces.lost_bytes, pieces.first
         self._tell(self._job.stop, summary.decisions)
         return summary
+
+    def _walk(self, pieces: Pieces) -> Iterator[tuple[int, list[Case], Views, list[Case]]]:
+        """Yield how far it is, cases decided by rules, what was seen of others, and late ones."""
+        walk = Walk()
+        for piece, by_rules, cases in _ahead(self._read(pieces), self._reading):
+            yield piece.end, by_rules, *walk.take(piece, cases)
+        yield self._job.stop, [], walk.finish(), []
 
     def _read(self, pieces: Pieces) -> Iterator[tuple[Piece, list[Case], list[Case]]]:
         """Yield pieces with their cases: those decided by rules alone, and with a model."""
@@ -178,28 +179,22 @@ class _Run:
                 cases = [case for case in cases if case.told[Told.RUNG] != RULES_ONLY]
             yield piece, by_rules, cases
 
-    def _look(
-        self,
-        reading: ThreadPoolExecutor,
-        walking: ThreadPoolExecutor,
-        views: Views,
-        late: Sequence[Case],
-    ) -> None:
+    def _look(self, views: Views, late: Sequence[Case]) -> None:
         same, rest = views.split()
         self._rest += [*rest.cases, *late]
         self._summary.judge(self._replayer, same)
         if len(self._rest) >= RESTS_MAX:
-            self._rebuild(reading, walking)
+            self._rebuild()
 
-    def _rebuild(self, reading: ThreadPoolExecutor, walking: ThreadPoolExecutor) -> None:
+    def _rebuild(self) -> None:
         """Make those again that had seen other states than the log had at their time."""
         if not self._rest:
             return
         rebuilt, stop = Rebuilt(self._rest), max(case.frame for case in self._rest) + 1
-        for piece in _ahead(Pieces(self._log).read(stop), reading):
+        for piece in _ahead(Pieces(self._log).read(stop), self._reading):
             rebuilt.add(piece)
         every = (rebuilt.views(first) for first in range(0, len(self._rest), AT_ONCE))
-        for views in _ahead(every, walking):
+        for views in _ahead(every, self._walking):
             self._summary.judge(self._replayer, views)
         self._summary.rebuilt += len(self._rest)
         self._rest = []
