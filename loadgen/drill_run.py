@@ -215,7 +215,7 @@ class DrillRun:
             probes = [prepared.rest for prepared in self._requests[:PROBES]]
             scene = Scene(
                 self._system, channel, self._clock, drill.hold_s * stretch, probes,
-                event_ms=self._event_ms,
+                event_ms=self._event_ms, rate_per_s=phases[-1][1],
             )  # fmt: skip
             act = self._act(scene, sum(seconds for seconds, _ in phases))
             late = self._load(phases, act, on_progress)

@@ -42,7 +42,7 @@ class Scene:
 
     A fault writes ``began_s`` and ``ended_s``; it lasts ``hold_s`` where it can be chosen.
     ``probes`` are serialised transactions without ids. ``event_ms`` gives when the newest payment
-    of the load happened, ms since 1970.
+    of the load happened, ms since 1970; ``rate_per_s`` is how many there are while it lasts.
     """
 
     system: System
@@ -53,6 +53,7 @@ class Scene:
     began_s: float = -1.0
     ended_s: float = -1.0
     event_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    rate_per_s: float = 100.0
     stop: threading.Event = field(default_factory=threading.Event)
 
     @contextlib.contextmanager
