@@ -136,11 +136,24 @@ def _sort(values, count):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _median(values, count):  # type: ignore[no-untyped-def]
-    middle = count // 2
-    if count % 2 == 1:
-        return values[middle]
-    return 0.5 * (values[middle - 1] + values[middle])
+def _deviation(ranked, count, median):  # type: ignore[no-untyped-def]
+    """Return the median distance from the median of ``ranked[:count]``, which is in order.
+
+    Distances grow to both sides, so the nearer of two neighbours is the next, until the middle.
+    """
+    low = (count - 1) // 2
+    high = low + 1
+    before = last = 0.0
+    for _ in range(count // 2 + 1):
+        before = last
+        below = median - ranked[low] if low >= 0 else np.inf
+        above = ranked[high] - median if high < count else np.inf
+        last = min(below, above)
+        if below <= above:
+            low -= 1
+        else:
+            high += 1
+    return last if count % 2 == 1 else 0.5 * (before + last)
 
 
 @njit(cache=True, nogil=True)
@@ -160,12 +173,11 @@ def read_norm(words, ring_at, ring_end, time, events_max, line):  # type: ignore
     if count == 0:
         return
     _sort(values, count)
-    median = _median(values, count)
-    for i in range(count):
-        values[i] = abs(values[i] - median)
-    _sort(values, count)
+    median = values[count // 2]
+    if count % 2 == 0:
+        median = 0.5 * (values[count // 2 - 1] + median)
     line[Slot.MEDIAN] = median
-    line[Slot.DEVIATION] = _median(values, count)
+    line[Slot.DEVIATION] = _deviation(values, count, median)
 
 
 @njit(cache=True, nogil=True)
@@ -206,8 +218,11 @@ def _chord_km(x, y, z):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def read_habits(words, floats, rec, line):  # type: ignore[no-untyped-def]
-    """Usual hour; distance (along the chord, km) and speed from the last and the usual place."""
+def read_habits(words, floats, rec, here, line):  # type: ignore[no-untyped-def]
+    """Usual hour; distance (along the chord, km) and speed from the last and the usual place.
+
+    ``here`` is where the record is, on the unit sphere.
+    """
     _read_hour(floats, rec.event_time_ms, line)
     line[Slot.KM_LAST] = np.nan
     line[Slot.KMH_LAST] = np.nan
@@ -215,7 +230,7 @@ def read_habits(words, floats, rec, line):  # type: ignore[no-untyped-def]
     weight = floats[HOME + 3]
     if rec.latitude_e6 == NO_COORDINATE or not weight > 0.0:
         return
-    x, y, z = on_sphere(rec.latitude_e6, rec.longitude_e6)
+    x, y, z = here
     place = words[LAST_PLACE]
     longitude = (place & LOW_32 ^ 0x80000000) - 0x80000000
     last_x, last_y, last_z = on_sphere(place >> 32, longitude)

@@ -97,8 +97,7 @@ class Slot(IntEnum):
     RISK_END = RISK + 3 * len(RISK_WINDOWS) - 1  # type: ignore[operator]
 
 
-SLOTS = Slot.RISK_END + 1 + ACCUMULATORS  # the last ones are the running sums
-RUNNING = SLOTS - ACCUMULATORS
+SLOTS = Slot.RISK_END + 1 + ACCUMULATORS  # the last are free: the schema counts lines this wide
 
 
 class Own(IntEnum):

@@ -12,7 +12,8 @@ from numba import njit
 
 from featurizer.fold import amount_of
 from featurizer.lines import read_familiarity, read_habits, read_norm, read_rhythm, read_totals
-from featurizer.records import NO_TIME_MS, Flag
+from featurizer.numerics import on_sphere
+from featurizer.records import NO_COORDINATE, NO_TIME_MS, Flag
 from featurizer.risk import read_risk
 from featurizer.slots import (
     NORM_EVENTS,
@@ -120,8 +121,8 @@ def _month_day(days):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _read_entity(words, entity, rec, line):  # type: ignore[no-untyped-def]
-    """Fill an entity's line from its row."""
+def _read_entity(words, entity, rec, here, line):  # type: ignore[no-untyped-def]
+    """Fill an entity's line from its row; ``here`` is the record's place on the unit sphere."""
     if has_expired(words, rec.event_time_ms):
         words = np.zeros(HEADER, np.int64)
     floats = words.view(np.float64)
@@ -136,7 +137,7 @@ def _read_entity(words, entity, rec, line):  # type: ignore[no-untyped-def]
     read_familiarity(words, ring_at, ring_end, rec, entity, line)
     read_norm(words, ring_at, ring_end, time, NORM_EVENTS[entity], line)
     read_totals(words, floats, time, line)
-    read_habits(words, floats, rec, line)
+    read_habits(words, floats, rec, here, line)
     read_risk(words, days, labels, time, line)
 
 
@@ -185,12 +186,15 @@ def view(rows, rec, ops, lines, out):  # type: ignore[no-untyped-def]
     seen); ``rec`` one row of RECORD; ``ops`` int32[n, 3]; ``lines`` float64[LINES, SLOTS], scratch
     memory; ``out`` float32[n]. Absent entities give NaN.
     """
+    here = (0.0, 0.0, 0.0)
+    if rec.latitude_e6 != NO_COORDINATE:
+        here = on_sphere(rec.latitude_e6, rec.longitude_e6)
     for entity in range(rows.shape[0]):
         line = lines[entity]
         if rec.entities[entity] == 0:
             line[:] = np.nan
         else:
-            _read_entity(rows[entity], entity, rec, line)
+            _read_entity(rows[entity], entity, rec, here, line)
     _read_record(rec, lines[OWN_LINE])
     _apply(ops, lines.reshape(lines.size), out)
     customer = lines[_CUSTOMER]

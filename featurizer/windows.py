@@ -1,4 +1,7 @@
-"""Sliding windows of one state, all lengths in one pass from the newest event to the oldest."""
+"""Sliding windows of one state, all lengths in one pass from the newest event to the oldest.
+
+The running sums are plain variables: in memory each of them would wait for its last write.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import numpy as np
 from numba import njit
 
 from featurizer.buckets import EXTREMES, SPAN, SQUARES, SUM, TALLY, end_of, start_of
-from featurizer.slots import ACCUMULATORS, RUNNING, SMALL_AMOUNT, WINDOWS_MS, Acc
+from featurizer.slots import ACCUMULATORS, SMALL_AMOUNT, WINDOWS_MS, Acc
 from featurizer.state import (
     BUCKET,
     FAILED,
@@ -20,47 +23,61 @@ from featurizer.state import (
     UNUSUAL,
 )
 
+_WINDOWS = len(WINDOWS_MS)
+
 
 @njit(cache=True, nogil=True)
-def _write(running, line, window):  # type: ignore[no-untyped-def]
+def _write(line, window, sums, extremes, tallies, distinct):  # type: ignore[no-untyped-def]
+    """Write what a window holds: the sums so far."""
     at = window * ACCUMULATORS
-    for i in range(ACCUMULATORS):
-        line[at + i] = running[i]
-    if running[Acc.COUNT] == 0.0:
-        line[at + Acc.MIN] = np.nan
-        line[at + Acc.MAX] = np.nan
+    line[at + Acc.COUNT], line[at + Acc.SUM], line[at + Acc.SQUARES] = sums
+    known = sums[0] > 0.0
+    line[at + Acc.MIN] = extremes[0] if known else np.nan
+    line[at + Acc.MAX] = extremes[1] if known else np.nan
+    line[at + Acc.FAILED], line[at + Acc.UNUSUAL] = tallies[0], tallies[1]
+    line[at + Acc.SMALL], line[at + Acc.SAME] = tallies[2], tallies[3]
+    line[at + Acc.FIRST], line[at + Acc.SECOND], line[at + Acc.REGIONS] = distinct
 
 
 @njit(cache=True, nogil=True)
-def _add_event(running, head, body, tail, amount):  # type: ignore[no-untyped-def]
-    value = body >> 32
-    running[Acc.COUNT] += 1.0
-    running[Acc.SUM] += value
-    running[Acc.SQUARES] += float(value) * float(value)
-    running[Acc.MIN] = min(running[Acc.MIN], float(value))
-    running[Acc.MAX] = max(running[Acc.MAX], float(value))
-    first = tail >> 32 & LOW_32 != 0 and head & FIRST_REPEATED == 0
-    second = tail & LOW_32 != 0 and head & SECOND_REPEATED == 0
-    region = head >> REGION_SHIFT & 0x3FF != 0 and head & REGION_REPEATED == 0
-    running[Acc.FIRST] += 1.0 if first else 0.0
-    running[Acc.SECOND] += 1.0 if second else 0.0
-    running[Acc.REGIONS] += 1.0 if region else 0.0
-    running[Acc.FAILED] += 1.0 if head & FAILED else 0.0
-    running[Acc.UNUSUAL] += 1.0 if head & UNUSUAL else 0.0
-    running[Acc.SMALL] += 1.0 if value <= SMALL_AMOUNT else 0.0
-    running[Acc.SAME] += 1.0 if value == amount else 0.0
+def _read_ring(words, at, end, time, amount, line):  # type: ignore[no-untyped-def]
+    """Fill the windows that end within the ring; return how many, and the sums of all its events.
 
-
-@njit(cache=True, nogil=True)
-def _add_bucket(running, words, floats, place):  # type: ignore[no-untyped-def]
-    tally = words[place + TALLY]
-    running[Acc.COUNT] += tally & LOW_32
-    running[Acc.SUM] += words[place + SUM]
-    running[Acc.SQUARES] += floats[place + SQUARES]
-    running[Acc.MIN] = min(running[Acc.MIN], float(words[place + EXTREMES] >> 32))
-    running[Acc.MAX] = max(running[Acc.MAX], float(words[place + EXTREMES] & LOW_32))
-    running[Acc.FAILED] += tally >> 32 & 0xFFFF
-    running[Acc.UNUSUAL] += tally >> 48
+    Their distinct values, too.
+    """
+    count, total, squares, low, high = 0.0, 0.0, 0.0, np.inf, -np.inf
+    failed, unusual, small, same = 0, 0, 0, 0
+    firsts, seconds, regions = 0, 0, 0
+    window = 0
+    for i in range(end - RING, at - 1, -RING):
+        head, tail = words[i], words[i + 2]
+        then = head >> TIME_SHIFT
+        if then > time:
+            continue
+        while window < _WINDOWS and then <= time - WINDOWS_MS[window]:
+            _write(
+                line, window, (count, total, squares), (low, high),
+                (failed, unusual, small, same), (firsts, seconds, regions),
+            )  # fmt: skip
+            window += 1
+        if window == _WINDOWS:
+            break
+        cents = words[i + 1] >> 32
+        value = float(cents)
+        count += 1.0
+        total += value
+        squares += value * value
+        low = min(low, value)
+        high = max(high, value)
+        failed += (head & FAILED) != 0
+        unusual += (head & UNUSUAL) != 0
+        small += cents <= SMALL_AMOUNT
+        same += cents == amount
+        firsts += (tail >> 32 & LOW_32 != 0) & (head & FIRST_REPEATED == 0)
+        seconds += (tail & LOW_32 != 0) & (head & SECOND_REPEATED == 0)
+        regions += (head >> REGION_SHIFT & 0x3FF != 0) & (head & REGION_REPEATED == 0)
+    sums = (count, total, squares)
+    return window, sums, (low, high), (failed, unusual, small, same), (firsts, seconds, regions)
 
 
 @njit(cache=True, nogil=True)
@@ -69,31 +86,32 @@ def read_windows(words, floats, buckets_at, ring_at, ring_end, time, amount, lin
 
     Distinct counts, small and same amounts see the ring only, so they stop at its size.
     """
-    running = line[RUNNING:]
-    running[:] = 0.0
-    running[Acc.MIN] = np.inf
-    running[Acc.MAX] = -np.inf
-    windows = len(WINDOWS_MS)
-    window = 0
-    for i in range(ring_end - RING, ring_at - 1, -RING):
-        then = words[i] >> TIME_SHIFT
-        if then > time:
-            continue
-        while window < windows and then <= time - WINDOWS_MS[window]:
-            _write(running, line, window)
-            window += 1
-        if window == windows:
-            return
-        _add_event(running, words[i], words[i + 1], words[i + 2], amount)
+    window, sums, extremes, tallies, distinct = _read_ring(
+        words, ring_at, ring_end, time, amount, line
+    )
+    count, total, squares = sums
+    low, high = extremes
+    failed, unusual, small, same = tallies
     for i in range(ring_at - BUCKET, buckets_at - 1, -BUCKET):
-        if start_of(words[i + SPAN]) > time:
+        span, tally, ends = words[i + SPAN], words[i + TALLY], words[i + EXTREMES]
+        if start_of(span) > time:
             continue
-        while window < windows and end_of(words[i + SPAN]) - 1 <= time - WINDOWS_MS[window]:
-            _write(running, line, window)
+        while window < _WINDOWS and end_of(span) - 1 <= time - WINDOWS_MS[window]:
+            _write(
+                line, window, (count, total, squares), (low, high),
+                (failed, unusual, small, same), distinct,
+            )  # fmt: skip
             window += 1
-        if window == windows:
+        if window == _WINDOWS:
             return
-        _add_bucket(running, words, floats, i)
-    while window < windows:
-        _write(running, line, window)
+        count += tally & LOW_32
+        total += words[i + SUM]
+        squares += floats[i + SQUARES]
+        low = min(low, float(ends >> 32))
+        high = max(high, float(ends & LOW_32))
+        failed += tally >> 32 & 0xFFFF
+        unusual += tally >> 48
+    sums, extremes = (count, total, squares), (low, high)
+    while window < _WINDOWS:
+        _write(line, window, sums, extremes, (failed, unusual, small, same), distinct)
         window += 1
