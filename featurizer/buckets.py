@@ -101,24 +101,38 @@ def _compact(words, floats, at, buckets, last_time):  # type: ignore[no-untyped-
 
 
 @njit(cache=True, nogil=True)
+def _put_into(words, floats, target, amount, failed, unusual):  # type: ignore[no-untyped-def]
+    """Add one event to the bucket at ``target``; counts stop at their width."""
+    tally = words[target + TALLY]
+    count = min((tally & LOW_32) + 1, LOW_32)
+    failed = min((tally >> 32 & 0xFFFF) + failed, 0xFFFF)
+    unusual = min((tally >> 48) + unusual, 0x7FFF)
+    words[target + TALLY] = count | failed << 32 | unusual << 48
+    words[target + SUM] += amount
+    floats[target + SQUARES] += float(amount) * float(amount)
+    low = min(words[target + EXTREMES] >> 32, amount)
+    high = max(words[target + EXTREMES] & LOW_32, amount)
+    words[target + EXTREMES] = low << 32 | high
+
+
+@njit(cache=True, nogil=True)
 def _put(words, floats, at, buckets, end, head, amount):  # type: ignore[no-untyped-def]
     """Add one event to the bucket that covers it, or open one; return how many buckets then."""
     time = head >> TIME_SHIFT
     place = at + BUCKET * buckets
     while place > at and start_of(words[place - BUCKET]) > time:
         place -= BUCKET
-    open_gap(words, place, end, BUCKET)
     failed = 1 if head & FAILED else 0
     unusual = 1 if head & UNUSUAL else 0
+    if place > at and time < end_of(words[place - BUCKET]):
+        _put_into(words, floats, place - BUCKET, amount, failed, unusual)
+        return buckets
+    open_gap(words, place, end, BUCKET)
     words[place + SPAN] = (time >> BASE_BITS << BASE_BITS) << 8
     words[place + TALLY] = 1 | failed << 32 | unusual << 48
     words[place + SUM] = amount
     floats[place + SQUARES] = float(amount) * float(amount)
     words[place + EXTREMES] = amount << 32 | amount
-    if place > at and time < end_of(words[place - BUCKET]):
-        _add(words, floats, place - BUCKET, place)
-        close_gap(words, place, end + BUCKET, BUCKET)
-        return buckets
     return buckets + 1
 
 

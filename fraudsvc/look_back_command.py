@@ -20,6 +20,7 @@ from fraudsvc.backtest.run import Change, check, run
 from fraudsvc.backtest.run import Job as BacktestJob
 from fraudsvc.decide import RULES_ONLY
 from fraudsvc.replay.again import Replayer, Verdict
+from fraudsvc.replay.cases import Cases
 from fraudsvc.replay.judges import Finder, Places
 from fraudsvc.replay.log import Pieces, Place, Span, find_decision, frame_of
 from fraudsvc.replay.range import Job, Summary, replay_range
@@ -33,9 +34,7 @@ from fraudsvc.replay.shared_range import (
     size_of,
     spooled,
 )
-from fraudsvc.replay.states import Case
 from fraudsvc.replay.step import Folded, steps
-from fraudsvc.replay.told import told_of
 from fraudsvc.shares import Tell
 from trainer.thresholds import Costs
 
@@ -103,16 +102,16 @@ def replay_one(decision_id: str, options: ReplayOptions) -> tuple[Verdict, Rebui
     """
     log = open_log(options.log, read_only=True)
     try:
-        case = case_of(log, decision_id)
-        rebuilt = Rebuilt([case])
-        for piece in Pieces(log).read(case.frame + 1):
+        cases = case_of(log, decision_id)
+        rebuilt = Rebuilt(cases)
+        for piece in Pieces(log).read(int(cases.frames[0]) + 1):
             rebuilt.add(piece)
         oldest = log.ends()[0]
     finally:
         log.close()
     replayer = Replayer(Finder(options.places).judges, IdHasher(options.secret).key, oldest)
-    if case.rung == RULES_ONLY:
-        return next(replayer.judge_by_rules([case])), rebuilt
+    if cases[0].rung == RULES_ONLY:
+        return next(replayer.judge_by_rules(cases)), rebuilt
     return replayer.verdict(rebuilt.views()), rebuilt
 
 
@@ -127,30 +126,28 @@ def steps_of(verdict: Verdict, rebuilt: Rebuilt, options: ReplayOptions) -> dict
     return steps(case, folded, bundle, text) | {"verdict": verdict.kind.value}
 
 
-def case_of(log: EventLog, decision_id: str) -> Case:
+def case_of(log: EventLog, decision_id: str) -> Cases:
     """Return a decision of the log by its id. Raises ValueError, LogError."""
     place = find_decision(log, decision_id)
-    case = None if place is None else _case(log, place)
-    if case is None:
+    found = None if place is None else _case(log, place)
+    if found is None:
         oldest, end = log.ends()
         raise ValueError(
             f"the log has no decision {decision_id}; it has positions {oldest} to {end}"
         )
-    told = case.decision.assessment.decision_id
+    told = found[0].decision.assessment.decision_id
     if told != decision_id:
         raise ValueError(
             f"the log has no decision {decision_id}: its request was decided as {told}"
         )
-    return case
+    return found
 
 
-def _case(log: EventLog, place: Place) -> Case | None:
+def _case(log: EventLog, place: Place) -> Cases | None:
     batch = frame_of(log, place.frame)
     for i in (batch.topics == Topic.DECISIONS).nonzero()[0].tolist():
         if int(batch.positions[i]) == place.position + 1:
-            value = batch.value(i)
-            told, record = told_of([value])[0], batch.value(i - 1)
-            return Case(0, value, told, record, place.frame, place.position)
+            return Cases.one(batch.value(i), batch.value(i - 1), place.frame, place.position)
     return None
 
 

@@ -19,11 +19,11 @@ from fraudsvc.look_back_command import ReplayOptions, replay_many, replay_one, s
 from fraudsvc.policy import DEFAULT_POLICY, Policy, load_policy
 from fraudsvc.replay import states as replay_states
 from fraudsvc.replay.again import Kind, Replayer, Verdict
+from fraudsvc.replay.cases import Case
 from fraudsvc.replay.judges import Places
 from fraudsvc.replay.kernel import walk
 from fraudsvc.replay.log import Span
 from fraudsvc.replay.range import Summary
-from fraudsvc.replay.states import Case
 from tests.conftest import SEED, Host, Payments, Trained, call_now, decisions, overtake
 from trainer.bundle import Bundle, load_bundle, load_content, write_bundle
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 from fraud.v1 import decision_pb2
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from featurizer.records import Entity
-from fraudsvc.replay.told import Told, decided_by, told_of
+from fraudsvc.replay.told import Told, decided_by, read_told
 
 WORDS = st.integers(0, (1 << 63) - 1)
 NANOS = st.lists(st.integers(0, (1 << 32) - 1), max_size=5)
@@ -17,6 +21,13 @@ RUNGS = st.sampled_from([decision_pb2.RUNG_UNSPECIFIED, decision_pb2.RUNG_PARTIA
 CAUSES = st.sampled_from(
     [decision_pb2.RUNG_CAUSE_UNSPECIFIED, decision_pb2.RUNG_CAUSE_STATE_UNAVAILABLE]
 )
+
+
+def told_of(values: Sequence[bytes]) -> NDArray[np.int64]:
+    """Return what decisions say, int64[n, Told.COLUMNS]."""
+    lengths = np.array([len(value) for value in values], np.int64)
+    data = np.frombuffer(b"".join(values), np.uint8)
+    return read_told(data, np.cumsum(lengths) - lengths, lengths)
 
 
 @st.composite

@@ -15,13 +15,13 @@ from fraud.v1 import decision_pb2
 from numpy.typing import NDArray
 
 from featurizer.features import SCHEMA_VERSION
-from featurizer.records import RECORD
 from fraudsvc.answers import Draft, Stamp, Writer, origin_of
 from fraudsvc.assess import Sheet
 from fraudsvc.decide import RULES_ONLY, Drafts, Workspace, decide, decide_all
 from fraudsvc.journal_tail import REQUEST_WORD
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
+from fraudsvc.replay.cases import Case, Cases, Transactions
 from fraudsvc.replay.compare import Comparer
 from fraudsvc.replay.differences import (
     OF_SEVERAL_HOSTS,
@@ -31,8 +31,8 @@ from fraudsvc.replay.differences import (
     cause_of,
     differences,
 )
-from fraudsvc.replay.states import Case, Views, shown
-from fraudsvc.replay.told import Told, decided_by
+from fraudsvc.replay.states import Views, shown
+from fraudsvc.replay.told import Told
 from trainer.bundle import Bundle
 
 
@@ -107,12 +107,8 @@ class Replayer:
 
     def judge(self, views: Views) -> Iterator[Judged]:
         """Yield what came of cases that were decided with a model, those of one bundle together."""
-        groups: dict[bytes, list[int]] = {}
-        places = views.told[:, Told.BY : Told.BY_END + 1].tolist()
-        for i, (case, (start, end)) in enumerate(zip(views.cases, places, strict=True)):
-            groups.setdefault(case.value[start:end], []).append(i)
-        for fields, rows in groups.items():
-            yield self._judge_group(views.rows(rows), decided_by(fields))
+        for rows, by in views.cases.groups():
+            yield self._judge_group(views.rows(rows), by)
 
     def verdict(self, views: Views) -> Verdict:
         """Return the verdict on the one case that was seen."""
@@ -122,10 +118,8 @@ class Replayer:
         [judged] = self.judge(views)
         return next(iter(judged.others), Verdict(case, Kind.SAME, again=case.value))
 
-    def judge_by_rules(self, cases: Sequence[Case]) -> Iterator[Verdict]:
+    def judge_by_rules(self, cases: Cases) -> Iterator[Verdict]:
         """Yield a verdict for each case that was decided without a model."""
-        if not cases:
-            return
         records = shown(cases)
         for i, case in enumerate(cases):
             try:
@@ -163,15 +157,14 @@ class Replayer:
             policy = self._judges.policy(policy_version)
         except GoneError as error:
             gone = [Verdict(case, Kind.GONE, str(error)) for case in views.cases]
-            return Judged(by, views.told[:0], gone)
+            return Judged(by, views.cases.told[:0], gone)
         sheet = self._sheet = self._sheet.with_room(len(views.cases))
         sheet.appraise(views.vectors, views.records, views.versions, bundle, policy.table)
 
         def payment(row: int) -> Payment:
             return payment_of(views.cases[row], views.records[row : row + 1])
 
-        datas = [case.value for case in views.cases]
-        drafts = decide_all(payment, datas, sheet, bundle, policy)
+        drafts = decide_all(payment, Transactions(views.cases), sheet, bundle, policy)
         same = self._same(views, drafts)
         others = []
         for row in np.flatnonzero(~same).tolist():
@@ -179,15 +172,16 @@ class Replayer:
             draft = drafts.draft(row, case.rung, case.cause)
             parts = sheet.bodies[row], sheet.reasons[row], sheet.figures[row]
             others.append(self._compared(case, payment(row), draft, *parts))
-        return Judged(by, views.told[same], others)
+        return Judged(by, views.cases.told[same], others)
 
     def _same(self, views: Views, drafts: Drafts) -> NDArray[np.bool_]:
         """Return bool[n]: which came out with the same bytes and marks, without parsing any."""
-        values = [case.value for case in views.cases]
+        cases = views.cases
+        data = np.frombuffer(cases.blocks[cases.block[0]], np.uint8)  # a group has one
         requests = np.ascontiguousarray(views.records["request"])
-        same = self._comparer.same(values, views.told, drafts, requests, self._sheet)
-        logged = np.frombuffer(b"".join(case.record for case in views.cases), RECORD)
-        marked: NDArray[np.bool_] = logged["flags"] == views.records["flags"]
+        values = data, cases.starts, cases.lengths
+        same = self._comparer.same(values, cases.told, drafts, requests, self._sheet)
+        marked: NDArray[np.bool_] = cases.records["flags"] == views.records["flags"]
         return same & marked
 
     def _compared(

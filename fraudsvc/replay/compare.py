@@ -6,8 +6,6 @@ and given to the service's own writer. Must not know what a difference means: wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -21,16 +19,17 @@ from fraudsvc.wire.put import put_all
 
 @njit(cache=True, nogil=True)
 def _are_equal(out, begin, end, data, start):  # type: ignore[no-untyped-def]
+    made, logged = out[begin:end], data[start : start + end - begin]
     other = np.uint8(0)
-    for i in range(end - begin):  # to its end: so the machine compares many bytes at once
-        other |= out[begin + i] ^ data[start + i]
+    for i in range(len(made)):  # to its end: so the machine compares many bytes at once
+        other |= made[i] ^ logged[i]
     return other == 0
 
 
 @njit(cache=True, nogil=True)
 def _find_same(out, values, told, sheet, reasons, drafts, versions, key, state, same):  # type: ignore[no-untyped-def]
     """Set ``same`` bool[n]: whether each decision, written anew, has the bytes of ``values``."""
-    data, starts = values
+    data, starts, lengths = values
     bodies, models, figures = sheet
     texts, reason_ends = reasons
     reason_at = 0
@@ -48,7 +47,7 @@ def _find_same(out, values, told, sheet, reasons, drafts, versions, key, state, 
             ),
         )  # fmt: skip
         end = put_all(out, end, data, first + row[Told.STEPS], first + row[Told.STEPS_END])
-        same[i] = end - begin == starts[i + 1] - first
+        same[i] = end - begin == lengths[i]
         same[i] = same[i] and _are_equal(out, begin, end, data, first)
         reason_at = reason_ends[i]
 
@@ -63,7 +62,7 @@ class Comparer:
 
     def same(
         self,
-        values: Sequence[bytes],
+        values: tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]],
         told: NDArray[np.int64],
         drafts: Drafts,
         requests: NDArray[np.int64],
@@ -71,24 +70,24 @@ class Comparer:
     ) -> NDArray[np.bool_]:
         """Return bool[n]: which of the logged ``values`` the drafts come to, byte for byte.
 
-        ``told`` int64[n, Told.COLUMNS] is what the values say, ``requests`` int64[n] the hashes of
-        their requests; ``sheet`` has a row for each. All have one bundle and one policy.
+        They are in one block, from int64[n] on, so many bytes, int64[n]. ``told`` int64[n,
+        Told.COLUMNS] is what they say, ``requests`` int64[n] the hashes of their requests;
+        ``sheet`` has a row for each. All have one bundle and one policy.
         """
-        same = np.zeros(len(values), np.bool_)
-        if not len(values):
+        same = np.zeros(len(told), np.bool_)
+        if not len(told):
             return same
-        starts = np.cumsum([0, *map(len, values)])
-        sizes = np.zeros(len(values), np.int64)
+        sizes = np.zeros(len(told), np.int64)
         for row, each in drafts.reasons.items():
             sizes[row] = len(each)
         reasons = b"".join(drafts.reasons[row] for row in sorted(drafts.reasons))
         # Broken bytes may have origin and steps, which are taken over, around all the rest.
-        needed = int(3 * np.diff(starts).max() + sizes.max()) + FIXED_BYTES
+        needed = int(3 * values[2].max() + sizes.max()) + FIXED_BYTES
         if needed > len(self._out):
             self._out = np.zeros(2 * needed, np.uint8)
         numbers = np.stack([drafts.outcomes, drafts.model_reasons, requests], axis=1)
         _find_same(
-            self._out, (np.frombuffer(b"".join(values), np.uint8), starts), told,
+            self._out, values, told,
             (sheet.bodies, sheet.reasons, sheet.figures),
             (np.frombuffer(reasons, np.uint8), np.cumsum(sizes)), numbers, drafts.versions,
             self._key, self._trace_state, same,

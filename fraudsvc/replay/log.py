@@ -17,9 +17,11 @@ from featurizer.eventlog import Batch, EventLog, LogError, Topic
 from featurizer.hashing import hashes_of
 from featurizer.records import Kind
 from featurizer.worker import records_of
+from fraudsvc.replay.cases import Cases
 from fraudsvc.replay.told import Told, read_told
 
 READ_BYTES = 4 << 20
+KEPT_RECORDS_MAX = 1_000_000  # in memory: 185 bytes each
 
 
 class Span(NamedTuple):
@@ -38,18 +40,26 @@ class Span(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Piece:
-    """A stretch of the log up to ``end``: its records, and where decisions stand beside them.
+class Records:
+    """Records in the order of the log: RECORD[m], positions and frames int64[m].
 
-    records RECORD[m], positions and frames int64[m]; ``counts`` bool[m], false for a request that
-    came before. ``values`` are the decisions' bytes, ``owners`` int64[n] the places of their
-    records among the records.
+    ``counts`` bool[m] is false for a request that came before.
     """
 
     records: NDArray[np.void]
     positions: NDArray[np.int64]
     frames: NDArray[np.int64]
     counts: NDArray[np.bool_]
+
+
+@dataclass(slots=True, eq=False)
+class Piece(Records):
+    """A stretch of the log up to ``end``: its records, and where decisions stand beside them.
+
+    ``values`` are the decisions' bytes, ``owners`` int64[n] the places of their records among the
+    records.
+    """
+
     owners: NDArray[np.int64]
     batch: Batch
     places: NDArray[np.int64]  # of the decisions in the batch
@@ -76,18 +86,28 @@ class Piece:
             raise LogError(f"no decision can be read at {batch.positions[places[broken[0]]]}")
         return told
 
+    def cases(self, numbers: NDArray[np.int64]) -> Cases:
+        """Return decisions. Raises LogError for what is none."""
+        places, owners, batch = self.places[numbers], self.owners[numbers], self.batch
+        where = self.frames[owners], self.positions[owners]
+        spans = batch.starts[places], batch.lengths[places]
+        return Cases.of(batch.data, spans, self.told(numbers), self.records[owners], where)
+
 
 @dataclass(slots=True)
 class Pieces:
     """Reads a log from its beginning, and knows which requests have come.
 
-    ``lost_bytes`` could not be read; ``first`` is where the log begins, 0 while all is kept.
+    ``lost_bytes`` could not be read; ``first`` is where the log begins, 0 while all is kept. Of a
+    log that is not too long the records are kept in memory: ``again`` reads them from there.
     """
 
     log: EventLog
     lost_bytes: int = 0
     first: int = 0
     _requests: set[int] = field(default_factory=set)
+    _kept: list[Records] = field(default_factory=list)
+    _count: int = 0
 
     def read(self, stop: int) -> Iterator[Piece]:
         """Yield the log up to the frame at ``stop``, or to its end. Raises LogError."""
@@ -98,7 +118,26 @@ class Pieces:
             if batch.next_position == position:
                 return
             position = batch.next_position
-            yield self._piece(batch)
+            piece = self._piece(batch)
+            self._keep(piece)
+            yield piece
+
+    def again(self, stop: int) -> Iterator[Records]:
+        """Yield the records of what was read up to the frame at ``stop``. Raises LogError."""
+        if self._count > KEPT_RECORDS_MAX:
+            yield from Pieces(self.log).read(stop)
+            return
+        for each in list(self._kept):
+            if not len(each.frames) or each.frames[0] < stop:
+                yield each
+
+    def _keep(self, piece: Piece) -> None:
+        self._count += len(piece.records)
+        if self._count > KEPT_RECORDS_MAX:
+            self._kept.clear()
+        else:
+            each = Records(piece.records, piece.positions, piece.frames, piece.counts)
+            self._kept.append(each)
 
     def _piece(self, batch: Batch) -> Piece:
         records, positions, frames = records_of(batch)

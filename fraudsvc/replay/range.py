@@ -8,10 +8,11 @@ Nothing is ever written.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,18 +21,19 @@ from fraud.v1 import decision_pb2
 from featurizer.adapters import open_log
 from featurizer.eventlog import EventLog
 from featurizer.hashing import IdHasher
-from featurizer.records import RECORD
 from fraudsvc.decide import RULES_ONLY
 from fraudsvc.replay.again import Judged, Kind, Replayer, Verdict
+from fraudsvc.replay.cases import Cases, joined
 from fraudsvc.replay.judges import Finder, Places
 from fraudsvc.replay.log import Piece, Pieces, Span
 from fraudsvc.replay.rebuilt import AT_ONCE, Rebuilt
-from fraudsvc.replay.states import Case, Views, Walk
+from fraudsvc.replay.states import Views, Walk
 from fraudsvc.replay.told import Told
 from fraudsvc.shares import Share, Tell, share_out
 
 EXAMPLES_MAX = 20
 RESTS_MAX = 16_384  # decisions in memory at once that had seen other states: 6 KiB each
+ITEMS_AHEAD = 3  # of each thread, of up to 12 MiB: the slower one is never waited for twice
 Item = TypeVar("Item")
 _RUNGS = {n: name.removeprefix("RUNG_") for name, n in decision_pb2.Rung.items()}
 
@@ -146,77 +148,79 @@ class _Run:
         key = IdHasher(job.secret).key
         self._replayer = Replayer(Finder(job.places).judges, key, log.ends()[0])
         self._summary = Summary()
-        self._rest: list[Case] = []
-        self._numbers = 0
+        self._pieces = Pieces(log)
+        self._rest: list[Cases] = []
         self._reading, self._walking = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 
     def run(self) -> Summary:
-        pieces = Pieces(self._log)
         with self._reading, self._walking:
-            for end, by_rules, views, late in _ahead(self._walk(pieces), self._walking):
+            for end, by_rules, views, late in _ahead(self._walk(), self._walking):
                 self._note(self._replayer.judge_by_rules(by_rules))
                 self._look(views, late)
                 self._tell(end, self._summary.decisions)
             self._rebuild()
         summary = self._summary
-        summary.lost_bytes, summary.log_begins = pieces.lost_bytes, pieces.first
+        summary.lost_bytes, summary.log_begins = self._pieces.lost_bytes, self._pieces.first
         self._tell(self._job.stop, summary.decisions)
         return summary
 
-    def _walk(self, pieces: Pieces) -> Iterator[tuple[int, list[Case], Views, list[Case]]]:
+    def _walk(self) -> Iterator[tuple[int, Cases, Views, Cases]]:
         """Yield how far it is, cases decided by rules, what was seen of others, and late ones."""
         walk = Walk()
-        for piece, by_rules, cases in _ahead(self._read(pieces), self._reading):
+        for piece, by_rules, cases in _ahead(self._read(), self._reading):
             yield piece.end, by_rules, *walk.take(piece, cases)
-        yield self._job.stop, [], walk.finish(), []
+        yield self._job.stop, Cases.none(), walk.finish(), Cases.none()
 
-    def _read(self, pieces: Pieces) -> Iterator[tuple[Piece, list[Case], list[Case]]]:
+    def _read(self) -> Iterator[tuple[Piece, Cases, Cases]]:
         """Yield pieces with their cases: those decided by rules alone, and with a model."""
-        for piece in pieces.read(self._job.stop):
+        for piece in self._pieces.read(self._job.stop):
             cases = self._cases(piece)
-            by_rules = [case for case in cases if case.told[Told.RUNG] == RULES_ONLY]
-            if by_rules:
-                cases = [case for case in cases if case.told[Told.RUNG] != RULES_ONLY]
-            yield piece, by_rules, cases
+            is_bare = cases.told[:, Told.RUNG] == RULES_ONLY
+            if not is_bare.any():
+                yield piece, Cases.none(), cases
+            else:
+                yield piece, cases.rows(is_bare), cases.rows(~is_bare)
 
-    def _look(self, views: Views, late: Sequence[Case]) -> None:
+    def _look(self, views: Views, late: Cases) -> None:
         same, rest = views.split()
-        self._rest += [*rest.cases, *late]
+        self._rest += [each.packed() for each in (rest.cases, late) if len(each)]
         self._summary.judge(self._replayer, same)
-        if len(self._rest) >= RESTS_MAX:
+        if sum(map(len, self._rest)) >= RESTS_MAX:
             self._rebuild()
 
     def _rebuild(self) -> None:
         """Make those again that had seen other states than the log had at their time."""
         if not self._rest:
             return
-        rebuilt, stop = Rebuilt(self._rest), max(case.frame for case in self._rest) + 1
-        for piece in _ahead(Pieces(self._log).read(stop), self._reading):
-            rebuilt.add(piece)
-        every = (rebuilt.views(first) for first in range(0, len(self._rest), AT_ONCE))
-        for views in _ahead(every, self._walking):
-            self._summary.judge(self._replayer, views)
-        self._summary.rebuilt += len(self._rest)
+        cases = joined(self._rest).packed()
+        half = (len(cases) + 1) // 2
+        halves = [cases.rows(slice(half)), cases.rows(slice(half, None))]
+        threads = self._reading, self._walking
+        both = map(_ahead, map(self._rebuilt, halves), threads)
+        for views in chain.from_iterable(zip_longest(*both)):
+            if views is not None:
+                self._summary.judge(self._replayer, views)
+        self._summary.rebuilt += len(cases)
         self._rest = []
 
-    def _cases(self, piece: Piece) -> list[Case]:
+    def _rebuilt(self, cases: Cases) -> Iterator[Views]:
+        """Yield what was seen of cases by the states that their versions name."""
+        if not len(cases):
+            return
+        rebuilt, stop = Rebuilt(cases), int(cases.frames.max()) + 1
+        for each in self._pieces.again(stop):
+            rebuilt.add(each)
+        for first in range(0, len(cases), AT_ONCE):
+            yield rebuilt.views(first)
+
+    def _cases(self, piece: Piece) -> Cases:
         span, frames = self._job.span, piece.frames[piece.owners]
         mine = (frames >= span.first) & (frames < span.stop) & self._share.has_each(frames)
         counts = piece.counts[piece.owners]
         self._summary.repeats += int((mine & ~counts).sum())
-        numbers = np.flatnonzero(mine & counts)
-        told = piece.told(numbers)
-        in_time = span.have_time(told)
-        numbers, told = numbers[in_time], told[in_time]
-        owners, size = piece.owners[numbers], RECORD.itemsize
-        records = piece.records[owners].tobytes()
-        values, first = piece.values(numbers), self._numbers + 1
-        self._numbers += len(numbers)
-        columns = frames[numbers].tolist(), piece.positions[owners].tolist()
-        return [
-            Case(first + i, values[i], told[i], records[i * size : (i + 1) * size], frame, position)
-            for i, (frame, position) in enumerate(zip(*columns, strict=True))
-        ]
+        cases = piece.cases(np.flatnonzero(mine & counts))
+        in_time = span.have_time(cases.told)
+        return cases if in_time.all() else cases.rows(in_time)
 
     def _note(self, verdicts: Iterator[Verdict]) -> None:
         for verdict in verdicts:
@@ -224,10 +228,10 @@ class _Run:
 
 
 def _ahead(items: Iterator[Item], thread: ThreadPoolExecutor) -> Iterator[Item]:
-    """Yield items; while one is worked on, ``thread`` makes the next."""
-    coming = thread.submit(next, items, None)
-    while (item := coming.result()) is not None:
-        coming = thread.submit(next, items, None)
+    """Yield items; while one is worked on, ``thread`` makes the next ones."""
+    coming = deque(thread.submit(next, items, None) for _ in range(ITEMS_AHEAD))
+    while (item := coming.popleft().result()) is not None:
+        coming.append(thread.submit(next, items, None))
         yield item
 
 

@@ -7,7 +7,6 @@ had bounded what it had not stored. Must not know what a decision makes of its v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,9 +15,10 @@ from numpy.typing import NDArray
 from featurizer.records import RECORD, Entity
 from featurizer.slots import LINES, SLOTS
 from featurizer.state import META, ROW_WORDS
+from fraudsvc.replay.cases import Cases
 from fraudsvc.replay.kernel import look_at_all, place_all, rebuild
-from fraudsvc.replay.log import Piece
-from fraudsvc.replay.states import Case, Views, places_of, shown, views_of
+from fraudsvc.replay.log import Records
+from fraudsvc.replay.states import Views, shown, views_of
 from fraudsvc.replay.told import Told
 
 AT_ONCE = 512  # cases whose states are in memory: 45 KiB each
@@ -58,11 +58,11 @@ class Rebuilt:
     ``add`` takes the log, all of it before ``views`` says what was seen.
     """
 
-    def __init__(self, cases: Sequence[Case]) -> None:
+    def __init__(self, cases: Cases) -> None:
         self._cases = cases
         keys = np.unique(shown(cases)["entities"])
         self._keys = keys[keys != 0]
-        self._frames = np.unique(places_of(cases)[1])
+        self._frames = np.unique(cases.frames)
         self._parts: list[_Met] = []
         self._mates: list[_Met] = []  # what stands in the cases' own frames
         self._by_key: _ByKey | None = None  # once the log is in
@@ -74,8 +74,8 @@ class Rebuilt:
         """What was read for the case that was looked at last, float64[LINES, SLOTS]."""
         return self._lines
 
-    def add(self, piece: Piece) -> None:
-        """Keep of a piece what the cases' states are made of."""
+    def add(self, piece: Records) -> None:
+        """Keep of a piece of the log what the cases' states are made of."""
         numbers = _numbers(self._keys, piece.records["entities"])
         met = (numbers >= 0).any(axis=1) & piece.counts
         if met.any():
@@ -86,18 +86,17 @@ class Rebuilt:
 
     def views(self, first: int = 0) -> Views:
         """Return what was seen of AT_ONCE cases from ``first`` on, or of those that are left."""
-        cases = self._cases[first : first + AT_ONCE]
+        cases = self._cases.rows(slice(first, first + AT_ONCE))
         views = views_of(cases)
-        if not cases:
+        if not len(cases):
             return views
         self._rows[: len(cases), :, META] = 0
         self._fill(views)
         mates = _one(self._mates)
-        positions, frames = places_of(cases)
         of_cases = (
-            np.searchsorted(mates.positions, positions), np.searchsorted(mates.more, frames),
-            frames, views.told[:, Told.LOG_POSITION],
-            views.told[:, Told.FIRST_VERSION : Told.COLUMNS],
+            np.searchsorted(mates.positions, cases.positions),
+            np.searchsorted(mates.more, cases.frames), cases.frames,
+            cases.told[:, Told.LOG_POSITION], cases.told[:, Told.FIRST_VERSION : Told.COLUMNS],
         )  # fmt: skip
         look_at_all(self._rows, mates[:2], of_cases, self._lines, views[1:4])
         return views
@@ -113,8 +112,9 @@ class Rebuilt:
         cases, of = np.nonzero(entities)
         if not len(cases):
             return
-        seen = views.told[:, Told.LOG_POSITION]
-        versions = views.told[:, Told.FIRST_VERSION : Told.COLUMNS]
+        told = views.cases.told
+        seen = told[:, Told.LOG_POSITION]
+        versions = told[:, Told.FIRST_VERSION : Told.COLUMNS]
         until = np.minimum(versions[cases, of], seen[cases] - 1)
         numbers = np.searchsorted(self._keys, entities[cases, of])
         order = np.lexsort((until, numbers))

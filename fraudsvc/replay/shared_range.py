@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featurizer.cluster import schema_number
 from featurizer.eventlog import LogError
@@ -23,12 +24,12 @@ from featurizer.kafka_settings import KafkaSettings
 from featurizer.records import Kind
 from fraudsvc.decide import RULES_ONLY
 from fraudsvc.replay.again import Replayer, Verdict
+from fraudsvc.replay.cases import Cases
 from fraudsvc.replay.judges import Finder, Places
 from fraudsvc.replay.log import Span
 from fraudsvc.replay.range import Summary
 from fraudsvc.replay.shared_states import CASES_AT_ONCE, SharedWalk
 from fraudsvc.replay.spool import Journal, Spool, count, fill
-from fraudsvc.replay.states import Case, told_of_all
 from fraudsvc.replay.told import Told, read_told
 from fraudsvc.shares import Share, Tell, share_out
 
@@ -90,7 +91,7 @@ def replayer_of(job: SharedJob) -> Replayer:
     return Replayer(Finder(job.places).judges, key, job.spool.log_begins, is_shared=True)
 
 
-def find_shared(job: SharedJob, decision_id: str) -> tuple[Journal, Case] | None:
+def find_shared(job: SharedJob, decision_id: str) -> tuple[Journal, Cases] | None:
     """Return the first decision of an id. Raises ValueError for what is no id."""
     request = hashes_of(decision_id)[0]
     for host in job.spool.hosts():
@@ -98,17 +99,18 @@ def find_shared(job: SharedJob, decision_id: str) -> tuple[Journal, Case] | None
         records = journal.records
         met = (records["request"] == request) & (records["kind"] == Kind.TRANSACTION)
         decided = np.isin(journal.decided["position"], journal.positions[met] + 1)
-        for case in cases_of(journal, np.flatnonzero(decided).tolist()):
+        cases = cases_of(journal, np.flatnonzero(decided))
+        for row, case in enumerate(cases):
             if case.decision.assessment.decision_id == decision_id:
-                return journal, case
+                return journal, cases.rows(slice(row, row + 1))
     return None
 
 
-def judge_shared(replayer: Replayer, spool: Spool, journal: Journal, case: Case) -> Verdict:
+def judge_shared(replayer: Replayer, spool: Spool, journal: Journal, cases: Cases) -> Verdict:
     """Make one decision again."""
-    if case.rung == RULES_ONLY:
-        return next(replayer.judge_by_rules([case]))
-    views, _ = SharedWalk(spool, journal).look([case])
+    if cases[0].rung == RULES_ONLY:
+        return next(replayer.judge_by_rules(cases))
+    views, _ = SharedWalk(spool, journal).look(cases)
     return replayer.verdict(views)
 
 
@@ -121,60 +123,58 @@ class _Run:
     def journal(self, journal: Journal) -> None:
         """Look at a journal's decisions, in passes over the updates until none is late."""
         wanted = self._wanted(journal)
-        while wanted:
+        while len(wanted):
             walk, late = SharedWalk(self._job.spool, journal), []
             for first in range(0, len(wanted), CASES_AT_ONCE):
-                late += self._look(walk, journal, wanted[first : first + CASES_AT_ONCE])
+                late.append(self._look(walk, journal, wanted[first : first + CASES_AT_ONCE]))
                 done = self.summary.decisions
                 self._tell(self._job.read + done * self._share.of, done)
-            self.summary.rebuilt += len(late)
-            wanted = late
+            wanted = np.concatenate(late)
+            self.summary.rebuilt += len(wanted)
 
-    def _look(self, walk: SharedWalk, journal: Journal, numbers: Sequence[int]) -> list[int]:
+    def _look(
+        self, walk: SharedWalk, journal: Journal, numbers: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
         """Make decisions again; return the numbers of those that are too late for this pass."""
         cases = cases_of(journal, numbers)
-        in_time = self._job.span.have_time(told_of_all(cases)).tolist()
-        cases = [case for case, is_so in zip(cases, in_time, strict=True) if is_so]
-        by_rules = [case for case in cases if case.rung == RULES_ONLY]
-        self._note(self._replayer.judge_by_rules(by_rules))
-        whole = [case for case in cases if case.rung != RULES_ONLY]
-        if not whole:
-            return []
-        views, late = walk.look(whole)
+        in_time, is_bare = (
+            self._job.span.have_time(cases.told),
+            cases.told[:, Told.RUNG] == RULES_ONLY,
+        )
+        self._note(self._replayer.judge_by_rules(cases.rows(in_time & is_bare)))
+        whole = np.flatnonzero(in_time & ~is_bare)
+        if not len(whole):
+            return whole
+        views, late = walk.look(cases.rows(whole))
         self.summary.judge(self._replayer, views)
-        return [case.number for case in late]
+        return numbers[whole[late]]
 
-    def _wanted(self, journal: Journal) -> list[int]:
+    def _wanted(self, journal: Journal) -> NDArray[np.int64]:
         """Return the numbers of the decisions of this share; second ones count as repeats."""
         if not len(journal.positions):
-            return []
+            return np.zeros(0, np.int64)
         owners = np.searchsorted(journal.positions, journal.decided["position"] - 1)
         owners[owners == len(journal.positions)] = 0
         there = journal.positions[owners] == journal.decided["position"] - 1
         mine = np.arange(len(owners)) // STRETCH % self._share.of == self._share.one
         self.summary.repeats += int((there & mine & ~journal.counts[owners]).sum())
-        return np.flatnonzero(there & mine & journal.counts[owners]).tolist()
+        return np.flatnonzero(there & mine & journal.counts[owners])
 
     def _note(self, verdicts: Iterator[Verdict]) -> None:
         for verdict in verdicts:
             self.summary.note(verdict)
 
 
-def cases_of(journal: Journal, numbers: Sequence[int]) -> list[Case]:
+def cases_of(journal: Journal, numbers: NDArray[np.int64]) -> Cases:
     """Return decisions of a journal, whose records are there, by their numbers in it.
 
     Raises LogError for what is no decision.
     """
     rows = journal.decided[numbers]
-    told = read_told(journal.values, rows["start"].copy(), rows["length"].copy())
+    spans = rows["start"].copy(), rows["length"].copy()
+    told = read_told(journal.values, *spans)
     if not told[:, Told.IS_READ].all():
         raise LogError("Kafka has a decision that cannot be read")
-    places = np.searchsorted(journal.positions, rows["position"] - 1).tolist()
-    frames = rows["frame"].tolist()
-    return [
-        Case(
-            number, journal.value(number), told[i], journal.records[places[i]].tobytes(), frames[i],
-            int(journal.positions[places[i]]),
-        )
-        for i, number in enumerate(numbers)
-    ]  # fmt: skip
+    owners = np.searchsorted(journal.positions, rows["position"] - 1)
+    places = rows["frame"].copy(), journal.positions[owners]
+    return Cases.of(journal.values, spans, told, journal.records[owners], places)

@@ -9,20 +9,18 @@ stored. Must not know what a decision makes of its vector.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from fraud.v1 import decision_pb2
 from numpy.typing import NDArray
 
 from featurizer.arena import Arena
-from featurizer.features import FEATURES
 from featurizer.records import Entity
 from featurizer.slots import LINES, SLOTS
 from featurizer.state import HEADER, ROW_WORDS
+from fraudsvc.replay.cases import Cases
 from fraudsvc.replay.shared_kernel import kept_states, look_shared, serve
 from fraudsvc.replay.spool import Journal, Spool
-from fraudsvc.replay.states import Case, Views, shown, told_of_all
+from fraudsvc.replay.states import Views, views_of
 from fraudsvc.replay.told import Told
 
 CASES_AT_ONCE = 256  # whose states are in memory: 72 KiB each
@@ -45,18 +43,17 @@ class SharedWalk:
         self._rows = np.zeros((CASES_AT_ONCE, _ENTITIES, ROW_WORDS), np.int64)
         self._lines = np.zeros((LINES, SLOTS))
 
-    def look(self, cases: Sequence[Case]) -> tuple[Views, list[Case]]:
-        """Return what was seen of at most CASES_AT_ONCE cases, and those that are too late.
+    def look(self, cases: Cases) -> tuple[Views, NDArray[np.int64]]:
+        """Return what was seen of at most CASES_AT_ONCE cases, and the rows of those too late.
 
         A case is late where one of its states is past its version by now.
         """
-        told, journal = told_of_all(cases), self._journal
-        records = shown(cases, told)
-        vectors = np.zeros((len(cases), len(FEATURES)), np.float32)
-        versions = np.zeros((len(cases), _ENTITIES), np.int64)
+        told, journal = cases.told, self._journal
+        views = views_of(cases)
+        _, records, vectors, versions = views
         logged = np.ascontiguousarray(told[:, Told.FIRST_VERSION :])
         self._serve(records["entities"], logged)
-        own = np.searchsorted(journal.positions, [case.position for case in cases])
+        own = np.searchsorted(journal.positions, cases.positions)
         seen = np.ascontiguousarray(told[:, Told.LOG_POSITION])
         caught_up = told[:, Told.CAUSE] != _STALE  # else they were met as they were stored
         more = (
@@ -67,10 +64,8 @@ class SharedWalk:
         newest = _newest(journal, records["entities"], logged)
         of_cases = own, seen, caught_up, logged, newest
         look_shared(self._rows, of_cases, more, self._kept, self._lines, out)
-        views = Views(cases, records, vectors, versions, told)
-        late: NDArray[np.bool_] = np.any(versions > logged, axis=1)
-        rest = [cases[i] for i in np.flatnonzero(late).tolist()]
-        return views.rows(np.flatnonzero(~late).tolist()), rest
+        late = np.any(versions > logged, axis=1)
+        return views.rows(~late), np.flatnonzero(late)
 
     def _serve(self, keys: NDArray[np.int64], versions: NDArray[np.int64]) -> None:
         """Fill the rows with the states of ``keys`` int64[cases, entities] as of versions."""

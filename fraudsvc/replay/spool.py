@@ -57,11 +57,6 @@ class Journal:
     values: NDArray[np.uint8]
     arrived: Sequence[NDArray[np.int64]]
 
-    def value(self, number: int) -> bytes:
-        """Return the bytes of a decision."""
-        row = self.decided[number]
-        return self.values[row["start"] : row["start"] + row["length"]].tobytes()
-
 
 class Spool(NamedTuple):
     """A folder that was filled. ``partitions`` are those of the entities.

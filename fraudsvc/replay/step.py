@@ -33,7 +33,7 @@ from featurizer.slots import (
     Slot,
 )
 from fraudsvc.policy.cel_rules import values_read
-from fraudsvc.replay.states import Case
+from fraudsvc.replay.cases import Case
 from trainer.bundle import Bundle
 
 EVENTS_MAX = 200  # of one entity, the newest

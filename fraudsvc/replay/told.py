@@ -8,7 +8,6 @@ https://protobuf.dev/programming-guides/encoding/.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import IntEnum, auto
 from functools import lru_cache
 
@@ -242,10 +241,3 @@ def decided_by(fields: bytes) -> tuple[str, str, str]:
     """Return schema, model and policy version from those fields of an Assessment."""
     made = decision_pb2.Assessment.FromString(fields)
     return made.schema_version, made.model_version, made.policy_version
-
-
-def told_of(values: Sequence[bytes]) -> NDArray[np.int64]:
-    """Return what decisions say, int64[n, Told.COLUMNS]."""
-    lengths = np.array([len(value) for value in values], np.int64)
-    data = np.frombuffer(b"".join(values), np.uint8)
-    return read_told(data, np.cumsum(lengths) - lengths, lengths)
