@@ -107,9 +107,13 @@ def test_a_run_with_swaps_policies_restarts_and_stale_states_is_the_same_to_the_
     for module in ("range", "rebuilt"):
         monkeypatch.setattr(f"fraudsvc.replay.{module}.AT_ONCE", 16)
     monkeypatch.setattr("fraudsvc.replay.rebuilt.BUSY_RECORDS", 3)
-    in_lots = replayed(host, trained)
-    assert in_lots.is_same
-    assert in_lots.rebuilt == summary.rebuilt
+    # So that cases wait in several blocks; and are made again of records that are kept, or read.
+    monkeypatch.setattr("fraudsvc.replay.log.READ_BYTES", 1 << 18)
+    for kept in (1_000_000, 0):
+        monkeypatch.setattr("fraudsvc.replay.log.KEPT_RECORDS_MAX", kept)
+        in_lots = replayed(host, trained)
+        assert in_lots.is_same
+        assert in_lots.rebuilt == summary.rebuilt
 
 
 def few(host: Host, count: int = 60) -> None:

@@ -100,25 +100,25 @@ def rebuild(needs, records, positions, by_key, rows):  # type: ignore[no-untyped
     """
     starts, places, slots, kept, done = by_key
     state = np.zeros(rows.shape[2], np.int64)
-    key, at, slot = np.int64(-1), np.int64(0), np.int64(-1)
+    key, at = np.int64(-1), np.int64(0)
     for i in range(len(needs)):
         if needs[i, 0] != key:
-            if slot >= 0:
-                _copy(state, kept[slot])
-                done[slot] = at
+            if key >= 0 and slots[key] >= 0:
+                _copy(state, kept[slots[key] :])
+                done[key] = at
             key = needs[i, 0]
-            at, slot = starts[key], slots[key]
+            at = starts[key]
             state[:HEADER] = 0
-            if slot >= 0 and done[slot] > at and positions[places[done[slot] - 1]] <= needs[i, 2]:
-                _copy(kept[slot], state)
-                at = done[slot]
+            if done[key] > at and positions[places[done[key] - 1]] <= needs[i, 2]:
+                _copy(kept[slots[key] :], state)
+                at = done[key]
         while at < starts[key + 1] and positions[places[at]] <= needs[i, 2]:
             fold(state, needs[i, 1], records[places[at]], positions[places[at]])
             at += 1
         _copy(state, rows[needs[i, 3], needs[i, 1]])
-    if slot >= 0:
-        _copy(state, kept[slot])
-        done[slot] = at
+    if key >= 0 and slots[key] >= 0:
+        _copy(state, kept[slots[key] :])
+        done[key] = at
 
 
 @njit(cache=True, nogil=True)

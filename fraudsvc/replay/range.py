@@ -2,17 +2,16 @@
 
 Each process reads and folds the whole log up to the end of the range, and looks at the decisions of
 its own stretches of it: one thread reads, one folds and looks, by kernels without the interpreter's
-lock, and one judges. Owns how the work is shared. Must not know how a decision is made again.
-Nothing is ever written.
+lock, and one judges; another makes those again that had seen older states. Owns how the work is
+shared. Must not know how a decision is made again. Nothing is ever written.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain, zip_longest
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -32,7 +31,9 @@ from fraudsvc.replay.told import Told
 from fraudsvc.shares import Share, Tell, share_out
 
 EXAMPLES_MAX = 20
-RESTS_MAX = 16_384  # decisions in memory at once that had seen other states: 6 KiB each
+# Decisions made again at once that had seen other states, as states lagged for a while: when that
+# is over, or there are too many; twice as many are in memory, 6 KiB each.
+RESTS_MIN, RESTS_MAX = 2_048, 16_384
 ITEMS_AHEAD = 3  # of each thread, of up to 12 MiB: the slower one is never waited for twice
 Item = TypeVar("Item")
 _RUNGS = {n: name.removeprefix("RUNG_") for name, n in decision_pb2.Rung.items()}
@@ -145,24 +146,29 @@ def replay_share(job: Job, share: Share, tell: Tell) -> Summary:
 class _Run:
     def __init__(self, job: Job, share: Share, tell: Tell, log: EventLog) -> None:
         self._job, self._share, self._tell, self._log = job, share, tell, log
-        key = IdHasher(job.secret).key
-        self._replayer = Replayer(Finder(job.places).judges, key, log.ends()[0])
+        self._replayer = self._new_replayer()
         self._summary = Summary()
         self._pieces = Pieces(log)
         self._rest: list[Cases] = []
-        self._reading, self._walking = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._coming: Future[Summary] | None = None
+        self._reading, self._walking, self._rebuilding = map(ThreadPoolExecutor, (1, 1, 1))
 
     def run(self) -> Summary:
-        with self._reading, self._walking:
+        with self._reading, self._walking, self._rebuilding:
             for end, by_rules, views, late in _ahead(self._walk(), self._walking):
                 self._note(self._replayer.judge_by_rules(by_rules))
                 self._look(views, late)
                 self._tell(end, self._summary.decisions)
             self._rebuild()
+            self._take_rebuilt()
         summary = self._summary
         summary.lost_bytes, summary.log_begins = self._pieces.lost_bytes, self._pieces.first
         self._tell(self._job.stop, summary.decisions)
         return summary
+
+    def _new_replayer(self) -> Replayer:
+        key = IdHasher(self._job.secret).key
+        return Replayer(Finder(self._job.places).judges, key, self._log.ends()[0])
 
     def _walk(self) -> Iterator[tuple[int, Cases, Views, Cases]]:
         """Yield how far it is, cases decided by rules, what was seen of others, and late ones."""
@@ -183,35 +189,33 @@ class _Run:
 
     def _look(self, views: Views, late: Cases) -> None:
         same, rest = views.split()
-        self._rest += [each.packed() for each in (rest.cases, late) if len(each)]
+        rests = [each.packed() for each in (rest.cases, late) if len(each)]
+        self._rest += rests
         self._summary.judge(self._replayer, same)
-        if sum(map(len, self._rest)) >= RESTS_MAX:
+        if sum(map(len, self._rest)) >= (RESTS_MAX if rests else RESTS_MIN):
             self._rebuild()
 
     def _rebuild(self) -> None:
-        """Make those again that had seen other states than the log had at their time."""
-        if not self._rest:
-            return
-        cases = joined(self._rest).packed()
-        half = (len(cases) + 1) // 2
-        halves = [cases.rows(slice(half)), cases.rows(slice(half, None))]
-        threads = self._reading, self._walking
-        both = map(_ahead, map(self._rebuilt, halves), threads)
-        for views in chain.from_iterable(zip_longest(*both)):
-            if views is not None:
-                self._summary.judge(self._replayer, views)
-        self._summary.rebuilt += len(cases)
-        self._rest = []
+        """Begin to make those again that had seen other states than the log had at their time."""
+        self._take_rebuilt()
+        if self._rest:
+            cases, self._rest = joined(self._rest).packed(), []
+            self._coming = self._rebuilding.submit(self._rebuilt, cases)
 
-    def _rebuilt(self, cases: Cases) -> Iterator[Views]:
-        """Yield what was seen of cases by the states that their versions name."""
-        if not len(cases):
-            return
+    def _take_rebuilt(self) -> None:
+        if self._coming is not None:
+            self._summary.add(self._coming.result())
+            self._coming = None
+
+    def _rebuilt(self, cases: Cases) -> Summary:
+        """Return what came of cases by the states that their versions name."""
         rebuilt, stop = Rebuilt(cases), int(cases.frames.max()) + 1
         for each in self._pieces.again(stop):
             rebuilt.add(each)
+        summary, replayer = Summary(rebuilt=len(cases)), self._new_replayer()
         for first in range(0, len(cases), AT_ONCE):
-            yield rebuilt.views(first)
+            summary.judge(replayer, rebuilt.views(first))
+        return summary
 
     def _cases(self, piece: Piece) -> Cases:
         span, frames = self._job.span, piece.frames[piece.owners]

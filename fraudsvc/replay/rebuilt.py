@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from featurizer.arena_kernels import GROWTH_WORDS
 from featurizer.records import RECORD, Entity
 from featurizer.slots import LINES, SLOTS
-from featurizer.state import META, ROW_WORDS
+from featurizer.state import HEADER, META, ROW_WORDS
 from fraudsvc.replay.cases import Cases
 from fraudsvc.replay.kernel import look_at_all, place_all, rebuild
 from fraudsvc.replay.log import Records
@@ -22,15 +23,15 @@ from fraudsvc.replay.states import Views, shown, views_of
 from fraudsvc.replay.told import Told
 
 AT_ONCE = 512  # cases whose states are in memory: 45 KiB each
-BUSY_RECORDS = 64  # from so many on a key's state is kept for the next cases
+BUSY_RECORDS = 4  # from so many on a key's state is kept for the next cases
 _ENTITIES = len(Entity)
 
 
 class _ByKey(NamedTuple):
     """Where the records of each key are: ``starts`` int64[k + 1] into ``places`` int64[p].
 
-    Busy keys have a row of ``kept`` int64[busy, ROW_WORDS], which ``slots`` int64[k] name (-1 for
-    none): the state that was made last, of the records up to ``done`` int64[busy] in ``places``.
+    The state that a busy key had last is in ``kept`` int64[words] from ``slots`` int64[k] on, -1
+    for one that is not kept: of its records up to ``done`` int64[k] in ``places``.
     """
 
     starts: NDArray[np.int64]
@@ -149,6 +150,7 @@ def _by_key(numbers: NDArray[np.int32], keys: int) -> _ByKey:
     counts = np.bincount(numbers[numbers >= 0], minlength=keys)
     starts = np.concatenate([[0], np.cumsum(counts)])
     busy = counts >= BUSY_RECORDS
-    slots = np.where(busy, np.cumsum(busy) - 1, -1)
-    kept = np.zeros((int(busy.sum()), ROW_WORDS), np.int64)
-    return _ByKey(starts, place_all(numbers, starts), slots, kept, starts[:-1][busy].copy())
+    room = np.where(busy, np.minimum(HEADER + GROWTH_WORDS * counts, ROW_WORDS), 0)
+    slots = np.where(busy, np.cumsum(room) - room, -1)
+    kept = np.zeros(int(room.sum()), np.int64)
+    return _ByKey(starts, place_all(numbers, starts), slots, kept, starts[:-1].copy())
