@@ -11,25 +11,26 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
-from fraud.v1 import decision_pb2, label_pb2
+from fraud.v1 import label_pb2
 from numpy.typing import NDArray
 
 from featurizer.adapters import open_log
 from featurizer.eventlog import Batch, Topic
 from featurizer.features import INDEX, SCHEMA_VERSION
-from featurizer.records import RECORD, Entity
+from featurizer.records import Entity
 from fraudsvc.assess import Sheet
 from fraudsvc.backtest.figures import ROW, SAID
 from fraudsvc.decide import RULES_ONLY, Workspace, decide, decide_all
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy, load_policy
-from fraudsvc.replay.again import GoneError
+from fraudsvc.replay.again import GoneError, payment_of
+from fraudsvc.replay.cases import Case, Cases, Transactions
 from fraudsvc.replay.judges import Finder, Places
 from fraudsvc.replay.log import Piece, Pieces, Span
-from fraudsvc.replay.told import Told, decided_by
+from fraudsvc.replay.told import Told
 from fraudsvc.shares import Share, Tell, share_out
 from trainer.bundle import Bundle
 
@@ -133,7 +134,7 @@ def decide_share(job: Job, share: Share, tell: Tell) -> Decided:
         pieces = Pieces(log)
         for piece in pieces.read(job.end):
             labels += _labels(piece.batch, share)
-            rows.append(again.rows(list(_cases(piece, job.span, share))))
+            rows.append(again.rows(_cases(piece, job.span, share)))
             done += len(rows[-1])
             tell(piece.end, done)
     finally:
@@ -142,28 +143,11 @@ def decide_share(job: Job, share: Share, tell: Tell) -> Decided:
     return Decided(every, np.array(labels, SAID), again.gone)
 
 
-class _Case(NamedTuple):
-    value: bytes
-    told: NDArray[np.int64]  # Told.COLUMNS
-    record: NDArray[np.void]  # RECORD[1]
-    position: int
-
-    def part(self, start: Told, end: Told) -> bytes:
-        """Return the bytes between two places of the decision."""
-        return self.value[self.told[start] : self.told[end]]
-
-
-def _cases(piece: Piece, span: Span, share: Share) -> Iterator[_Case]:
+def _cases(piece: Piece, span: Span, share: Share) -> Cases:
     frames = piece.frames[piece.owners]
     wanted = (frames >= span.first) & (frames < span.stop) & share.has_each(frames)
-    numbers = np.flatnonzero(wanted & piece.counts[piece.owners])
-    told = piece.told(numbers)
-    in_time = span.have_time(told)
-    numbers, told = numbers[in_time], told[in_time]
-    owners = piece.owners[numbers]
-    records, positions = piece.records[owners], piece.positions[owners].tolist()
-    for i, value in enumerate(piece.values(numbers)):
-        yield _Case(value, told[i], records[i : i + 1], positions[i])
+    cases = piece.cases(np.flatnonzero(wanted & piece.counts[piece.owners]))
+    return cases.rows(span.have_time(cases.told))
 
 
 def _labels(batch: Batch, share: Share) -> Iterator[tuple[int, ...]]:
@@ -184,66 +168,45 @@ class _Again:
         self._space = Workspace()
         self.gone: Counter[str] = Counter()
 
-    def rows(self, cases: Sequence[_Case]) -> NDArray[Any]:
+    def rows(self, cases: Cases) -> NDArray[Any]:
         """Return ROW[n], one for each case."""
         rows = np.zeros(len(cases), ROW)
-        if not cases:
-            return rows
-        records = _records_of(cases)
-        told = np.stack([case.told for case in cases])
+        records, told = cases.records, cases.told
         rows["transaction"], rows["amount_ref"] = records["transaction"], records["amount_ref"]
         rows["mcc"], rows["region"] = records["mcc"], records["merchant_region"]
         rows["channel"] = records["channel"]
-        rows["position"] = [case.position for case in cases]
+        rows["position"] = cases.positions
         rows["received_ms"] = told[:, Told.RECEIVED_MS]
         rows["rung"], rows["before"] = told[:, Told.RUNG], told[:, Told.OUTCOME]
-        for versions, places in _groups(cases).items():
+        for places, versions in cases.groups():
+            some = cases.rows(places)
             try:
-                rows["after"][places] = self._outcomes(*versions, [cases[i] for i in places])
+                rows["after"][places] = self._outcomes(*versions, some)
             except GoneError as error:
-                self.gone[str(error)] += len(places)
+                self.gone[str(error)] += len(some)
         return rows
 
     def _outcomes(
-        self, schema: str, model_version: str, policy_version: str, cases: Sequence[_Case]
+        self, schema: str, model_version: str, policy_version: str, cases: Cases
     ) -> Sequence[int] | NDArray[np.int64]:
         policy = self._changed.policy(policy_version)
+        records = cases.records.copy()
         if not model_version:  # no vector was made, so no bundle could have said anything
-            return [self._by_rules(case, policy) for case in cases]
+            return [
+                self._by_rules(case, records[i : i + 1], policy) for i, case in enumerate(cases)
+            ]
         if schema != SCHEMA_VERSION:
             raise GoneError(f"vectors of schema {schema}, this process has {SCHEMA_VERSION}")
         bundle = self._changed.bundle(model_version)
-        records = _records_of(cases)
-        data = b"".join(case.part(Told.FEATURES, Told.FEATURES_END) for case in cases)
-        vectors = np.frombuffer(data, "<f4").reshape(len(cases), -1)
         versions = np.zeros((len(cases), len(Entity)), np.int64)
         sheet = self._sheet = self._sheet.with_room(len(cases))
-        sheet.appraise(vectors, records, versions, bundle, policy.table)
-        datas = [case.value for case in cases]
-        drafts = decide_all(lambda i: _payment(cases[i]), datas, sheet, bundle, policy)
-        return drafts.outcomes
+        sheet.appraise(cases.vectors(), records, versions, bundle, policy.table)
 
-    def _by_rules(self, case: _Case, policy: Policy) -> int:
-        payment = _payment(case)
-        cause = cast(decision_pb2.RungCause, int(case.told[Told.CAUSE]))
-        space = self._space
-        return decide(payment, case.record, space, None, policy, RULES_ONLY, cause).outcome
+        def payment(row: int) -> Payment:
+            return payment_of(cases[row], records[row : row + 1])
 
+        return decide_all(payment, Transactions(cases), sheet, bundle, policy).outcomes
 
-def _records_of(cases: Sequence[_Case]) -> NDArray[np.void]:
-    """Return RECORD[n], by their bytes: numpy would join them field by field."""
-    return np.frombuffer(bytearray().join([case.record.tobytes() for case in cases]), RECORD)
-
-
-def _groups(cases: Sequence[_Case]) -> dict[tuple[str, str, str], list[int]]:
-    groups: dict[tuple[str, str, str], list[int]] = {}
-    for i, case in enumerate(cases):
-        groups.setdefault(decided_by(case.part(Told.BY, Told.BY_END)), []).append(i)
-    return groups
-
-
-def _payment(case: _Case) -> Payment:
-    """Return the payment of a case."""
-    data = case.part(Told.TRANSACTION, Told.TRANSACTION_END)
-    ids = case.record.view(np.int64).reshape(1, -1)
-    return Payment(data, case.record, ids, int(case.told[Told.RECEIVED_MS]))
+    def _by_rules(self, case: Case, record: NDArray[np.void], policy: Policy) -> int:
+        payment, space = payment_of(case, record), self._space
+        return decide(payment, record, space, None, policy, RULES_ONLY, case.cause).outcome

@@ -127,6 +127,18 @@ class Cases:
         first = int(self.starts[row])
         return bytes(self.blocks[self.block[row]][first + start : first + end])
 
+    def vectors(self) -> NDArray[np.float32]:
+        """Return the vectors that decisions with a model were made of, float32[n, features]."""
+        made = np.empty(
+            (len(self), self.told[0, Told.FEATURES_END] - self.told[0, Told.FEATURES]), np.uint8
+        )
+        for number, data in enumerate(self.blocks):
+            rows = np.flatnonzero(self.block == number)
+            _copy(
+                np.frombuffer(data, np.uint8), self.starts + self.told[:, Told.FEATURES], rows, made
+            )
+        return made.view("<f4")
+
     def rows(self, rows: Rows) -> Cases:
         """Return some of them, in the same blocks."""
         return Cases(
@@ -214,3 +226,10 @@ def _changes(data, starts, told, rows):  # type: ignore[no-untyped-def]
                 found[i] = True
                 break
     return found
+
+
+@njit(cache=True, nogil=True)
+def _copy(data, firsts, rows, out):  # type: ignore[no-untyped-def]
+    """Fill rows of ``out`` uint8[n, size] with what stands from ``firsts`` on."""
+    for row in rows:
+        out[row] = data[firsts[row] : firsts[row] + out.shape[1]]

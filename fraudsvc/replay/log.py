@@ -56,8 +56,7 @@ class Records:
 class Piece(Records):
     """A stretch of the log up to ``end``: its records, and where decisions stand beside them.
 
-    ``values`` are the decisions' bytes, ``owners`` int64[n] the places of their records among the
-    records.
+    ``owners`` int64[n] are the places of the decisions' records among the records.
     """
 
     owners: NDArray[np.int64]
@@ -68,13 +67,6 @@ class Piece(Records):
     def end(self) -> int:
         """Where the next piece begins."""
         return self.batch.next_position
-
-    def values(self, numbers: NDArray[np.int64]) -> list[bytes]:
-        """Return the bytes of decisions."""
-        places, data = self.places[numbers], self.batch.data
-        starts = self.batch.starts[places]
-        stops = starts + self.batch.lengths[places]
-        return [data[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]
 
     def told(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return what decisions say, int64[n, Told.COLUMNS]. Raises LogError for no decision."""
@@ -98,11 +90,12 @@ class Piece(Records):
 class Pieces:
     """Reads a log from its beginning, and knows which requests have come.
 
-    ``lost_bytes`` could not be read; ``first`` is where the log begins, 0 while all is kept. Of a
-    log that is not too long the records are kept in memory: ``again`` reads them from there.
+    ``lost_bytes`` could not be read; ``first`` is where the log begins, 0 while all is kept. With
+    ``keeps`` the records of a log that is not too long stay in memory, where ``again`` finds them.
     """
 
     log: EventLog
+    keeps: bool = False
     lost_bytes: int = 0
     first: int = 0
     _requests: set[int] = field(default_factory=set)
@@ -124,7 +117,7 @@ class Pieces:
 
     def again(self, stop: int) -> Iterator[Records]:
         """Yield the records of what was read up to the frame at ``stop``. Raises LogError."""
-        if self._count > KEPT_RECORDS_MAX:
+        if not self.keeps or self._count > KEPT_RECORDS_MAX:
             yield from Pieces(self.log).read(stop)
             return
         for each in list(self._kept):
@@ -135,7 +128,7 @@ class Pieces:
         self._count += len(piece.records)
         if self._count > KEPT_RECORDS_MAX:
             self._kept.clear()
-        else:
+        elif self.keeps:
             each = Records(piece.records, piece.positions, piece.frames, piece.counts)
             self._kept.append(each)
 

@@ -148,7 +148,7 @@ class _Run:
         self._job, self._share, self._tell, self._log = job, share, tell, log
         self._replayer = self._new_replayer()
         self._summary = Summary()
-        self._pieces = Pieces(log)
+        self._pieces = Pieces(log, keeps=True)
         self._rest: list[Cases] = []
         self._coming: Future[Summary] | None = None
         self._reading, self._walking, self._rebuilding = map(ThreadPoolExecutor, (1, 1, 1))
