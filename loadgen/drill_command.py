@@ -151,7 +151,8 @@ class Session:
             requests = prepare(
                 read_rows(system.live.history, {}, None, system.live.span), keep_times=True
             )
-            first, requests = requests[: len(requests) // 2], requests[len(requests) // 2 :]
+            quarter = len(requests) // 4
+            first, requests = requests[:quarter], requests[quarter:]
         capacity = calibrate(system, first, run.calibrate_s)
         self._on_step(f"capacity {capacity:,.0f} calls a second")
         for drill in drills:

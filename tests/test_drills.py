@@ -259,14 +259,14 @@ def test_whoever_dies_and_whatever_is_served_nothing_is_lost(
     assert "src=" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
 
 
-def test_certificates_clocks_and_attacks_change_and_no_call_fails(
+def test_certificates_and_clocks_change_and_no_call_fails(
     tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need("" if shutil.which("cc") else "no C compiler, so no clock that can be stepped")
-    names = ("certificates", "clock-step", "novel-attack")
-    every = Plan(trainer=True, tls=True, clock=True, lifelike=True)  # one system is started for all
+    names = ("certificates", "clock-step")
+    both = Plan(tls=True, clock=True)  # one system is started for both
     for name in names:
-        monkeypatch.setitem(DRILLS, name, replace(DRILLS[name], plan=every))
+        monkeypatch.setitem(DRILLS, name, replace(DRILLS[name], plan=both))
     found = run(replace(several(tmp_path, trained), names=names))
     assert found.keys() == set(names)
     for result in found.values():
@@ -274,6 +274,11 @@ def test_certificates_clocks_and_attacks_change_and_no_call_fails(
         assert not missed(result, "safety"), (result.title, result.figures)
     assert found["certificates"].figures["rotations"] > 4
     assert found["clock-step"].figures["decisions"] > 10
+
+
+def test_an_attack_that_nobody_taught_is_learnt(tmp_path: Path, trained: Trained) -> None:
+    found = run(replace(several(tmp_path, trained), names=("novel-attack",)))
+    assert not missed(found["novel-attack"], "safety"), found["novel-attack"].figures
 
 
 # Broken on purpose.
