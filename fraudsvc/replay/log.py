@@ -91,7 +91,7 @@ class Pieces:
     """Reads a log from its beginning, and knows which requests have come.
 
     ``lost_bytes`` could not be read; ``first`` is where the log begins, 0 while all is kept. With
-    ``keeps`` the records of a log that is not too long stay in memory, where ``again`` finds them.
+    ``keeps`` the records of a log that is not too long stay in memory: ``kept`` has them.
     """
 
     log: EventLog
@@ -115,14 +115,17 @@ class Pieces:
             self._keep(piece)
             yield piece
 
-    def again(self, stop: int) -> Iterator[Records]:
-        """Yield the records of what was read up to the frame at ``stop``. Raises LogError."""
-        if not self.keeps or self._count > KEPT_RECORDS_MAX:
-            yield from Pieces(self.log).read(stop)
-            return
-        for each in list(self._kept):
-            if not len(each.frames) or each.frames[0] < stop:
-                yield each
+    def kept(self, stop: int) -> list[Records] | None:
+        """Return the records of what was read up to the frame at ``stop``; None for gone.
+
+        Another thread may ask while one reads.
+        """
+        kept = list(self._kept)
+        if (
+            not self.keeps or self._count > KEPT_RECORDS_MAX
+        ):  # looked at last: they may just have gone
+            return None
+        return [each for each in kept if not len(each.frames) or each.frames[0] < stop]
 
     def _keep(self, piece: Piece) -> None:
         self._count += len(piece.records)

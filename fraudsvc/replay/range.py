@@ -24,7 +24,7 @@ from fraudsvc.decide import RULES_ONLY
 from fraudsvc.replay.again import Judged, Kind, Replayer, Verdict
 from fraudsvc.replay.cases import Cases, joined
 from fraudsvc.replay.judges import Finder, Places
-from fraudsvc.replay.log import Piece, Pieces, Span
+from fraudsvc.replay.log import Piece, Pieces, Records, Span
 from fraudsvc.replay.rebuilt import AT_ONCE, Rebuilt
 from fraudsvc.replay.states import Views, Walk
 from fraudsvc.replay.told import Told
@@ -145,7 +145,8 @@ def replay_share(job: Job, share: Share, tell: Tell) -> Summary:
 
 class _Run:
     def __init__(self, job: Job, share: Share, tell: Tell, log: EventLog) -> None:
-        self._job, self._share, self._tell, self._log = job, share, tell, log
+        self._job, self._share, self._tell = job, share, tell
+        self._begins = log.ends()[0]
         self._replayer = self._new_replayer()
         self._summary = Summary()
         self._pieces = Pieces(log, keeps=True)
@@ -168,7 +169,7 @@ class _Run:
 
     def _new_replayer(self) -> Replayer:
         key = IdHasher(self._job.secret).key
-        return Replayer(Finder(self._job.places).judges, key, self._log.ends()[0])
+        return Replayer(Finder(self._job.places).judges, key, self._begins)
 
     def _walk(self) -> Iterator[tuple[int, Cases, Views, Cases]]:
         """Yield how far it is, cases decided by rules, what was seen of others, and late ones."""
@@ -210,12 +211,23 @@ class _Run:
     def _rebuilt(self, cases: Cases) -> Summary:
         """Return what came of cases by the states that their versions name."""
         rebuilt, stop = Rebuilt(cases), int(cases.frames.max()) + 1
-        for each in self._pieces.again(stop):
+        for each in self._records(stop):
             rebuilt.add(each)
         summary, replayer = Summary(rebuilt=len(cases)), self._new_replayer()
         for first in range(0, len(cases), AT_ONCE):
             summary.judge(replayer, rebuilt.views(first))
         return summary
+
+    def _records(self, stop: int) -> Iterator[Records]:
+        kept = self._pieces.kept(stop)
+        if kept is not None:
+            yield from kept
+            return
+        log = open_log(self._job.log, read_only=True)  # its own: another thread reads the other
+        try:
+            yield from Pieces(log).read(stop)
+        finally:
+            log.close()
 
     def _cases(self, piece: Piece) -> Cases:
         span, frames = self._job.span, piece.frames[piece.owners]
