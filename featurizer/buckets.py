@@ -51,19 +51,31 @@ def end_of(span):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _add(words, floats, target, source):  # type: ignore[no-untyped-def]
-    """Add the bucket at ``source`` to the one at ``target``; counts stop at their width."""
-    a = words[target + TALLY]
-    b = words[source + TALLY]
-    count = min((a & LOW_32) + (b & LOW_32), LOW_32)
-    failed = min((a >> 32 & 0xFFFF) + (b >> 32 & 0xFFFF), 0xFFFF)
-    unusual = min((a >> 48) + (b >> 48), 0x7FFF)
+def _merge(words, floats, target, counts, amounts, extremes):  # type: ignore[no-untyped-def]
+    """Add to the bucket at ``target``: how many, failed and unusual; sum and squares; low, high.
+
+    Counts stop at their width.
+    """
+    tally = words[target + TALLY]
+    count = min((tally & LOW_32) + counts[0], LOW_32)
+    failed = min((tally >> 32 & 0xFFFF) + counts[1], 0xFFFF)
+    unusual = min((tally >> 48) + counts[2], 0x7FFF)
     words[target + TALLY] = count | failed << 32 | unusual << 48
-    words[target + SUM] += words[source + SUM]
-    floats[target + SQUARES] += floats[source + SQUARES]
-    low = min(words[target + EXTREMES] >> 32, words[source + EXTREMES] >> 32)
-    high = max(words[target + EXTREMES] & LOW_32, words[source + EXTREMES] & LOW_32)
+    words[target + SUM] += amounts[0]
+    floats[target + SQUARES] += amounts[1]
+    low = min(words[target + EXTREMES] >> 32, extremes[0])
+    high = max(words[target + EXTREMES] & LOW_32, extremes[1])
     words[target + EXTREMES] = low << 32 | high
+
+
+@njit(cache=True, nogil=True)
+def _add(words, floats, target, source):  # type: ignore[no-untyped-def]
+    """Add the bucket at ``source`` to the one at ``target``."""
+    tally, ends = words[source + TALLY], words[source + EXTREMES]
+    _merge(
+        words, floats, target, (tally & LOW_32, tally >> 32 & 0xFFFF, tally >> 48),
+        (words[source + SUM], floats[source + SQUARES]), (ends >> 32, ends & LOW_32),
+    )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
@@ -101,21 +113,6 @@ def _compact(words, floats, at, buckets, last_time):  # type: ignore[no-untyped-
 
 
 @njit(cache=True, nogil=True)
-def _put_into(words, floats, target, amount, failed, unusual):  # type: ignore[no-untyped-def]
-    """Add one event to the bucket at ``target``; counts stop at their width."""
-    tally = words[target + TALLY]
-    count = min((tally & LOW_32) + 1, LOW_32)
-    failed = min((tally >> 32 & 0xFFFF) + failed, 0xFFFF)
-    unusual = min((tally >> 48) + unusual, 0x7FFF)
-    words[target + TALLY] = count | failed << 32 | unusual << 48
-    words[target + SUM] += amount
-    floats[target + SQUARES] += float(amount) * float(amount)
-    low = min(words[target + EXTREMES] >> 32, amount)
-    high = max(words[target + EXTREMES] & LOW_32, amount)
-    words[target + EXTREMES] = low << 32 | high
-
-
-@njit(cache=True, nogil=True)
 def _put(words, floats, at, buckets, end, head, amount):  # type: ignore[no-untyped-def]
     """Add one event to the bucket that covers it, or open one; return how many buckets then."""
     time = head >> TIME_SHIFT
@@ -124,14 +121,18 @@ def _put(words, floats, at, buckets, end, head, amount):  # type: ignore[no-unty
         place -= BUCKET
     failed = 1 if head & FAILED else 0
     unusual = 1 if head & UNUSUAL else 0
+    squares = float(amount) * float(amount)
     if place > at and time < end_of(words[place - BUCKET]):
-        _put_into(words, floats, place - BUCKET, amount, failed, unusual)
+        _merge(
+            words, floats, place - BUCKET, (1, failed, unusual), (amount, squares),
+            (amount, amount),
+        )  # fmt: skip
         return buckets
     open_gap(words, place, end, BUCKET)
     words[place + SPAN] = (time >> BASE_BITS << BASE_BITS) << 8
     words[place + TALLY] = 1 | failed << 32 | unusual << 48
     words[place + SUM] = amount
-    floats[place + SQUARES] = float(amount) * float(amount)
+    floats[place + SQUARES] = squares
     words[place + EXTREMES] = amount << 32 | amount
     return buckets + 1
 

@@ -29,7 +29,7 @@ from fraudsvc.policy import Policy, load_policy
 from fraudsvc.replay.again import GoneError, payment_of
 from fraudsvc.replay.cases import Case, Cases, Transactions
 from fraudsvc.replay.judges import Finder, Places
-from fraudsvc.replay.log import Piece, Pieces, Span
+from fraudsvc.replay.log import Pieces, Span
 from fraudsvc.replay.told import Told
 from fraudsvc.shares import Share, Tell, share_out
 from trainer.bundle import Bundle
@@ -134,20 +134,14 @@ def decide_share(job: Job, share: Share, tell: Tell) -> Decided:
         pieces = Pieces(log)
         for piece in pieces.read(job.end):
             labels += _labels(piece.batch, share)
-            rows.append(again.rows(_cases(piece, job.span, share)))
+            cases, _ = piece.cases_of(job.span, share)
+            rows.append(again.rows(cases))
             done += len(rows[-1])
             tell(piece.end, done)
     finally:
         log.close()
     every = np.concatenate([np.zeros(0, ROW), *rows])
     return Decided(every, np.array(labels, SAID), again.gone)
-
-
-def _cases(piece: Piece, span: Span, share: Share) -> Cases:
-    frames = piece.frames[piece.owners]
-    wanted = (frames >= span.first) & (frames < span.stop) & share.has_each(frames)
-    cases = piece.cases(np.flatnonzero(wanted & piece.counts[piece.owners]))
-    return cases.rows(span.have_time(cases.told))
 
 
 def _labels(batch: Batch, share: Share) -> Iterator[tuple[int, ...]]:

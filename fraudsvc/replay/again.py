@@ -177,9 +177,8 @@ class Replayer:
     def _same(self, views: Views, drafts: Drafts) -> NDArray[np.bool_]:
         """Return bool[n]: which came out with the same bytes and marks, without parsing any."""
         cases = views.cases
-        data = np.frombuffer(cases.blocks[cases.block[0]], np.uint8)  # a group has one
         requests = np.ascontiguousarray(views.records["request"])
-        values = data, cases.starts, cases.lengths
+        values = cases.data, cases.starts, cases.lengths
         same = self._comparer.same(values, cases.told, drafts, requests, self._sheet)
         marked: NDArray[np.bool_] = cases.records["flags"] == views.records["flags"]
         return same & marked

@@ -127,17 +127,17 @@ class Cases:
         first = int(self.starts[row])
         return bytes(self.blocks[self.block[row]][first + start : first + end])
 
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        """The block of cases that all stand in one, as those of a group do."""
+        return np.frombuffer(self.blocks[self.block[0]], np.uint8)
+
     def vectors(self) -> NDArray[np.float32]:
-        """Return the vectors that decisions with a model were made of, float32[n, features]."""
-        made = np.empty(
-            (len(self), self.told[0, Told.FEATURES_END] - self.told[0, Told.FEATURES]), np.uint8
-        )
-        for number, data in enumerate(self.blocks):
-            rows = np.flatnonzero(self.block == number)
-            _copy(
-                np.frombuffer(data, np.uint8), self.starts + self.told[:, Told.FEATURES], rows, made
-            )
-        return made.view("<f4")
+        """Return the vectors that a group's decisions were made of, float32[n, features]."""
+        firsts = self.starts + self.told[:, Told.FEATURES]
+        size = self.told[0, Told.FEATURES_END] - self.told[0, Told.FEATURES]
+        made: NDArray[np.float32] = _parts(self.data, firsts, size).view("<f4")
+        return made
 
     def rows(self, rows: Rows) -> Cases:
         """Return some of them, in the same blocks."""
@@ -229,7 +229,9 @@ def _changes(data, starts, told, rows):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _copy(data, firsts, rows, out):  # type: ignore[no-untyped-def]
-    """Fill rows of ``out`` uint8[n, size] with what stands from ``firsts`` on."""
-    for row in rows:
-        out[row] = data[firsts[row] : firsts[row] + out.shape[1]]
+def _parts(data, firsts, size):  # type: ignore[no-untyped-def]
+    """Return uint8[n, size]: the bytes from each of ``firsts`` on."""
+    found = np.empty((len(firsts), size), np.uint8)
+    for row in range(len(firsts)):
+        found[row] = data[firsts[row] : firsts[row] + size]
+    return found

@@ -19,6 +19,7 @@ from featurizer.records import Kind
 from featurizer.worker import records_of
 from fraudsvc.replay.cases import Cases
 from fraudsvc.replay.told import Told, read_told
+from fraudsvc.shares import Share
 
 READ_BYTES = 4 << 20
 KEPT_RECORDS_MAX = 1_000_000  # in memory: 185 bytes each
@@ -68,9 +69,8 @@ class Piece(Records):
         """Where the next piece begins."""
         return self.batch.next_position
 
-    def told(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return what decisions say, int64[n, Told.COLUMNS]. Raises LogError for no decision."""
-        places, batch = self.places[numbers], self.batch
+    def _told(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        batch = self.batch
         data = np.frombuffer(batch.data, np.uint8)
         told = read_told(data, batch.starts[places], batch.lengths[places])
         broken = np.flatnonzero(told[:, Told.IS_READ] == 0)
@@ -78,12 +78,23 @@ class Piece(Records):
             raise LogError(f"no decision can be read at {batch.positions[places[broken[0]]]}")
         return told
 
-    def cases(self, numbers: NDArray[np.int64]) -> Cases:
-        """Return decisions. Raises LogError for what is none."""
+    def cases_of(self, span: Span, share: Share) -> tuple[Cases, int]:
+        """Return the decisions of a range in a share, and how many repeats of requests there are.
+
+        Those are left out. Raises LogError for what is no decision.
+        """
+        frames, counts = self.frames[self.owners], self.counts[self.owners]
+        mine = (frames >= span.first) & (frames < span.stop) & share.has_each(frames)
+        cases = self._cases(np.flatnonzero(mine & counts))
+        in_time = span.have_time(cases.told)
+        repeats = int((mine & ~counts).sum())
+        return cases if in_time.all() else cases.rows(in_time), repeats
+
+    def _cases(self, numbers: NDArray[np.int64]) -> Cases:
         places, owners, batch = self.places[numbers], self.owners[numbers], self.batch
         where = self.frames[owners], self.positions[owners]
         spans = batch.starts[places], batch.lengths[places]
-        return Cases.of(batch.data, spans, self.told(numbers), self.records[owners], where)
+        return Cases.of(batch.data, spans, self._told(places), self.records[owners], where)
 
 
 @dataclass(slots=True)

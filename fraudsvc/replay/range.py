@@ -181,7 +181,8 @@ class _Run:
     def _read(self) -> Iterator[tuple[Piece, Cases, Cases]]:
         """Yield pieces with their cases: those decided by rules alone, and with a model."""
         for piece in self._pieces.read(self._job.stop):
-            cases = self._cases(piece)
+            cases, repeats = piece.cases_of(self._job.span, self._share)
+            self._summary.repeats += repeats
             is_bare = cases.told[:, Told.RUNG] == RULES_ONLY
             if not is_bare.any():
                 yield piece, Cases.none(), cases
@@ -228,15 +229,6 @@ class _Run:
             yield from Pieces(log).read(stop)
         finally:
             log.close()
-
-    def _cases(self, piece: Piece) -> Cases:
-        span, frames = self._job.span, piece.frames[piece.owners]
-        mine = (frames >= span.first) & (frames < span.stop) & self._share.has_each(frames)
-        counts = piece.counts[piece.owners]
-        self._summary.repeats += int((mine & ~counts).sum())
-        cases = piece.cases(np.flatnonzero(mine & counts))
-        in_time = span.have_time(cases.told)
-        return cases if in_time.all() else cases.rows(in_time)
 
     def _note(self, verdicts: Iterator[Verdict]) -> None:
         for verdict in verdicts:

@@ -21,7 +21,7 @@ from featurizer.slots import LINES, SLOTS
 from featurizer.state import ROW_WORDS
 from fraudsvc.replay.cases import Cases, Rows, joined
 from fraudsvc.replay.kernel import walk
-from fraudsvc.replay.log import Piece
+from fraudsvc.replay.log import Piece, Records
 from fraudsvc.replay.told import Told
 
 _ENTITIES = len(Entity)
@@ -84,13 +84,9 @@ def _space() -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
+class _Waiting(Records):
     """Records that are not folded yet, and cases that were not looked at, sorted by ``due``."""
 
-    records: NDArray[np.void]
-    positions: NDArray[np.int64]
-    frames: NDArray[np.int64]
-    counts: NDArray[np.bool_]
     cases: Cases
     due: NDArray[np.int64]
 
