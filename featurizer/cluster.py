@@ -63,8 +63,8 @@ def practise(kafka: KafkaSettings, schema: int) -> None:
     """Compile the kernels now: a member of a group that compiles is taken for dead."""
     record = np.zeros(1, RECORD)
     record["kind"], record["entities"] = 1, 1
-    number = np.ones(1, np.int64)
-    for value in pack(record, number, number, kafka.entity_partitions, (0, schema)).values():
+    places = np.ones((1, 3), np.int64)
+    for value in pack(record, places, kafka.entity_partitions, (0, schema)).values():
         _, rows = unpack(value, schema)
         Arena(1 << 20).apply(rows, np.arange(1, len(rows) + 1))
 
@@ -164,7 +164,7 @@ def run_split(options: StageOptions) -> int:
     kafka = options.kafka
     settings = SplitSettings(kafka.entity_partitions, schema_number())
     return _run_stage(
-        options, "split", f"{kafka.prefix}.split", INPUTS,
+        options, "split", f"{kafka.prefix}.split", tuple(INPUTS),
         lambda n: SplitLane(n, kafka, settings, options.telemetry.tracer),
     )  # fmt: skip
 

@@ -1,12 +1,13 @@
 """The fold stage: applies packed updates to the states of one partition of the entities.
 
-Owns that states, what each host has in them and the offset to read on from are written together,
-so a crash at any point leaves a store from which the next start simply goes on. Must not know
-which store it is.
+Owns that states, what each host has in them, which updates were met and the offset to read on from
+are written together, so a crash at any point leaves a store from which the next start simply goes
+on. Must not know which store it is.
 
-A state's position is its update's offset and place, so an update that is met again changes
-nothing. What a scorer has to know, namely how much of its own journal is in here, is kept as a
-state too: one row per host, under a key made of the host's.
+A split that begins anew writes some updates again. The last offset that was met of each source is
+kept with the states, and what is not beyond it is left out. What a scorer has to know, namely how
+much of its own journal is in here, is kept as a state too: one row per host, under a key made of
+the host's.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from numpy.typing import NDArray
 from featurizer.arena import Arena
 from featurizer.eventlog_kafka import Consumer, Partition, Received
 from featurizer.kafka_settings import KafkaSettings
-from featurizer.progress import Reached, pack_progress, progress_key, read_progress
+from featurizer.progress import MET_KEY, Reached, pack_progress, progress_key, read_progress
 from featurizer.store import Store
 from featurizer.tracing import Tracer, traces_of
-from featurizer.updates import KINDS, PLACE_BITS, sources_of, unpack
+from featurizer.updates import KINDS, Updates, sources_of, take_new
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class FoldLane:
         self._arena_bytes_max = arena_bytes_max
         self._store: Store | None = None
         self._hosts: dict[int, Reached] = {}
+        self._met = read_progress(None, self._sources)
         self.offset = 0
 
     async def start(self, reader: Consumer) -> dict[Partition, int]:
@@ -61,6 +63,7 @@ class FoldLane:
         self._store = self._open_store(self._number)
         snapshot = self._store.snapshot()
         self.offset = snapshot.position
+        self._met = read_progress(snapshot.get_many([MET_KEY])[0], self._sources)
         snapshot.close()
         oldest, _ = (await reader.ends([self._at]))[self._at]
         if self.offset < oldest:
@@ -73,7 +76,7 @@ class FoldLane:
         return {self._at: self.offset}
 
     def states(self) -> list[tuple[int, bytes]]:
-        """Return every state in memory, and what each host has in them."""
+        """Return every state in memory, what each host has in them, and what was met."""
         return self._arena.states() + self._rows(self._hosts)
 
     async def stop(self) -> None:
@@ -91,10 +94,12 @@ class FoldLane:
         arrays, positions = [], []
         changed: set[int] = set()
         for record in received:
-            source, rows = unpack(record.value or b"", self._schema)
-            arrays.append(rows)
-            positions.append((record.offset << PLACE_BITS) + np.arange(1, len(rows) + 1))
-            changed |= self._note(source, rows, positions[-1])
+            new = take_new(record.value or b"", record.offset, self._schema, self._met.positions)
+            if len(new.rows):
+                self._met = self._met._replace(as_of=int(new.positions[-1]))
+            arrays.append(new.rows)
+            positions.append(new.positions)
+            changed |= self._note(new)
         updates = np.concatenate(arrays)
         self._load(updates)
         self._arena.apply(updates, np.concatenate(positions))
@@ -121,16 +126,16 @@ class FoldLane:
         return self._store
 
     def _rows(self, hosts: Iterable[int]) -> list[tuple[int, bytes]]:
-        """Return key and row of what is in the states of each host."""
-        reached = [(host, self._hosts[host]) for host in hosts]
-        return [(progress_key(host), pack_progress(at.positions, at.as_of)) for host, at in reached]
+        """Return key and row of what is in the states of each host, and of what was met."""
+        reached = [(progress_key(host), self._hosts[host]) for host in hosts]
+        if self._met.as_of:
+            reached.append((MET_KEY, self._met))
+        return [(key, pack_progress(at.positions, at.as_of)) for key, at in reached]
 
-    def _note(
-        self, partition: int, rows: NDArray[np.void], positions: NDArray[np.int64]
-    ) -> set[int]:
+    def _note(self, new: Updates) -> set[int]:
         """Take in how far each host is; return which ones moved."""
         moved = set()
-        for host, source, last in sources_of(rows, partition):
+        for host, source, last in sources_of(new.rows, new.partition):
             if not host:
                 continue  # from no journal that anybody follows
             if host not in self._hosts:
@@ -139,7 +144,7 @@ class FoldLane:
             reached[source] = max(int(reached[source]), last)
             moved.add(host)
         for host in moved:
-            as_of = int(positions[rows["host"] == host][-1])
+            as_of = int(new.positions[new.rows["host"] == host][-1])
             self._hosts[host] = self._hosts[host]._replace(as_of=as_of)
         return moved
 

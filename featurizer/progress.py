@@ -3,7 +3,7 @@
 Owns the rows in which that is kept beside the states and in the index. A row is int64: a version,
 a time that is never swept, the position of the last update that changed it (a state has its own
 in the same place), and then the last position from each source (``updates.source_of``), -1 for
-none.
+none. One more row has, in place of a journal's positions, the offsets that were met.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ def progress_key(host: int) -> int:
     """Return the key under which each partition keeps how much of a host's journal it has."""
     digest = hashlib.sha256(b"progress" + host.to_bytes(8, "little", signed=True)).digest()
     return int.from_bytes(digest[:8], "little", signed=True)
+
+
+# Of no journal: each partition's last offset of a record from each source, in a row of that form.
+MET_KEY = progress_key(0)
 
 
 def pack_progress(positions: NDArray[np.int64], as_of: int = 0) -> bytes:

@@ -1,13 +1,14 @@
 """The split stage: from records of one customer at a time to updates of one entity at a time.
 
-Owns what is a repeat, and that every record reaches the partition of each of its entities exactly
-once. One lane reads one partition of the events and writes in Kafka transactions of its own:
-packed updates and how far it got, all or nothing. Whoever gets the partition next goes on from
-what is written there, and its first act fences the one before.
+Owns what is a repeat, and that every record reaches the partition of each of its entities. One lane
+reads one partition of the events, in order, writes packed updates, waits until they are
+acknowledged, and only then goes on; now and then it writes how far it got. Whoever gets the
+partition next goes on from there, and writes again what came after: the same rows, which name the
+offset of their record, so that a fold knows them (docs/decisions/0033).
 
-A record is a repeat if its host's last one here is not before it, or if one of the last
-``repeats_max`` of this partition had the same request. Both are functions of the log alone, so
-every run over it says the same.
+A record is a repeat if its host's last one here is not before it, or if one of the ``repeats_max``
+offsets before it had the same request. Both are functions of the log alone, so every run over it,
+from whatever progress, says the same.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from featurizer.eventlog_kafka import (
     Consumer,
     Message,
     Partition,
+    Producer,
     Received,
     key_bytes,
     origins_of,
@@ -36,23 +38,30 @@ from featurizer.kafka_settings import KafkaSettings
 from featurizer.records import RECORD, Kind
 from featurizer.spans import Context
 from featurizer.tracing import LINKS_MAX, Tracer, new_context, traces_of
-from featurizer.transactions import Transactions
 from featurizer.updates import pack
 
 _log = logging.getLogger(__name__)
 
-INPUTS = ("transactions", "feedback")
+INPUTS = {"transactions": Kind.TRANSACTION, "feedback": Kind.FEEDBACK}  # topics, and what is there
+PROGRESS = "split-progress"
 READ_RECORDS = 20_000
 READ_WAIT_MS = 500
+_FIELDS: Mapping[str, tuple[Any, ...]] = RECORD.fields or {}
+_KIND_AT: int = _FIELDS["kind"][1]
 
 
 @dataclass(frozen=True, slots=True)
 class SplitSettings:
-    """Partitions of the entities, and how many requests a partition remembers."""
+    """Partitions of the entities, and over how many offsets a partition remembers requests.
+
+    A lane that begins anew writes again what came after the last progress: ``progress_records``,
+    and what was read at once.
+    """
 
     entity_partitions: int
     schema: int
     repeats_max: int = 1 << 18
+    progress_records: int = 10_000
 
 
 @dataclass(slots=True)
@@ -81,59 +90,73 @@ class Progress:
 
 
 class Repeats:
-    """The requests of the last ``maximum`` records of a partition."""
+    """The requests at the last ``maximum`` offsets of a partition.
+
+    What it knows at an offset depends on those records alone, wherever it began to look.
+    """
 
     def __init__(self, maximum: int) -> None:
-        self._order: deque[int] = deque()
-        self._seen: set[int] = set()
+        self._order: deque[tuple[int, int]] = deque()
+        self._last: dict[int, int] = {}
         self._maximum = maximum
 
-    def is_new(self, request: int) -> bool:
+    def is_new(self, request: int, offset: int) -> bool:
         """Return whether none of them had this request, and remember it; 0 is always new."""
-        if request in self._seen:
-            return False
-        if request:
-            self._seen.add(request)
-            self._order.append(request)
-            if len(self._order) > self._maximum:
-                self._seen.discard(self._order.popleft())
-        return True
+        while self._order and self._order[0][0] < offset - self._maximum:
+            oldest, gone = self._order.popleft()
+            if self._last[gone] == oldest:
+                del self._last[gone]
+        if not request:
+            return True
+        is_new = request not in self._last
+        self._last[request] = offset
+        self._order.append((offset, request))
+        return is_new
 
 
 def well_formed(
-    records: Sequence[Received],
+    records: Sequence[Received], kind: Kind
 ) -> tuple[NDArray[np.void], NDArray[np.void], list[Received]]:
     """Return the records (RECORD[n]) that the values hold, their ORIGIN rows, and the n received.
 
-    What is no record of this version is left out.
+    What is no record of this kind is left out: its offset would be taken for one of another topic.
     """
-    size = RECORD.itemsize
-    fit = [each for each in records if each.value is not None and len(each.value) == size]
+    fit = [each for each in records if _is_record(each.value, kind)]
     rows = np.frombuffer(b"".join([each.value or b"" for each in fit]), RECORD)
     return rows, origins_of(fit), fit
 
 
+def _is_record(value: bytes | None, kind: Kind) -> bool:
+    return value is not None and len(value) == RECORD.itemsize and value[_KIND_AT] == kind
+
+
 def fresh(
     rows: NDArray[np.void],
-    origins: NDArray[np.void],
+    places: NDArray[np.int64],
     last: dict[int, int],
-    repeats: Repeats,
+    repeats: Repeats | None,
 ) -> NDArray[np.bool_]:
-    """Return which records count, and take them into ``last`` and ``repeats``.
+    """Return which records count, and take all into ``last`` and, of payments, ``repeats``.
 
-    An origin without a host is one that somebody else sent: there its request alone can tell.
+    ``places`` are as in ``pack``. An origin without a host is one that somebody else sent: there
+    its request alone can tell.
     """
     keep = np.zeros(len(rows), np.bool_)
     requests = rows["request"].tolist()
-    kinds = rows["kind"].tolist()
-    pairs = zip(origins["host"].tolist(), origins["position"].tolist(), strict=True)
-    for i, (host, position) in enumerate(pairs):
+    for i, (offset, host, position) in enumerate(places.tolist()):
+        is_new = repeats is None or repeats.is_new(requests[i], offset)
         if host:
             if position <= last.get(host, -1):
                 continue
             last[host] = position
-        keep[i] = kinds[i] != Kind.TRANSACTION or repeats.is_new(requests[i])
+        keep[i] = is_new
     return keep
+
+
+def places_of(received: Sequence[Received], origins: NDArray[np.void]) -> NDArray[np.int64]:
+    """Return int64[n, 3]: the offset of each record, and host and position of its origin."""
+    offsets = np.array([each.offset for each in received], np.int64)
+    return np.stack([offsets, origins["host"], origins["position"]], axis=1)
 
 
 class SplitLane:
@@ -150,13 +173,14 @@ class SplitLane:
         self._number = number
         self._kafka = kafka
         self._settings = settings
-        self._transactions = Transactions(kafka, f"split-{number}")
+        self._producer = Producer(kafka)
         self._progress = Progress()
+        self._unwritten = 0  # records since progress was written
         self._repeats = Repeats(settings.repeats_max)
 
     async def start(self, reader: Consumer) -> dict[Partition, int]:
-        """Fence the lane before, and return where to read on. ``reader`` is free for use."""
-        await self._transactions.start()
+        """Return where to read on. ``reader`` is free for use."""
+        await self._producer.start()
         self._progress = await self._read_progress(reader)
         ends = await reader.ends([self._at(name) for name in INPUTS])
         for name in INPUTS:
@@ -168,39 +192,44 @@ class SplitLane:
 
     async def stop(self) -> None:
         """Let go of the connections."""
-        await self._transactions.stop()
+        await self._producer.stop()
 
     async def settle(self) -> None:
-        """Nothing is left under way."""
+        """Write how far it is. Raises LogError."""
+        if self._unwritten:
+            await self._producer.send(self._progress_batch())
+            self._unwritten = 0
 
     async def take(self, found: Mapping[Partition, Sequence[Received]]) -> int:
         """Split what was read of each input; return how many records counted.
 
-        Raises LogError: nothing of it is written then, or all of it is, and only a new lane
-        can tell.
+        Raises LogError: some of it may be written then, or is to be, and only a new lane may go on.
         """
         batches: dict[Partition, list[Message]] = {}
+        if self._unwritten >= self._settings.progress_records:
+            # What was acknowledged before; it goes with the rest, as nobody need wait for it.
+            batches, self._unwritten = self._progress_batch(), 0
         counted, start_ns, span = 0, time.time_ns(), new_context()
         links: list[Context] = []
-        for name in INPUTS:
+        for name, kind in INPUTS.items():
             received = found.get(self._at(name))
             if not received:
                 continue
-            rows, origins, fit = well_formed(received)
+            rows, origins, fit = well_formed(received, kind)
             if len(rows) < len(received):
                 _log.error("%s: %d values are no records", name, len(received) - len(rows))
-            keep = fresh(rows, origins, self._progress.hosts[name], self._repeats)
+            places = places_of(fit, origins)
+            repeats = self._repeats if kind == Kind.TRANSACTION else None
+            keep = fresh(rows, places, self._progress.hosts[name], repeats)
             traced = self._traced(fit, keep)
-            rows, origins = rows[keep], origins[keep]
+            rows, places = rows[keep], places[keep]
             counted += len(rows)
             self._progress.offsets[name] = received[-1].offset + 1
+            self._unwritten += len(received)
             if len(rows):
-                self._pack(rows, origins, traced, span, batches)
+                self._pack(rows, places, traced, span, batches)
                 links += traced.values()
-        batches[self._at("split-progress")] = [
-            Message(key_bytes(self._number), self._progress.to_bytes())
-        ]
-        await self._transactions.commit(batches)
+        await self._producer.send(batches)
         self._tracer.batch(
             "process", self._kafka.topic("transactions"), start_ns, links, context=span,
             attributes={
@@ -209,6 +238,10 @@ class SplitLane:
             },
         )  # fmt: skip
         return counted
+
+    def _progress_batch(self) -> dict[Partition, list[Message]]:
+        message = Message(key_bytes(self._number), self._progress.to_bytes())
+        return {self._at(PROGRESS): [message]}
 
     def _traced(self, records: Sequence[Received], keep: NDArray[np.bool_]) -> dict[int, Context]:
         """Return the calls of kept traces by the row that each has among the records to keep."""
@@ -223,7 +256,7 @@ class SplitLane:
     def _pack(
         self,
         rows: NDArray[np.void],
-        origins: NDArray[np.void],
+        places: NDArray[np.int64],
         traced: Mapping[int, Context],
         span: Context,
         batches: dict[Partition, list[Message]],
@@ -233,13 +266,8 @@ class SplitLane:
         for row, context in traced.items():
             for home in self._homes(rows[row]):
                 named.setdefault(home, [span]).append(context)
-        packed = pack(
-            rows,
-            np.ascontiguousarray(origins["host"]),
-            np.ascontiguousarray(origins["position"]),
-            self._settings.entity_partitions,
-            (self._number, self._settings.schema),
-        )
+        source = (self._number, self._settings.schema)
+        packed = pack(rows, places, self._settings.entity_partitions, source)
         for partition, value in packed.items():
             at = (self._kafka.topic("entity-updates"), partition)
             traces = named.get(partition, ())[: LINKS_MAX + 1]
@@ -256,13 +284,9 @@ class SplitLane:
         return self._kafka.topic(name), self._number
 
     async def _read_progress(self, reader: Consumer) -> Progress:
-        """Return what the last transaction of this lane wrote; its producer is fenced by now.
-
-        The partition is this lane's alone: an open transaction of another lane would hide from us
-        what was committed after it began.
-        """
+        """Return what was written last. A lane that was taken for dead may write older ones."""
         found = Progress()
-        async for record in read_all(reader, self._at("split-progress"), 0):
+        async for record in read_all(reader, self._at(PROGRESS), 0):
             if record.value is not None:
                 found = Progress.from_bytes(record.value)
         return found
@@ -274,8 +298,9 @@ class SplitLane:
         if start >= stop:
             return
         async for record in read_all(reader, self._at("transactions"), start, stop):
-            if record.value is not None and len(record.value) == RECORD.itemsize:
-                self._repeats.is_new(int(np.frombuffer(record.value, RECORD)["request"][0]))
+            if _is_record(record.value, Kind.TRANSACTION):
+                request = np.frombuffer(record.value, RECORD)["request"][0]
+                self._repeats.is_new(int(request), record.offset)
 
 
 async def read_all(reader: Consumer, at: Partition, start: int, stop: int | None = None) -> Any:

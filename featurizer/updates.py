@@ -5,13 +5,14 @@ it travels, nor what a fold does.
 
 A packed array is HEAD and then UPDATE rows. A row's ``mask`` has a bit for each entity of its
 record that belongs to the partition; ``host`` and ``position`` say where the record was written
-first, so that whoever folded it already can tell.
+first, ``offset`` where it stood when it was split. A source's rows come in the order of that, and
+one that is not beyond the last is a repeat, which whoever reads drops (``take_new``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -20,12 +21,13 @@ from numpy.typing import NDArray
 from featurizer.eventlog import LogError
 from featurizer.records import RECORD, Entity, Kind
 
-UPDATES_VERSION = 1
+UPDATES_VERSION = 2
 HEAD = np.dtype(
     [("version", "u1"), ("spare", "u1"), ("input", "<u2"), ("count", "<u4"), ("schema", "<i8")]
 )
 UPDATE = np.dtype(
-    [("mask", "<i8"), ("host", "<i8"), ("position", "<i8"), ("record", RECORD)], align=False
+    [("mask", "<i8"), ("offset", "<i8"), ("host", "<i8"), ("position", "<i8"), ("record", RECORD)],
+    align=False,
 )
 PLACE_BITS = 20  # of a log position, below the offset: the row's place in its array
 ROWS_MAX = 1 << PLACE_BITS
@@ -64,7 +66,7 @@ def _find_homes(words, partitions, homes):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _pack(words, origins, homes, starts, rows):  # type: ignore[no-untyped-def]
+def _pack(words, places, homes, starts, rows):  # type: ignore[no-untyped-def]
     """Write the rows of each partition from ``starts[partition]`` on."""
     row_of = np.full(len(starts), -1, np.int64)
     for i in range(words.shape[0]):
@@ -79,23 +81,21 @@ def _pack(words, origins, homes, starts, rows):  # type: ignore[no-untyped-def]
                 starts[home] = row + 1
                 row_of[home] = row
                 rows[row, 0] = 0
-                rows[row, 1] = origins[i, 0]
-                rows[row, 2] = origins[i, 1]
+                rows[row, 1:_LEAD] = places[i]
                 rows[row, _LEAD:] = words[i]
             rows[row, 0] |= 1 << entity
 
 
 def pack(
     records: NDArray[np.void],
-    hosts: NDArray[np.int64],
-    positions: NDArray[np.int64],
+    places: NDArray[np.int64],
     partitions: int,
     source: tuple[int, int],
 ) -> dict[int, bytes]:
     """Return a packed array for each partition that the records (RECORD[n]) touch.
 
-    ``hosts`` and ``positions`` int64[n] tell where each was written first; ``source`` is the
-    partition that they were read from and the hash of the schema.
+    ``places`` int64[n, 3] are the offset of each, and host and position where it was written first;
+    ``source`` is the partition that they were read from and the hash of the schema.
     """
     if len(records) > ROWS_MAX:
         raise ValueError(f"{len(records)} records in an array of at most {ROWS_MAX}")
@@ -104,8 +104,7 @@ def pack(
     counts = _find_homes(words, partitions, homes)
     stops = np.cumsum(counts)
     rows = np.empty((int(stops[-1]), _ROW_WORDS), np.int64)
-    origins = np.stack([hosts, positions], axis=1)
-    _pack(words, origins, homes, stops - counts, rows)
+    _pack(words, places, homes, stops - counts, rows)
     head = np.zeros(1, HEAD)
     head["version"], head["input"], head["schema"] = UPDATES_VERSION, *source
     packed = {}
@@ -150,3 +149,30 @@ def unpack(value: bytes, schema: int) -> tuple[int, NDArray[np.void]]:
     if len(rows) != head["count"]:
         raise LogError(f"packed updates of {len(rows)} rows that should be {head['count']}")
     return int(head["input"]), rows
+
+
+class Updates(NamedTuple):
+    """Rows (UPDATE[n]) of a packed array, their positions int64[n], and the input's partition."""
+
+    partition: int
+    rows: NDArray[np.void]
+    positions: NDArray[np.int64]
+
+
+def take_new(value: bytes, offset: int, schema: int, met: NDArray[np.int64]) -> Updates:
+    """Return of the packed array at ``offset`` what was not met before, and note it in ``met``.
+
+    ``met`` int64[sources] has the last offset that came from each source. Why that is enough to
+    know a repeat by: docs/decisions/0033. Raises LogError, as ``unpack`` does, and for a source
+    that ``met`` does not have.
+    """
+    partition, rows = unpack(value, schema)
+    positions = (offset << PLACE_BITS) + np.arange(1, len(rows) + 1)
+    sources = source_of(partition, rows["record"]["kind"].astype(np.int64))
+    if len(rows) and not 0 <= sources.min() <= sources.max() < len(met):
+        raise LogError(f"updates of sources {np.unique(sources)}, where {len(met)} are known")
+    is_new = rows["offset"] > met[sources]
+    if not is_new.all():
+        rows, positions, sources = rows[is_new], positions[is_new], sources[is_new]
+    np.maximum.at(met, sources, rows["offset"])
+    return Updates(partition, rows, positions)

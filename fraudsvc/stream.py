@@ -220,7 +220,7 @@ class StreamLane:
         for place, each in enumerate(taken):
             if isinstance(each, ServiceError):
                 self._pass_over(batch, batch.received[place], each, now_ms)
-            elif self._repeats.is_new(each.ids.item(REQUEST_WORD)):
+            elif self._repeats.is_new(each.ids.item(REQUEST_WORD), batch.received[place].offset):
                 batch.count(each, place)
         batch.steps.accept(len(taken))
 
@@ -339,7 +339,7 @@ class StreamLane:
             self._judges.intake.take(received.value or b"", now_ms, record, ids)
         except ServiceError:
             return
-        self._repeats.is_new(ids.item(REQUEST_WORD))
+        self._repeats.is_new(ids.item(REQUEST_WORD), received.offset)
 
     async def _wait_for_states(self) -> None:
         """Wait until the states have what this lane, or the one before, sent out."""

@@ -12,8 +12,11 @@ and payload, so two hosts give the same.
 
 What a relay sent again, which is not beyond its host's last in the partition, is the same record.
 
-No record of an aborted transaction counts: the topics are read as committed, so an update or a
-state that comes from an aborted one is met as one too many, or differs.
+A split that began anew writes updates again. An update names its record's offset; one that is not
+beyond the last of its source, a kind of record in one partition of the events, is a repeat. It must
+be the same as the first, which must be there, and it must be in no state.
+
+No record of an aborted transaction of the stream counts: the topics are read as committed.
 """
 
 from __future__ import annotations
@@ -36,9 +39,13 @@ from featurizer.state import ROW_WORDS, length
 
 ORIGIN = struct.Struct("<qqBBHI")
 HEAD = struct.Struct("<BBHIq")
-ROW = np.dtype([("mask", "<i8"), ("host", "<i8"), ("position", "<i8"), ("record", RECORD)])
+ROW = np.dtype(
+    [("mask", "<i8"), ("offset", "<i8"), ("host", "<i8"), ("position", "<i8"), ("record", RECORD)]
+)
 UPDATES = "entity-updates"
 TOPICS = (UPDATES, "decisions", "feedback", "transactions")  # what follows from the others first
+INPUTS = {1: "transactions", 2: "feedback"}  # by the kind of record
+NO_JOURNAL = 0  # the host under whose key a partition keeps the offsets that it met
 READ_MS = 200
 READS_MAX = 600
 
@@ -96,12 +103,14 @@ class Found:
     decisions: dict[At, list[str]] = field(default_factory=dict)
     updates: list[Update] = field(default_factory=list)
     first: dict[int, At] = field(default_factory=dict)  # of each request: its event
-    arrays: int = 0  # packed ones
     ends: dict[int, int] = field(default_factory=dict)  # the offset of the last in each partition
     repeats: int = 0  # of requests, at another host
     resent: int = 0  # by relays
+    repeated: int = 0  # updates, by splits that began anew
     wrong: Faults = field(default_factory=lambda: Faults([], [], []))
     _records: dict[At, bytes] = field(default_factory=dict)
+    _places: dict[tuple[str, int, int], At] = field(default_factory=dict)
+    _rows: dict[tuple[int, int, int, int], bytes] = field(default_factory=dict)
     _waiting: dict[At, int] = field(default_factory=dict)  # events: the entities not updated yet
     _met: Counter[tuple[int, int, int]] = field(default_factory=Counter)
     _last: dict[tuple[object, ...], int] = field(default_factory=dict)
@@ -148,7 +157,6 @@ class Found:
             at = (sent.host, sent.position - 1)
             self.decisions.setdefault(at, []).append(decision.assessment.decision_id)
         for each in raw[UPDATES]:
-            self.arrays += 1
             self.ends[each.partition] = each.offset
             self._update(each)
 
@@ -161,6 +169,7 @@ class Found:
             known = self._records.get((host, position))
             if position > self._last.get(last, -1):
                 self._last[last] = position
+                self._places[topic, partition, offset] = (host, position)
                 self._records[host, position] = b"" if topic == "decisions" else value
                 found.append(Sent(partition, offset, host, position, value))
                 continue
@@ -179,14 +188,34 @@ class Found:
     def _update(self, raw: Raw) -> None:
         partition, offset, _, value = raw
         rows = np.frombuffer(value, ROW, offset=HEAD.size)
-        if len(rows) != HEAD.unpack_from(value)[3]:
+        _, _, source, count, _ = HEAD.unpack_from(value)
+        if len(rows) != count:
             self.wrong.different.append(f"updates at {partition}/{offset} are cut")
         for place, row in enumerate(rows, 1):
+            kind, split_at = int(row["record"]["kind"]), int(row["offset"])
+            if self._is_repeat((partition, source, kind, split_at), row.tobytes()):
+                continue
             at = (int(row["host"]), int(row["position"]))
+            if self._places.get((INPUTS.get(kind, ""), source, split_at)) != at:
+                self.wrong.different.append(f"an update of {at} is not of {source}/{split_at}")
             update = Update(partition, offset, place, int(row["mask"]), *at)
             self.updates.append(update)
             self._judge(update, at, row["record"])
-            self._fold(update, row["record"])
+            self._fold(update, row["record"], split_at)
+
+    def _is_repeat(self, row: tuple[int, int, int, int], data: bytes) -> bool:
+        """Whether a row, by partition, source, kind and offset, does not count."""
+        last = ("update", *row[:3])
+        if row[3] > self._last.get(last, -1):
+            self._last[last] = row[3]
+            self._rows[row] = data
+            return False
+        self.repeated += 1
+        if row not in self._rows:
+            self.wrong.lost.append(f"the update {row} was overtaken")
+        elif self._rows[row] != data:
+            self.wrong.different.append(f"the update {row} was written in two forms")
+        return True
 
     def _judge(self, update: Update, at: At, record: np.void) -> None:
         """Find what is wrong with an update by itself and by those before it."""
@@ -213,7 +242,7 @@ class Found:
             self.wrong.different.append(f"{at} is out of its customer's order")
         self._last[customer] = at[1]
 
-    def _fold(self, update: Update, record: np.void) -> None:
+    def _fold(self, update: Update, record: np.void, split_at: int) -> None:
         place = (update.offset << 20) + update.place
         for entity, key in enumerate(record["entities"].tolist()):
             if update.mask >> entity & 1:
@@ -221,11 +250,12 @@ class Found:
                 fold(words, entity, record, place)
         source = int(record["entities"][0]) % (1 << 64) % self.partitions * 2
         source += int(record["kind"]) - 1
-        digest = hashlib.sha256(b"progress" + update.host.to_bytes(8, "little", signed=True))
-        row_key = int.from_bytes(digest.digest()[:8], "little", signed=True)
-        none = np.full(1 + 2 * self.partitions, -1, np.int64)
-        row = self._progress.setdefault((update.partition, row_key), none)
-        row[0], row[1 + source] = place, max(row[1 + source], update.position)
+        for host, reached in ((update.host, update.position), (NO_JOURNAL, split_at)):
+            digest = hashlib.sha256(b"progress" + host.to_bytes(8, "little", signed=True))
+            row_key = int.from_bytes(digest.digest()[:8], "little", signed=True)
+            none = np.full(1 + 2 * self.partitions, -1, np.int64)
+            row = self._progress.setdefault((update.partition, row_key), none)
+            row[0], row[1 + source] = place, max(row[1 + source], reached)
 
 
 class Reader:
@@ -241,19 +271,13 @@ class Reader:
         """Take in what came since. Raises KafkaError, TimeoutError, with nothing taken in."""
         return asyncio.run(self._read())
 
-    def uncommitted(self) -> int:
-        """Count all packed arrays ever written, those of aborted transactions, too."""
-        places = self._places(UPDATES)
-        raw = asyncio.run(self._collect(places, dict.fromkeys(places, 0), "read_uncommitted"))
-        return len(raw[0])
-
     async def _read(self) -> Found:
         read: dict[str, Sequence[Raw]] = {}
         positions: dict[aiokafka.TopicPartition, int] = {}
         for name in TOPICS:
             places = self._places(name)
             starts = {at: self._positions.get(at, 0) for at in places}
-            read[name], after = await self._collect(places, starts, "read_committed")
+            read[name], after = await self._collect(places, starts)
             positions |= after
         self._positions |= positions
         self.found.take(read)
@@ -267,12 +291,12 @@ class Reader:
         self,
         places: list[aiokafka.TopicPartition],
         starts: Mapping[aiokafka.TopicPartition, int],
-        isolation: str,
     ) -> tuple[list[Raw], dict[aiokafka.TopicPartition, int]]:
         """Return the records up to what the ends are now, and where to read on."""
         consumer = aiokafka.AIOKafkaConsumer(
-            bootstrap_servers=self._bootstrap, isolation_level=isolation, enable_auto_commit=False
-        )
+            bootstrap_servers=self._bootstrap, isolation_level="read_committed",
+            enable_auto_commit=False,
+        )  # fmt: skip
         await consumer.start()
         try:
             consumer.assign(places)

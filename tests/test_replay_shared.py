@@ -28,11 +28,12 @@ from featurizer.hashing import SECRET_BYTES, IdHasher
 from featurizer.kafka_settings import KafkaSettings
 from featurizer.progress import NONE, SHIPPED_KEY, pack_progress, progress_key
 from featurizer.records import Entity
+from featurizer.records import Kind as Kinds
 from featurizer.relay import ids_of, messages_of, note_sources
-from featurizer.splitter import INPUTS, Repeats, fresh, well_formed
+from featurizer.splitter import INPUTS, Repeats, fresh, places_of, well_formed
 from featurizer.state import RING_EVENTS
 from featurizer.store import StoreError
-from featurizer.updates import KINDS, PLACE_BITS, pack, sources_of, unpack
+from featurizer.updates import KINDS, PLACE_BITS, pack, sources_of, take_new
 from featurizer.worker import records_of
 from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
@@ -51,6 +52,7 @@ from tests.conftest import SEED, Asked, Payments, Trained, call_now
 
 EVENTS, ENTITIES = 2, 3  # partitions
 STEPS = 400
+REMEMBERED = 500  # requests of a partition
 KAFKA = KafkaSettings("nowhere:1", "replay", event_partitions=EVENTS, entity_partitions=ENTITIES)
 
 
@@ -78,7 +80,9 @@ class Shared:
         self._progress: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._done: dict[Partition, int] = defaultdict(int)
         self._last: dict[Partition, dict[int, int]] = defaultdict(dict)
-        self._repeats = [Repeats(1 << 16) for _ in range(EVENTS)]
+        self._repeats = [Repeats(REMEMBERED) for _ in range(EVENTS)]
+        self._written: dict[int, dict[Partition, tuple[int, dict[int, int]]]] = defaultdict(dict)
+        self._met = np.full((ENTITIES, EVENTS * KINDS), NONE, np.int64)
         self.is_away = False
 
     def send(self, batches: dict[Partition, list[Message]]) -> None:
@@ -91,26 +95,43 @@ class Shared:
 
     def split(self, partition: int, most: int) -> None:
         """Split at most so many records of each input."""
-        for name in INPUTS:
+        for name, kind in INPUTS.items():
             at = (name, partition)
             some = self.topics[at][self._done[at] :][:most]
             self._done[at] += len(some)
-            rows, origins, _ = well_formed(some)
-            keep = fresh(rows, origins, self._last[at], self._repeats[partition])
-            rows, origins = rows[keep], origins[keep]
+            rows, origins, fit = well_formed(some, kind)
+            places = places_of(fit, origins)
+            repeats = self._repeats[partition] if kind == Kinds.TRANSACTION else None
+            keep = fresh(rows, places, self._last[at], repeats)
+            rows, places = rows[keep], places[keep]
             if len(rows):
-                hosts, positions = (np.ascontiguousarray(origins[n]) for n in ("host", "position"))
                 source = (partition, schema_number())
-                for home, value in pack(rows, hosts, positions, ENTITIES, source).items():
+                for home, value in pack(rows, places, ENTITIES, source).items():
                     self.send({(KAFKA.topic(UPDATES), home): [Message(b"", value)]})
+
+    def write_progress(self, partition: int) -> None:
+        places = [(name, partition) for name in INPUTS]
+        self._written[partition] = {at: (self._done[at], dict(self._last[at])) for at in places}
+
+    def begin_anew(self, partition: int) -> None:
+        """Split on from the progress, as after a crash: some of it is written again."""
+        for name in INPUTS:
+            done, last = self._written[partition].get((name, partition), (0, {}))
+            self._done[name, partition], self._last[name, partition] = done, dict(last)
+        repeats = self._repeats[partition] = Repeats(REMEMBERED)
+        done = self._done["transactions", partition]
+        some = self.topics["transactions", partition][max(0, done - REMEMBERED) : done]
+        rows, _, fit = well_formed(some, INPUTS["transactions"])
+        for row, entry in zip(rows, fit, strict=True):
+            repeats.is_new(int(row["request"]), entry.offset)
 
     def fold(self, partition: int, most: int) -> None:
         """Fold at most so many arrays."""
         at = (UPDATES, partition)
         for entry in self.topics[at][self._done[at] :][:most]:
             self._done[at] += 1
-            source, rows = unpack(entry.value or b"", schema_number())
-            positions = (entry.offset << PLACE_BITS) + np.arange(1, len(rows) + 1)
+            value, met = entry.value or b"", self._met[partition]
+            source, rows, positions = take_new(value, entry.offset, schema_number(), met)
             self._arenas[partition].apply(rows, positions)
             for host, number, last in sources_of(rows, source):
                 none = np.full(EVENTS * KINDS, NONE, np.int64)
@@ -201,6 +222,11 @@ def go_on(shared: Shared, sites: Sequence[Site], rng: np.random.Generator, *, bu
     for site in sites:
         if rng.random() < (0.5 if busy else 0.1):
             site.relay(int(rng.choice([1 << 12, 1 << 16])), twice=rng.random() < 0.1)
+    for partition in range(EVENTS):
+        if rng.random() < 0.1:
+            shared.write_progress(partition)
+        if rng.random() < 0.05:
+            shared.begin_anew(partition)
     for turn, partitions in ((shared.split, EVENTS), (shared.fold, ENTITIES)):
         for partition in range(partitions):
             if rng.random() < (0.6 if busy else 0.05):

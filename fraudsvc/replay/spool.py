@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from featurizer.eventlog_kafka import Consumer, Partition, Received, origins_of
 from featurizer.folder import UPDATES
 from featurizer.kafka_settings import KafkaSettings
+from featurizer.progress import NONE
 from featurizer.records import RECORD, Entity, Kind
 from featurizer.splitter import INPUTS, read_all, well_formed
-from featurizer.updates import PLACE_BITS, UPDATE, source_of, unpack
+from featurizer.updates import KINDS, UPDATE, source_of, take_new
 from fraudsvc.replay.shared_kernel import NEVER, link
 
 # Decisions first: what each was made of is on the log when it is there.
@@ -133,6 +134,8 @@ class Filling:
         self._schema = schema
         self._parts = _Parts(folder)
         self._hosts: set[int] = set()
+        sources = (kafka.entity_partitions, kafka.event_partitions * KINDS)
+        self._met = np.full(sources, NONE, np.int64)
 
     def take(self, name: str, partition: int, received: Sequence[Received]) -> None:
         """Take in records of one of TOPICS, in order. Raises LogError for updates that are none."""
@@ -141,7 +144,7 @@ class Filling:
         elif name == "decisions":
             self._decisions(received)
         else:
-            self._records(received)
+            self._records(received, INPUTS[name])
 
     def _decisions(self, received: Sequence[Received]) -> None:
         origins = origins_of(received)
@@ -159,8 +162,8 @@ class Filling:
             rows["start"] = start + np.cumsum(rows["length"]) - rows["length"]
             self._parts.add(_host(host, "decided"), rows.tobytes())
 
-    def _records(self, received: Sequence[Received]) -> None:
-        records, origins, _fit = well_formed(received)
+    def _records(self, received: Sequence[Received], kind: Kind) -> None:
+        records, origins, _fit = well_formed(received, kind)
         for host in np.unique(origins["host"]).tolist():
             if not host:
                 continue
@@ -175,10 +178,9 @@ class Filling:
 
     def _updates(self, partition: int, received: Sequence[Received]) -> None:
         for each in received:
-            _, rows = unpack(each.value or b"", self._schema)
-            at = (each.offset << PLACE_BITS) + np.arange(1, len(rows) + 1)
-            self._parts.add(f"updates-{partition}.rows", rows.tobytes())
-            self._parts.add(f"updates-{partition}.at", at.astype(np.int64).tobytes())
+            new = take_new(each.value or b"", each.offset, self._schema, self._met[partition])
+            self._parts.add(f"updates-{partition}.rows", new.rows.tobytes())
+            self._parts.add(f"updates-{partition}.at", new.positions.tobytes())
 
     def finish(self, log_begins: int = 0) -> Spool:
         """Make of the parts what a Spool opens."""

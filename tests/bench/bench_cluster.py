@@ -66,8 +66,8 @@ def updates_of(cluster: Cluster, records: NDArray[np.void]) -> Iterator[Fill]:
     for start in range(0, len(records), ARRAY_RECORDS):
         part = records[start : start + ARRAY_RECORDS]
         positions = np.arange(start, start + len(part), dtype=np.int64)
-        hosts = np.full(len(part), 7, np.int64)
-        packed = pack(part, hosts, positions, cluster.partitions, (0, schema_number()))
+        places = np.stack([positions, np.full_like(positions, 7), positions], axis=1)
+        packed = pack(part, places, cluster.partitions, (0, schema_number()))
         topic = cluster.kafka.topic("entity-updates")
         yield {(topic, n): [Message(key_bytes(n), value)] for n, value in packed.items()}
 

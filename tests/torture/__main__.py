@@ -48,7 +48,7 @@ def _line(done: Round) -> str:
         f"{done.number:4} {done.fault:14} {done.target:18} fault {done.fault_s:5.1f} s"
         f"  acknowledged {done.acknowledged:6}  recovered in {done.recovery_s:5.1f} s"
         f"  lost {done.lost} twice {done.twice} different {done.different}"
-        f"  (aborted {done.aborted}, repeats {done.repeats}, sent again {done.resent},"
+        f"  (split again {done.repeated}, repeats {done.repeats}, sent again {done.resent},"
         f" exits {exits})" + "".join(f"\n     WRONG: {each}" for each in done.wrong)
     )
 

@@ -63,7 +63,7 @@ class Round:
     lost: int = 0
     twice: int = 0
     different: int = 0
-    aborted: int = 0  # packed arrays of transactions that were aborted, so far
+    repeated: int = 0  # updates that a split wrote twice, so far
     repeats: int = 0  # records of requests that another host had decided before, so far
     resent: int = 0  # records that a relay sent twice, so far
     exits: dict[str, int] = field(default_factory=dict)  # that nobody ordered, so far
@@ -232,8 +232,7 @@ class Torture:
         done.lost, done.twice, done.different = len(lost), len(twice), len(different)
         done.wrong += lost[:SHOWN] + twice[:SHOWN] + different[:SHOWN]
         done.acknowledged = len(acknowledged)
-        done.aborted = self._reader.uncommitted() - found.arrays
-        done.repeats, done.resent = found.repeats, found.resent
+        done.repeated, done.repeats, done.resent = found.repeated, found.repeats, found.resent
         done.exits = {role: count for role, count in self._fleet.exits.items() if count}
         rungs = self._traffic.rungs()
         done.rungs, self._rungs = dict(rungs - self._rungs), rungs
