@@ -27,7 +27,9 @@ PARTITIONS = 2  # of the entities, and of the events, of which the first is used
 KAFKA = KafkaSettings(
     "nowhere:1", "lanes", event_partitions=PARTITIONS, entity_partitions=PARTITIONS
 )
-SETTINGS = SplitSettings(PARTITIONS, schema_number(), repeats_max=3, progress_records=4)
+SETTINGS = SplitSettings(PARTITIONS, schema_number(), repeats_max=3, progress_records=2)
+WRITTEN = [(KAFKA.topic("entity-updates"), number) for number in range(PARTITIONS)]
+WRITTEN.append((KAFKA.topic("split-progress"), 0))
 Batches = Mapping[Partition, Sequence[Message]]
 
 
@@ -75,17 +77,17 @@ class Logs:
 
 @dataclass
 class Sender:
-    """Stands for a producer. ``arriving`` are the partitions that the next send gets to, if any."""
+    """Stands for a producer. ``arriving`` is all that the next send gets to; None is for all."""
 
     logs: Logs
-    arriving: set[int] | None = None
+    arriving: set[Partition] | None = None
 
     async def start(self) -> None:
         pass
 
     async def send(self, batches: Batches) -> None:
         for at, messages in batches.items():
-            if self.arriving is None or at[1] in self.arriving:
+            if self.arriving is None or at in self.arriving:
                 self.logs.append(at, messages)
             else:
                 self.logs.late.append((at, messages))

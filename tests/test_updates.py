@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurizer.cluster import schema_number
@@ -21,7 +21,17 @@ from featurizer.store_lmdb import LmdbStore
 from featurizer.updates import KINDS, pack, take_new
 from tests.checker import Found
 from tests.conftest import SEED
-from tests.lanes import KAFKA, PARTITIONS, Lane, Logs, kept_rows, raw_of, record_of, send_event
+from tests.lanes import (
+    KAFKA,
+    PARTITIONS,
+    WRITTEN,
+    Lane,
+    Logs,
+    kept_rows,
+    raw_of,
+    record_of,
+    send_event,
+)
 
 HOSTS = (11, 12)
 
@@ -49,19 +59,21 @@ EVENTS = st.lists(
         Event,
         st.sampled_from([Kind.TRANSACTION, Kind.TRANSACTION, Kind.FEEDBACK]),
         st.sampled_from(HOSTS),
-        st.integers(0, 6),
+        st.integers(0, 9),
         st.tuples(st.sampled_from([2, 4]), st.integers(0, 4)),
         st.sampled_from([0, 0, 0, 1, 3]),
     ),
+    min_size=12,
     max_size=30,
 )
 ACTS = st.lists(
     st.builds(
         Act,
-        st.sampled_from(["start", "take", "take", "take", "settle", "die", "late"]),
+        st.sampled_from(["start", "take", "take", "take", "settle", "die", "die", "late"]),
         st.integers(0, 7),
-        st.integers(0, 5),
+        st.integers(0, 7),
     ),
+    min_size=10,
     max_size=40,
 )
 
@@ -98,7 +110,7 @@ async def live(logs: Logs, acts: Sequence[Act]) -> None:
         elif act.what == "settle":
             await lane.settle()
         elif act.what == "die":
-            lane.sender.arriving = {n for n in range(PARTITIONS) if act.many >> n & 1}
+            lane.sender.arriving = {at for n, at in enumerate(WRITTEN) if act.many >> n & 1}
             try:
                 await lane.take(3)
             except LogError:
@@ -112,6 +124,7 @@ async def live(logs: Logs, acts: Sequence[Act]) -> None:
         logs.append(*logs.late.pop())
 
 
+@settings(max_examples=400)
 @given(EVENTS, ACTS)
 def test_whatever_lanes_do_the_updates_are_those_of_one(
     events: list[Event], acts: list[Act]
@@ -157,9 +170,9 @@ def busy_log(rng: np.random.Generator) -> Logs:
         for _ in range(60)
     ]
     send_all(logs, events)
-    names = ["start", "take", "take", "take", "settle", "die", "late"]
+    names = ["start", "take", "take", "take", "settle", "die", "die", "late"]
     acts = [
-        Act(str(rng.choice(names)), int(rng.integers(8)), int(rng.integers(6))) for _ in range(80)
+        Act(str(rng.choice(names)), int(rng.integers(8)), int(rng.integers(8))) for _ in range(80)
     ]
     asyncio.run(live(logs, acts))
     return logs
