@@ -57,10 +57,8 @@ topic letters Read,Write,Describe labels
 for user in split fold stream; do
     allow "$user" --group "$PREFIX" --resource-pattern-type prefixed --operation Read
 done
-for user in split stream; do
-    allow "$user" --transactional-id "$PREFIX" --resource-pattern-type prefixed \
-        --operation Write --operation Describe
-done
+allow stream --transactional-id "$PREFIX" --resource-pattern-type prefixed \
+    --operation Write --operation Describe
 for user in relay split stream letters; do
     allow "$user" --cluster --operation IdempotentWrite
 done
