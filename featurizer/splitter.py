@@ -96,21 +96,23 @@ class Repeats:
     """
 
     def __init__(self, maximum: int) -> None:
-        self._order: deque[tuple[int, int]] = deque()
-        self._last: dict[int, int] = {}
+        self._offsets: deque[int] = deque()
+        self._requests: deque[int] = deque()
+        self._last: dict[int, int] = {}  # where each was last
         self._maximum = maximum
 
     def is_new(self, request: int, offset: int) -> bool:
         """Return whether none of them had this request, and remember it; 0 is always new."""
-        while self._order and self._order[0][0] < offset - self._maximum:
-            oldest, gone = self._order.popleft()
+        while self._offsets and self._offsets[0] < offset - self._maximum:
+            oldest, gone = self._offsets.popleft(), self._requests.popleft()
             if self._last[gone] == oldest:
                 del self._last[gone]
         if not request:
             return True
         is_new = request not in self._last
         self._last[request] = offset
-        self._order.append((offset, request))
+        self._offsets.append(offset)
+        self._requests.append(request)
         return is_new
 
 
