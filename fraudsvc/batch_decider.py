@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from featurizer.records import RECORD, Entity
 from featurizer.store import Snapshot, StoreError
-from fraudsvc.answers import Draft, Stamp
+from fraudsvc.answers import Stamp
 from fraudsvc.assess import Sheet
 from fraudsvc.batch_writer import BatchWriter
-from fraudsvc.decide import decide_on
+from fraudsvc.decide import Drafts, decide_all
 from fraudsvc.errors import ServiceError
 from fraudsvc.intake import Intake
 from fraudsvc.journal_tail import REQUEST_WORD, JournalTail
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
-from fraudsvc.shared_steps import SharedSteps
+from fraudsvc.shared_steps import StepsOfMany
 from trainer.bundle import Bundle
 
 Taken = list[Payment | ServiceError]
@@ -69,7 +69,7 @@ class BatchDecider:
         snapshot: Snapshot,
         bundle: Bundle,
         policy: Policy,
-        steps: SharedSteps,
+        steps: StepsOfMany,
     ) -> bool:
         """Let the model see payments that were taken in, and stage them; return if that could be.
 
@@ -97,23 +97,29 @@ class BatchDecider:
         steps.end()
         return True
 
-    def decide(self, payments: Sequence[Payment], bundle: Bundle, policy: Policy) -> list[Draft]:
-        """Return the decision on each of the payments that were assessed."""
-        sheet = self._sheet
-        return [decide_on(each, sheet, i, bundle, policy) for i, each in enumerate(payments)]
+    def decide(self, payments: Sequence[Payment], bundle: Bundle, policy: Policy) -> Drafts:
+        """Return the decisions on the payments that were assessed."""
+        datas = [each.data for each in payments]
+        return decide_all(payments.__getitem__, datas, self._sheet, bundle, policy)
 
     def write(
-        self, drafts: Sequence[Draft], payments: Sequence[Payment], stamp: Stamp
+        self,
+        drafts: Drafts,
+        payments: Sequence[Payment],
+        stamp: Stamp,
+        callers: Sequence[tuple[bytes, bytes]],
+        own: NDArray[np.int64] | None,
     ) -> list[tuple[bytes, bytes]]:
         """Return the bytes of each Decision, and of the Assessment in it, of what was decided.
 
-        ``stamp`` is all of theirs, whichever request it names.
+        ``stamp`` is all of theirs, whichever request it names; ``callers`` and ``own`` as in
+        ``BatchWriter.write``.
         """
         sheet = self._sheet
         return self._writer.write(
             drafts, stamp, self._words[: len(payments), REQUEST_WORD],
             np.full(len(payments), stamp.log_position), [each.data for each in payments],
-            (sheet.bodies, sheet.reasons, sheet.figures),
+            (sheet.bodies, sheet.reasons, sheet.figures), callers, own=own,
         )  # fmt: skip
 
     def _close_up(self, payments: Sequence[Payment]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import numpy as np
 from fraud.v1 import decision_pb2, fraud_service_pb2, label_pb2
@@ -18,11 +19,11 @@ from featurizer.eventlog import Entry, EventLog, LogError, Topic
 from featurizer.hashing import IdHasher, hashes_of
 from featurizer.records import RECORD
 from featurizer.store import Snapshot, StoreError
-from fraudsvc.answers import Draft, Stamp, Writer, origin_of
+from fraudsvc.answers import Stamp, origin_of
 from fraudsvc.batch_decider import BatchDecider, Taken
-from fraudsvc.calls import MS, Call, Clocks, Kept, ScorerSettings, Steps, result_of
+from fraudsvc.calls import MS, Call, Clocks, Kept, ScorerSettings, result_of
 from fraudsvc.contract import Checker, ContractSettings
-from fraudsvc.decide import FULL, PARTIAL, RULES_ONLY, Workspace, decide
+from fraudsvc.decide import FULL, PARTIAL, RULES_ONLY
 from fraudsvc.errors import ServiceError
 from fraudsvc.intake import Intake
 from fraudsvc.journal_tail import ENTITIES_WORD, REQUEST_WORD, JournalTail
@@ -31,7 +32,8 @@ from fraudsvc.ledger import Ledger
 from fraudsvc.models import Canary
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
-from fraudsvc.shared_steps import SharedSteps
+from fraudsvc.shared_steps import OwnSteps, SharedSteps, StepsOfMany
+from fraudsvc.single_decider import SingleDecider, Told
 from fraudsvc.trace_ids import trace_id_of
 from trainer.bundle import Bundle
 
@@ -74,16 +76,19 @@ class Scorer:
         self._full_ns = int(settings.full_ms * MS)
         self._clocks = clocks or Clocks()
         self._tail = tail
-        self._space = Workspace()
+        self._single = SingleDecider(
+            hasher.key, random.SystemRandom().getrandbits(64), self._clocks.monotonic_ns
+        )
         self._record = np.zeros(1, RECORD)  # of a call that is no batch, and the same as words
         self._words = self._record.view(np.int64).reshape(1, -1)
         self._entries: list[Entry] = []  # of the frame that is being made
         self._ledger = Ledger(log)
         self._labels = Labels(Checker(hasher, contract), hasher, self._tail, self._ledger)
         self._lock = threading.Lock()
-        self._writer = Writer(hasher.key, random.SystemRandom().getrandbits(64))
         self._origin = origin_of("", settings.name)
         self._batches = BatchDecider(self._intake, self._tail, hasher.key, ITEMS_AT_ONCE)
+        # Where states are asked for one by one, no call should wait for another's.
+        self.calls_at_once = ITEMS_AT_ONCE if tail.prepares else 1
 
     def score(self, transaction: bytes, call: Call, *, validate_only: bool = False) -> bytes:
         """Decide one serialised Transaction; return the Assessment's bytes, as they are on the log.
@@ -121,13 +126,28 @@ class Scorer:
         while len(results) < len(transactions):
             with self._lock:
                 items = transactions[len(results) : len(results) + ITEMS_AT_ONCE]
-                results += self._score_some(items, steps, validate_only)
+                results += map(result_of, self._score_some(items, steps, validate_only))
+        return results
+
+    def score_several(
+        self, transactions: Sequence[bytes], calls: Sequence[Call]
+    ) -> list[bytes | ServiceError]:
+        """Decide a transaction for each of ``calls``, in order, in as few frames as can be.
+
+        Returns for each what ``score`` would: an Assessment's bytes, or why there is none.
+        """
+        results: list[bytes | ServiceError] = []
+        while len(results) < len(calls):
+            some = slice(len(results), len(results) + ITEMS_AT_ONCE)
+            with self._lock:
+                steps = OwnSteps(calls[some], self._clocks)
+                results += self._score_some(transactions[some], steps, validate_only=False)
         return results
 
     def _score_some(
-        self, items: Sequence[bytes], steps: SharedSteps, validate_only: bool
-    ) -> list[bytes]:
-        """Decide transactions and append them in one frame; return their ScoreResults.
+        self, items: Sequence[bytes], steps: StepsOfMany, validate_only: bool
+    ) -> list[bytes | ServiceError]:
+        """Decide transactions and append them in one frame; return what each is answered.
 
         Ends before one that repeats a request of the frame, as its first answer is not on the log.
         """
@@ -144,54 +164,55 @@ class Scorer:
             if snapshot is not None:
                 snapshot.close()
         self._append_all([answer for answer in answers if isinstance(answer, Kept)])
-        return [result_of(answer) for answer in answers]
+        return [answer.answer if isinstance(answer, Kept) else answer for answer in answers]
 
     def _answer_all(
-        self, taken: Taken, steps: SharedSteps, snapshot: Snapshot | None, validate_only: bool
+        self, taken: Taken, steps: StepsOfMany, snapshot: Snapshot | None, validate_only: bool
     ) -> list[bytes | Kept | ServiceError]:
         """Answer what was taken in, all at once where that can be, else one by one."""
-        payments = [each for each in taken if isinstance(each, Payment)]
         if not validate_only and snapshot is not None:
-            together = self._answer_together(payments, steps, snapshot)
+            together = self._answer_together(taken, steps, snapshot)
             if together is not None:
                 kept = iter(together)
                 return [each if isinstance(each, ServiceError) else next(kept) for each in taken]
         answers: list[bytes | Kept | ServiceError] = []
-        for each in taken:
+        for place, each in enumerate(taken):
             if isinstance(each, ServiceError):
                 answers.append(each)
                 continue
             try:
-                answers.append(self._answer(each, steps.own(), snapshot, validate_only))
+                [call] = steps.calls([place])
+                answers.append(self._answer(each, call, snapshot, validate_only))
             except ServiceError as error:
                 answers.append(error)
             if isinstance(answers[-1], Kept):
                 self._tail.stage(each.ids)
-        self._entries = steps.told(self._entries)
+        self._entries = [*steps.told(self._entries)]
         return answers
 
     def _answer_together(
-        self, payments: Sequence[Payment], steps: SharedSteps, snapshot: Snapshot
+        self, taken: Taken, steps: StepsOfMany, snapshot: Snapshot
     ) -> list[Kept] | None:
         """Decide payments on rung FULL; None where one of them needs a look of its own."""
-        call = steps.own()
+        places = [place for place, each in enumerate(taken) if isinstance(each, Payment)]
+        payments = [each for each in taken if isinstance(each, Payment)]
+        calls = steps.calls(places)
         bundle, policy = self._bundle(), self._policy()
-        late = self._clocks.monotonic_ns() + self._full_ns > call.deadline_ns
-        if bundle is None or late or not payments:
+        if bundle is None or not payments:
+            return None
+        due_ns = min(min(call.deadline_ns, call.arrival_ns + self._budget_ns) for call in calls)
+        if due_ns - self._clocks.monotonic_ns() < self._full_ns:
             return None
         if self._canary() is not None and any(map(self._canary_of, payments)):
             return None
         if not self._batches.assess(payments, snapshot, bundle, policy, steps):
             return None
         drafts = self._batches.decide(payments, bundle, policy)
-        trace_id, origin = self._trace(call)
-        stamp = Stamp(
-            0, trace_id, self._tail.position, payments[0].received_ms,
-            steps.end() - call.arrival_ns, origin, True, call.steps_ns, shared=steps.field(),
-        )  # fmt: skip
-        written = self._batches.write(drafts, payments, stamp)
-        pairs = zip(payments, written, strict=True)
-        return [self._keep(payment, call, *each) for payment, each in pairs]
+        stamp = Stamp(0, b"", self._tail.position, payments[0].received_ms, 0, b"", True)
+        told, own = steps.stamp(stamp, calls)
+        written = self._batches.write(drafts, payments, told, [*map(self._trace, calls)], own)
+        pairs = zip(payments, calls, written, strict=True)
+        return [self._keep(payment, call, *each) for payment, call, each in pairs]
 
     def report_labels(
         self, labels: Sequence[label_pb2.Label]
@@ -202,11 +223,8 @@ class Scorer:
         results: list[fraud_service_pb2.LabelResult] = []
         frames: list[list[Entry]] = []
         with self._lock:
-            snapshot = self._refreshed()
-            try:
+            with closing(self._refreshed()) as snapshot:
                 results.extend(self._labels.take(each, now_ms, snapshot, frames) for each in labels)
-            finally:
-                snapshot.close()
             if frames:
                 self._append(frames)
         return results
@@ -217,12 +235,8 @@ class Scorer:
             request, payload_bits = hashes_of(wanted)
         except ValueError:
             raise ServiceError("INVALID_DECISION_ID") from None
-        with self._lock:
-            snapshot = self._refreshed()
-            try:
-                frame = self._tail.find(request, snapshot)
-            finally:
-                snapshot.close()
+        with self._lock, closing(self._refreshed()) as snapshot:
+            frame = self._tail.find(request, snapshot)
         decision = None if frame is None else self._ledger.decision(frame, request)
         if decision is None or hashes_of(decision.assessment.decision_id)[1] != payload_bits:
             raise ServiceError("DECISION_NOT_FOUND")
@@ -266,13 +280,14 @@ class Scorer:
             elif not whole:
                 rung, cause = PARTIAL, _STALE
             loaded_ns = self._clocks.monotonic_ns()
+        steps = (call.steps_ns or call.arrival_ns, accepted_ns, loaded_ns)
         canary = self._canary_of(payment)
         bundle = self._bundle() if canary is None else canary
-        draft = decide(payment, seen, self._space, bundle, self._policy(), rung, cause)
-        if seen is not payment.record:
-            payment.record["flags"] = seen["flags"]
-        steps = (call.steps_ns or call.arrival_ns, accepted_ns, loaded_ns)
-        decision, assessment = self._named(draft, payment, call, steps, validate_only)
+        told = Told(
+            *self._trace(call), self._tail.position, call.arrival_ns, steps, not validate_only
+        )
+        judges = (bundle, self._policy())
+        decision, assessment = self._single.decide(payment, seen, judges, rung, cause, told)
         return assessment if validate_only else self._keep(payment, call, decision, assessment)
 
     def _canary_of(self, payment: Payment) -> Bundle | None:
@@ -294,7 +309,7 @@ class Scorer:
         if snapshot is None:
             return None
         try:
-            return self._tail.load(snapshot, record, self._space.rows)
+            return self._tail.load(snapshot, record, self._single.rows)
         except StoreError:
             return None
 
@@ -308,19 +323,6 @@ class Scorer:
         if self._bundle() is None:
             return RULES_ONLY, _NO_MODEL
         return FULL, _NO_CAUSE
-
-    def _named(
-        self, draft: Draft, payment: Payment, call: Call, steps: Steps, validate_only: bool
-    ) -> tuple[bytes, bytes]:
-        """Return the bytes of the decision and of the assessment in it."""
-        (trace_id, origin), space = self._trace(call), self._space
-        stamp = Stamp(
-            payment.ids.item(REQUEST_WORD), trace_id, self._tail.position, payment.received_ms,
-            self._clocks.monotonic_ns() - call.arrival_ns, origin, not validate_only, *steps,
-        )  # fmt: skip
-        return self._writer.write(
-            draft, stamp, payment.data, space.body, space.reasons, space.figures
-        )
 
     def _trace(self, call: Call) -> tuple[bytes, bytes]:
         """Return the trace id, b"" for a new one, and what a Decision says of who asked."""
@@ -353,7 +355,7 @@ class Scorer:
                 self._tail.stage(each.payment.ids)
             self._tail.commit(frame, end)
             return
-        self._tail.roll_back(self._space.rows)
+        self._tail.roll_back(self._single.rows)
         for each in kept:
             self._let_the_first_win(each, frame)
 
@@ -369,7 +371,7 @@ class Scorer:
     def _discard(self) -> None:
         """Forget what was decided and not appended."""
         self._entries = []
-        self._tail.roll_back(self._space.rows)
+        self._tail.roll_back(self._single.rows)
 
     def _first_frame(self, request: int) -> int | None:
         """Return where a request first stands, now that others' appends are to be looked at."""
@@ -379,10 +381,8 @@ class Scorer:
             return None
         if snapshot is None:
             return self._tail.first_frame(request)
-        try:
+        with closing(snapshot):
             return self._tail.find(request, snapshot)
-        finally:
-            snapshot.close()
 
     def _append(self, frames: Sequence[Sequence[Entry]]) -> list[int]:
         try:
