@@ -15,7 +15,7 @@ from fraud.v1 import decision_pb2, fraud_service_pb2, label_pb2
 from numpy.typing import NDArray
 
 from featurizer.eventlog import Entry, EventLog, LogError, Topic
-from featurizer.hashing import IdHasher, hashes_of
+from featurizer.hashing import IdHasher, request_hash_of
 from featurizer.records import RECORD
 from featurizer.store import Snapshot, StoreError
 from fraudsvc.answers import Draft, Stamp, Writer, origin_of
@@ -48,7 +48,7 @@ class Scorer:
     """Decides transactions and takes labels.
 
     ``tail`` follows ``log`` and has the states. ``bundle``, ``canary`` and ``policy`` are asked
-    once per decision, so a new one takes effect between two.
+    once per decision, so a new one takes effect between two. ``request_now``: see FormerIds.
     """
 
     def __init__(
@@ -62,9 +62,10 @@ class Scorer:
         settings: ScorerSettings,
         clocks: Clocks | None = None,
         canary: Callable[[], Canary | None] = lambda: None,
+        request_now: Callable[[int], int] = lambda request: request,
     ) -> None:
         self._log = log
-        self._hasher = hasher
+        self._request_now = request_now
         self._bundle = bundle
         self._canary = canary
         self._policy = policy
@@ -214,7 +215,7 @@ class Scorer:
     def get_decision(self, wanted: str) -> decision_pb2.Decision:
         """Return a decision as it stands in the log. Raises ServiceError."""
         try:
-            request, payload_bits = hashes_of(wanted)
+            request = self._request_now(request_hash_of(wanted))
         except ValueError:
             raise ServiceError("INVALID_DECISION_ID") from None
         with self._lock:
@@ -224,7 +225,7 @@ class Scorer:
             finally:
                 snapshot.close()
         decision = None if frame is None else self._ledger.decision(frame, request)
-        if decision is None or hashes_of(decision.assessment.decision_id)[1] != payload_bits:
+        if decision is None or decision.assessment.decision_id != wanted:
             raise ServiceError("DECISION_NOT_FOUND")
         return decision
 
@@ -392,8 +393,7 @@ class Scorer:
 
     def _repeated(self, frame: int, payment: Payment, call: Call, validate_only: bool) -> bytes:
         """Return the first answer to a request, or refuse another content under its id."""
-        payload = self._hasher.payload(payment.data)
-        first = self._ledger.answer(frame, payment.ids.item(REQUEST_WORD), payload)
+        first = self._ledger.answer(frame, payment.ids.item(REQUEST_WORD), payment.data)
         if validate_only:
             first.ClearField("decision_id")
         first.time_used.FromNanoseconds(self._clocks.monotonic_ns() - call.arrival_ns)
