@@ -64,6 +64,11 @@ class Rekeyed:
         return bool(self.decided or self.labels or self.others)
 
 
+def _ids_of(records: NDArray[np.void]) -> Ids:
+    raw = np.ascontiguousarray(records).view(np.uint8).reshape(len(records), RECORD.itemsize)
+    return np.ascontiguousarray(raw[:, _IDS_AT : _IDS_AT + _ID_BYTES]).view(np.int64)
+
+
 class History:
     """The ids of a history's rows under both secrets, sorted by the old ones.
 
@@ -85,11 +90,6 @@ class History:
 
 
 NO_HISTORY = History(np.zeros(0, RECORD), np.zeros(0, RECORD))
-
-
-def _ids_of(records: NDArray[np.void]) -> Ids:
-    raw = np.ascontiguousarray(records).view(np.uint8).reshape(len(records), -1)
-    return np.ascontiguousarray(raw[:, _IDS_AT : _IDS_AT + _ID_BYTES]).view(np.int64)
 
 
 class _Block:
