@@ -34,9 +34,9 @@ class FormerIds:
 
     def __init__(self, directory: Path) -> None:
         try:
-            pairs = np.load(directory / FILE, mmap_mode="r", allow_pickle=False)
+            pairs = np.lib.format.open_memmap(directory / FILE, mode="r")
         except FileNotFoundError:
-            pairs = np.zeros((2, 0), np.int64)
+            pairs = np.zeros((2, 0), np.int64)  # type: ignore[assignment]
         except (OSError, ValueError) as error:
             raise LogError(f"{directory / FILE} cannot be read: {error}") from error
         if pairs.dtype != np.int64 or pairs.ndim != 2 or len(pairs) != 2:

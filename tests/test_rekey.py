@@ -21,6 +21,7 @@ from fraud.v1 import dead_letter_pb2, decision_pb2, label_pb2, model_event_pb2, 
 from featurizer.backfill import backfill, read_history
 from featurizer.eventlog import Entry, LogError, Topic
 from featurizer.eventlog_file import FileEventLog
+from featurizer.former_ids import FILE, FormerIds
 from featurizer.hashing import IdHasher
 from featurizer.load import LoggedArena
 from featurizer.records import RECORD
@@ -367,6 +368,7 @@ def test_a_history_alone_proves_no_secret(world: World, trained: Trained, tmp_pa
     with pytest.raises(LogError, match="cannot be found again"):
         rekeyed(tmp_path / "log", tmp_path / "other", leaves_out=True)
     assert rekeyed(tmp_path / "log", tmp_path / "other", hashed(world.history)).lost == 0
+    assert FormerIds(tmp_path / "other").now(5) == 5
 
 
 def test_a_log_that_lost_its_beginning_asks_for_what_labels_tell_of(
@@ -448,6 +450,16 @@ def test_a_kill_in_the_middle_leaves_a_draft_that_the_next_run_replaces(
     assert {path.name for path in tmp_path.iterdir()} == {"copy", "other"}
     wanted = entries(world.new)
     assert entries(target)[: len(wanted)] == wanted
+
+
+def test_a_file_that_holds_no_former_ids_is_refused(tmp_path: Path) -> None:
+    for content in (b"", b"no array at all"):
+        (tmp_path / FILE).write_bytes(content)
+        with pytest.raises(LogError, match="cannot be read"):
+            FormerIds(tmp_path)
+    np.save(tmp_path / FILE, np.zeros((3, 2), np.float32))
+    with pytest.raises(LogError, match="holds no former ids"):
+        FormerIds(tmp_path)
 
 
 def test_what_cannot_be_keyed_is_named(world: World, copy: Path, tmp_path: Path) -> None:
