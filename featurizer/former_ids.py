@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizer.eventlog import LogError
+from featurizer.hashing import request_hash_of
 
 FILE = "FORMER-IDS.npy"
 
@@ -49,3 +50,11 @@ class FormerIds:
         if at < len(self._former) and self._former[at] == request:
             return int(self._now[at])
         return request
+
+    def have_named(self, decision_id: str, request: int) -> bool:
+        """Whether a decision's id was made of an earlier hash of what is ``request`` now."""
+        try:
+            former = request_hash_of(decision_id)
+        except ValueError:
+            return False
+        return former != request and self.now(former) == request

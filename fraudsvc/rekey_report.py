@@ -28,6 +28,6 @@ def print_rekeyed(found: Rekeyed, log: str) -> None:
     ]
     if found.lost:
         lines.append(f"{found.lost} records left out, the first of them at {found.first_lost}")
-    lines.append(f"what was decided before position {found.end} is replayed from the old log")
+    lines.append(f"ids of decisions before position {found.end} are of the old secret")
     for line in lines:
         Console(highlight=False, soft_wrap=True).print(line, markup=False)

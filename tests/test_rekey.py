@@ -22,7 +22,7 @@ from featurizer.backfill import backfill, read_history
 from featurizer.eventlog import Entry, LogError, Topic
 from featurizer.eventlog_file import FileEventLog
 from featurizer.former_ids import FILE, FormerIds
-from featurizer.hashing import IdHasher
+from featurizer.hashing import SPACE_REQUEST, IdHasher, decision_id, request_hash_of
 from featurizer.load import LoggedArena
 from featurizer.records import RECORD
 from featurizer.segments import list_segments, segment_path
@@ -450,6 +450,19 @@ def test_a_kill_in_the_middle_leaves_a_draft_that_the_next_run_replaces(
     assert {path.name for path in tmp_path.iterdir()} == {"copy", "other"}
     wanted = entries(world.new)
     assert entries(target)[: len(wanted)] == wanted
+
+
+def test_an_id_of_an_earlier_secret_is_known_by_its_request_alone(world: World) -> None:
+    former, hasher = FormerIds(world.new), IdHasher(B)
+    requests = [hasher.one(SPACE_REQUEST, each.request_id) for each in world.told.sent]
+    for answer, request, other in zip(
+        world.told.answers, requests, requests[1:] + requests[:1], strict=True
+    ):
+        assert former.now(request_hash_of(answer.decision_id)) == former.now(request) == request
+        assert former.have_named(answer.decision_id, request)
+        assert not former.have_named(answer.decision_id, other)
+        assert not former.have_named(decision_id(request, 1), request)
+    assert not former.have_named("no id", requests[0])
 
 
 def test_a_file_that_holds_no_former_ids_is_refused(tmp_path: Path) -> None:
