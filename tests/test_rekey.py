@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from fraud.v1 import dead_letter_pb2, decision_pb2, label_pb2, model_event_pb2, transaction_pb2
 
+from featurizer.__main__ import main as featurizer_main
 from featurizer.backfill import backfill, read_history
 from featurizer.eventlog import Entry, LogError, Topic
 from featurizer.eventlog_file import FileEventLog
@@ -176,6 +177,11 @@ def digest(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
+def ages(folder: Path) -> list[int]:
+    paths = [Path(segment_path(folder, first)) for first in list_segments(folder)]
+    return [path.stat().st_mtime_ns for path in paths]
+
+
 def entries(folder: Path) -> list[tuple[Logged, int]]:
     """Return all entries of a log with their keys."""
     log = FileEventLog(folder, read_only=True)
@@ -213,6 +219,7 @@ def test_every_entry_is_what_the_new_secret_would_have_made_it(world: World) -> 
     wanted = entries(world.oracle.folder / "log")
     assert len(list_segments(world.new)) > 3
     assert list_segments(world.new) == list_segments(world.old.folder / "log")
+    assert ages(world.new)[:-1] == ages(world.old.folder / "log")[:-1]  # both are dropped alike
     assert {each.topic for each, _ in after} >= set(Topic) - {Topic.AUDIT}
     for (old, _), (new, key), (want, want_key) in zip(before, after, wanted, strict=True):
         assert (new.topic, new.position, new.frame, key) == (
@@ -369,6 +376,19 @@ def test_a_history_alone_proves_no_secret(world: World, trained: Trained, tmp_pa
         rekeyed(tmp_path / "log", tmp_path / "other", leaves_out=True)
     assert rekeyed(tmp_path / "log", tmp_path / "other", hashed(world.history)).lost == 0
     assert FormerIds(tmp_path / "other").now(5) == 5
+
+
+def test_a_history_is_put_on_a_log_under_the_secret_that_is_named(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = [
+        "backfill", str(world.history), str(tmp_path / "vectors.parquet"), "--log",
+        f"file://{tmp_path}/log", "--id-secret", str(world.secrets / "a.secret"),
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["featurizer", *argv])
+    assert featurizer_main() == 0
+    found = rekeyed(tmp_path / "log", tmp_path / "other", hashed(world.history))
+    assert found.others == HISTORY_ROWS + -(-HISTORY_ROWS // 5)
 
 
 def test_a_log_that_lost_its_beginning_asks_for_what_labels_tell_of(
