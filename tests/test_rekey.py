@@ -22,7 +22,7 @@ from featurizer.__main__ import main as featurizer_main
 from featurizer.backfill import backfill, read_history
 from featurizer.eventlog import Entry, LogError, Topic
 from featurizer.eventlog_file import FileEventLog
-from featurizer.former_ids import FILE, FormerIds
+from featurizer.former_ids import FormerIds
 from featurizer.hashing import SPACE_REQUEST, IdHasher, decision_id, request_hash_of
 from featurizer.load import LoggedArena
 from featurizer.records import RECORD
@@ -483,16 +483,6 @@ def test_an_id_of_an_earlier_secret_is_known_by_its_request_alone(world: World) 
         assert not former.have_named(answer.decision_id, other)
         assert not former.have_named(decision_id(request, 1), request)
     assert not former.have_named("no id", requests[0])
-
-
-def test_a_file_that_holds_no_former_ids_is_refused(tmp_path: Path) -> None:
-    for content in (b"", b"no array at all"):
-        (tmp_path / FILE).write_bytes(content)
-        with pytest.raises(LogError, match="cannot be read"):
-            FormerIds(tmp_path)
-    np.save(tmp_path / FILE, np.zeros((3, 2), np.float32))
-    with pytest.raises(LogError, match="holds no former ids"):
-        FormerIds(tmp_path)
 
 
 def test_what_cannot_be_keyed_is_named(world: World, copy: Path, tmp_path: Path) -> None:
