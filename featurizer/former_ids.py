@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from featurizer.eventlog import LogError
 from featurizer.hashing import request_hash_of
 
-FILE = "FORMER-IDS.npy"
+FILE = "FORMER-IDS"
+_MAGIC = np.frombuffer(b"FORMER01", "<i8")  # then all former hashes, sorted, then those of now
 
 
 def write_former_ids(directory: Path, former: NDArray[np.int64], now: NDArray[np.int64]) -> None:
     """Write the hashes that requests had and have, int64[n] each, durably. Raises OSError."""
     order = np.argsort(former, kind="stable")
     with (directory / FILE).open("wb") as file:
-        np.save(file, np.stack([former[order], now[order]]), allow_pickle=False)
+        for part in (_MAGIC, former[order], now[order]):
+            file.write(part.astype("<i8").tobytes())
         file.flush()
         os.fsync(file.fileno())
 
@@ -35,14 +37,15 @@ class FormerIds:
 
     def __init__(self, directory: Path) -> None:
         try:
-            pairs = np.lib.format.open_memmap(directory / FILE, mode="r")
+            words = np.memmap(directory / FILE, "<i8", mode="r")
         except FileNotFoundError:
-            pairs = np.zeros((2, 0), np.int64)  # type: ignore[assignment]
+            words = _MAGIC  # type: ignore[assignment]
         except (OSError, ValueError) as error:
             raise LogError(f"{directory / FILE} cannot be read: {error}") from error
-        if pairs.dtype != np.int64 or pairs.ndim != 2 or len(pairs) != 2:
+        count = len(words) // 2
+        if words[0] != _MAGIC[0] or len(words) != 1 + 2 * count:
             raise LogError(f"{directory / FILE} holds no former ids")
-        self._former, self._now = pairs
+        self._former, self._now = words[1 : 1 + count], words[1 + count :]
 
     def now(self, request: int) -> int:
         """Return the hash that a request has now, by one that it has or had."""

@@ -33,10 +33,11 @@ def test_a_log_without_the_file_knows_no_other_ids(tmp_path: Path) -> None:
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     write_former_ids(tmp_path, np.arange(9), np.arange(9))
     whole = (tmp_path / FILE).read_bytes()
-    for content in (b"", b"no array at all", whole[:-8]):
-        (tmp_path / FILE).write_bytes(content)
-        with pytest.raises(LogError, match="cannot be read"):
+    contents = ("", "cannot be read"), ("no former ids", "cannot"), ("of another form!", "holds no")
+    for content, why in contents:
+        (tmp_path / FILE).write_text(content)
+        with pytest.raises(LogError, match=why):
             FormerIds(tmp_path)
-    np.save(tmp_path / FILE, np.zeros((3, 2), np.float32))
+    (tmp_path / FILE).write_bytes(whole[:-8])
     with pytest.raises(LogError, match="holds no former ids"):
         FormerIds(tmp_path)
