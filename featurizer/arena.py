@@ -47,6 +47,10 @@ from featurizer.records import RECORD, Entity
 from featurizer.slots import LINES, SLOTS
 from featurizer.state import META, ROW_WORDS, are_states, check_blob
 
+# The RECORDs since states were stored, int64[n] their log positions, int64[entities, n] their keys
+# once more, and the first and the stop of those that count.
+Pending = tuple[NDArray[np.void], NDArray[np.int64], NDArray[np.int64], int, int]
+
 
 class Arena:
     """States by entity key, in memory of which ``bytes_max`` are reserved and used as needed.
@@ -185,21 +189,20 @@ class Arena:
         record: NDArray[np.void],
         rows: NDArray[np.int64],
         missing: int,
-        pending: tuple[NDArray[np.void], NDArray[np.int64], int, int],
+        pending: Pending,
         *,
         keep: bool,
     ) -> None:
         """Bring the ``missing`` states that ``rows`` has as stored up to date; take them in.
 
-        ``pending``: the RECORDs since, their log positions, and the first and the stop of those
-        that count. A state never seen is taken in empty; what is here already is replaced.
-        Without ``keep`` none is taken in.
+        ``pending`` is folded in. A state never seen is taken in empty; what is here already is
+        replaced. Without ``keep`` none is taken in.
         """
         while not admit(
-            self._words, self._index, self._counters, record, rows, missing, *pending, keep
+            self._words, self._index, self._counters, record, rows, missing, pending, keep
         ):
             self._grow()
-            pending = (*pending[:2], 0, 0)  # folded already
+            pending = (*pending[:3], 0, 0)  # folded already
 
     def lacking(self, records: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the distinct keys that ``records`` (RECORD[n]) meet and are not here.
@@ -217,7 +220,7 @@ class Arena:
         keys: NDArray[np.int64],
         entities: NDArray[np.int64],
         blobs: Sequence[bytes | memoryview | None],
-        pending: tuple[NDArray[np.void], NDArray[np.int64], int, int],
+        pending: Pending,
     ) -> None:
         """Take in stored states, brought up to date as by ``admit``; None was never seen."""
         data = np.frombuffer(b"".join(blob for blob in blobs if blob is not None), np.int64)

@@ -150,14 +150,25 @@ def lend_all(words, index, records, rows):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def admit(words, index, counters, records, rows, missing, pending, positions, first, stop, keep):  # type: ignore[no-untyped-def]
+def _meets(keys, key):  # type: ignore[no-untyped-def]
+    """Return whether a key is among ``keys`` int64[n]."""
+    found = 0  # without a way out of the loop, so that several are compared in one step
+    for each in keys:
+        found |= each == key
+    return found != 0
+
+
+@njit(cache=True)
+def admit(words, index, counters, records, rows, missing, pending, keep):  # type: ignore[no-untyped-def]
     """Fold what is pending into the rows of the ``missing`` and keep them; return if all fitted."""
+    others, positions, columns, first, stop = pending
     rec = records[0]
     for entity in range(len(rec.entities)):
-        if missing >> entity & 1:
+        key = rec.entities[entity]
+        if missing >> entity & 1 and _meets(columns[entity, first:stop], key):
             for i in range(first, stop):
-                if pending[i].entities[entity] == rec.entities[entity]:
-                    fold(rows[entity], entity, pending[i], positions[i])
+                if columns[entity, i] == key:
+                    fold(rows[entity], entity, others[i], positions[i])
     if not keep:
         return True
     for entity in range(len(rec.entities)):
@@ -190,7 +201,7 @@ def lacking(index, records, keys, entities):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def admit_all(words, index, counters, keys, entities, data, ends, pending, at):  # type: ignore[no-untyped-def]
     """Take in the state of each key from ``at`` on, with what is pending; return where it ended."""
-    records, positions, first, stop = pending
+    records, positions, columns, first, stop = pending
     for k in range(at, len(keys)):
         start = ends[k - 1] if k > 0 else 0
         used = ends[k] - start
@@ -199,8 +210,10 @@ def admit_all(words, index, counters, keys, entities, data, ends, pending, at): 
             return k
         place = index[row, PLACE]
         words[place : place + used] = data[start : ends[k]]
+        if not _meets(columns[entities[k], first:stop], keys[k]):
+            continue
         for i in range(first, stop):
-            if records[i].entities[entities[k]] != keys[k]:
+            if columns[entities[k], i] != keys[k]:
                 continue
             used = max(length(words[place:]), HEADER)
             row = reserve(words, index, counters, keys[k], used + GROWTH_WORDS)

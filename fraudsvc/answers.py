@@ -9,7 +9,7 @@ fraud/v1/decision.proto; https://protobuf.dev/programming-guides/encoding/.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from fraud.v1 import decision_pb2
@@ -221,6 +221,13 @@ class Writer:
         self._key = key
         self._trace_state = np.array([seed], np.uint64)
 
+    def memory(self, texts_bytes: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Return what ``write_decision`` calls out, key and state, for texts of so many bytes."""
+        needed = texts_bytes + FIXED_BYTES
+        if needed > len(self._out):
+            self._out = np.zeros(2 * needed, np.uint8)
+        return self._out, self._key, self._trace_state
+
     def write(
         self,
         draft: Draft,
@@ -234,13 +241,10 @@ class Writer:
 
         ``transaction`` are its bytes, the arrays the workspace's that the draft was made in.
         """
-        needed = len(transaction) + len(draft.reasons) + len(stamp.origin) + FIXED_BYTES
-        if needed > len(self._out):
-            self._out = np.zeros(2 * needed, np.uint8)
-        out = self._out
+        out, key, state = self.memory(len(transaction) + len(draft.reasons) + len(stamp.origin))
         begin, end, assessed = write_decision(
             out, transaction, body, model_reasons, figures, draft.reasons, draft.versions,
-            stamp.trace_id, stamp.origin, self._key, self._trace_state,
+            stamp.trace_id, stamp.origin, key, state,
             (
                 draft.outcome, draft.rung, draft.cause, draft.model_reasons, stamp.request,
                 stamp.log_position, stamp.receive_time_ms, stamp.used_ns, stamp.named,

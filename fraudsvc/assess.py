@@ -96,9 +96,9 @@ def assess(rows, records, ops, lines, vector, model, knots, parts, figures, body
 def _assess_all(memory, records, positions, at, stored, ops, judge, space, sheet):  # type: ignore[no-untyped-def]
     """Assess and fold each record from ``at`` on; return where there was no room, or how many."""
     words, index, counters, changed = memory
-    rows, lines = space
+    rows, lines, parts = space
     model, knots, table = judge
-    vectors, parts, figures, bodies, reasons, found = sheet
+    vectors, figures, bodies, reasons, found = sheet
     for i in range(at, len(records)):
         figures[i, BEGUN_NS] = monotonic_ns()
         hint_all(words, index, records, i)
@@ -109,7 +109,7 @@ def _assess_all(memory, records, positions, at, stored, ops, judge, space, sheet
             for entity in range(rows.shape[0]):
                 rows[entity, POSITION] = stored[i, entity]
         found[i] = assess(
-            rows, records[i : i + 1], ops, lines, vectors[i], model, knots, parts[i], figures[i],
+            rows, records[i : i + 1], ops, lines, vectors[i], model, knots, parts, figures[i],
             bodies[i], reasons[i], table,
         )  # fmt: skip
         fold_all(words, index, counters, changed, records[i], positions[i])
@@ -117,14 +117,14 @@ def _assess_all(memory, records, positions, at, stored, ops, judge, space, sheet
 
 
 @njit(cache=True, nogil=True)
-def _appraise_all(records, versions, judge, sheet):  # type: ignore[no-untyped-def]
+def _appraise_all(records, versions, judge, parts, sheet):  # type: ignore[no-untyped-def]
     """Appraise the vectors of a sheet, whose records RECORD[n] have their marks."""
     model, knots, table = judge
-    vectors, parts, figures, bodies, reasons, found = sheet
+    vectors, figures, bodies, reasons, found = sheet
     for i in range(len(records)):
         found[i] = appraise(
-            records[i : i + 1], vectors[i], versions[i], model, knots, parts[i], figures[i],
-            bodies[i], reasons[i], table,
+            records[i : i + 1], vectors[i], versions[i], model, knots, parts, figures[i], bodies[i],
+            reasons[i], table,
         )  # fmt: skip
 
 
@@ -137,12 +137,13 @@ class Sheet:
     def __init__(self, capacity: int) -> None:
         features = len(FEATURES)
         self.vectors = np.zeros((capacity, features), np.float32)
-        self.parts = np.zeros((capacity, PARTS))
         self.figures = np.zeros((capacity, FIGURES))
         self.bodies = np.tile(np.frombuffer(EMPTY_BODY, np.uint8), (capacity, 1))
         self.reasons = np.zeros((capacity, REASONS_BYTES_MAX), np.uint8)
         self.found = np.zeros((capacity, 2), np.int64)
-        self._space = np.zeros((len(Entity), ROW_WORDS), np.int64), np.zeros((LINES, SLOTS))
+        self._space = (
+            np.zeros((len(Entity), ROW_WORDS), np.int64), np.zeros((LINES, SLOTS)), np.zeros(PARTS),
+        )  # fmt: skip
 
     def fill(
         self,
@@ -177,7 +178,8 @@ class Sheet:
         ``versions`` int64[n, entities] are those of their states; ``table`` is the policy's.
         """
         self.vectors[: len(vectors)] = vectors
-        _appraise_all(records, versions, _judge_of(bundle, table), self._rows(0))
+        judge, parts = _judge_of(bundle, table), self._space[-1]
+        _appraise_all(records, versions, judge, parts, self._rows(0))
 
     def with_room(self, count: int) -> Sheet:
         """Return this sheet, or a larger one where it has less than ``count`` rows."""
@@ -185,8 +187,8 @@ class Sheet:
 
     def _rows(self, at: int) -> tuple[NDArray[Any], ...]:
         return (
-            self.vectors[at:], self.parts[at:], self.figures[at:], self.bodies[at:],
-            self.reasons[at:], self.found[at:],
+            self.vectors[at:], self.figures[at:], self.bodies[at:], self.reasons[at:],
+            self.found[at:],
         )  # fmt: skip
 
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from featurizer.records import RECORD, Entity
 from featurizer.store import Snapshot, StoreError
-from fraudsvc.answers import Draft, Stamp
+from fraudsvc.answers import Stamp
 from fraudsvc.assess import Sheet
 from fraudsvc.batch_writer import BatchWriter
-from fraudsvc.decide import decide_on
+from fraudsvc.decide import Drafts, decide_all
 from fraudsvc.errors import ServiceError
 from fraudsvc.intake import Intake
 from fraudsvc.journal_tail import REQUEST_WORD, JournalTail
@@ -97,13 +97,13 @@ class BatchDecider:
         steps.end()
         return True
 
-    def decide(self, payments: Sequence[Payment], bundle: Bundle, policy: Policy) -> list[Draft]:
-        """Return the decision on each of the payments that were assessed."""
-        sheet = self._sheet
-        return [decide_on(each, sheet, i, bundle, policy) for i, each in enumerate(payments)]
+    def decide(self, payments: Sequence[Payment], bundle: Bundle, policy: Policy) -> Drafts:
+        """Return the decisions on the payments that were assessed."""
+        datas = [each.data for each in payments]
+        return decide_all(payments.__getitem__, datas, self._sheet, bundle, policy)
 
     def write(
-        self, drafts: Sequence[Draft], payments: Sequence[Payment], stamp: Stamp
+        self, drafts: Drafts, payments: Sequence[Payment], stamp: Stamp
     ) -> list[tuple[bytes, bytes]]:
         """Return the bytes of each Decision, and of the Assessment in it, of what was decided.
 

@@ -12,8 +12,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from fraudsvc.answers import FIXED_BYTES, GAP, Draft, Stamp, put_step, write_decision
+from fraudsvc.answers import FIXED_BYTES, GAP, Stamp, put_step, write_decision
 from fraudsvc.assess import BEGUN_NS, SCORED_NS, VIEWED_NS
+from fraudsvc.decide import FULL, Drafts
 from fraudsvc.wire.put import put_all
 
 Sheets = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float64]]
@@ -79,38 +80,42 @@ class BatchWriter:
 
     def write(
         self,
-        drafts: Sequence[Draft],
+        drafts: Drafts,
         stamp: Stamp,
         requests: NDArray[np.int64],
         log_positions: NDArray[np.int64],
         transactions: Sequence[bytes],
         sheet: Sheets,
         callers: Sequence[tuple[bytes, bytes]] = (),
+        *,
+        rung: int = FULL,
+        cause: int = 0,
     ) -> list[tuple[bytes, bytes]]:
         """Return the bytes of each Decision, and of the Assessment in it.
 
         ``stamp`` is all of theirs, but for the requests and positions, int64[n] both, and, where
         there are ``callers``, the trace id and the origin of each. ``sheet`` has a row for each:
-        body, model's reasons, figures. The versions are the first draft's, as a batch has one
-        bundle and one policy.
+        body, model's reasons, figures. ``rung`` and ``cause`` are all of theirs.
         """
-        if not drafts:
+        count = len(transactions)
+        if not count:
             return []
-        callers = callers or [(stamp.trace_id, stamp.origin)] * len(drafts)
+        callers = callers or [(stamp.trace_id, stamp.origin)] * count
         texts = (
-            _texts(transactions), _texts([draft.reasons for draft in drafts]),
+            _texts(transactions), _texts([drafts.reasons.get(i, b"") for i in range(count)]),
             _texts([trace for trace, _ in callers]), _texts([origin for _, origin in callers]),
         )  # fmt: skip
         needed = sum(int(ends[-1]) for _, ends in texts)
-        needed += len(drafts) * (FIXED_BYTES + len(stamp.shared))
+        needed += count * (FIXED_BYTES + len(stamp.shared))
         if needed > len(self._out):
             self._out = np.zeros(2 * needed, np.uint8)
-        numbers = np.empty((len(drafts), _NUMBERS), np.int64)
-        numbers[:, :4] = [(d.outcome, d.rung, d.cause, d.model_reasons) for d in drafts]
+        numbers = np.empty((count, _NUMBERS), np.int64)
+        numbers[:, 0], numbers[:, 1] = drafts.outcomes, rung
+        numbers[:, 2], numbers[:, 3] = cause, drafts.model_reasons
         numbers[:, 4], numbers[:, 5] = requests, log_positions
         numbers[:, 6:] = stamp.receive_time_ms, stamp.used_ns, stamp.named
-        places = np.empty((len(drafts), 4), np.int64)
-        shared = drafts[0].versions, stamp.shared, stamp.arrival_ns
+        places = np.empty((count, 4), np.int64)
+        shared = drafts.versions, stamp.shared, stamp.arrival_ns
         end = _write_all(
             self._out, texts, sheet, shared, self._key, self._trace_state, numbers, places
         )

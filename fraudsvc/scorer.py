@@ -18,11 +18,11 @@ from featurizer.eventlog import Entry, EventLog, LogError, Topic
 from featurizer.hashing import IdHasher, request_hash_of
 from featurizer.records import RECORD
 from featurizer.store import Snapshot, StoreError
-from fraudsvc.answers import Draft, Stamp, Writer, origin_of
+from fraudsvc.answers import Stamp, origin_of
 from fraudsvc.batch_decider import BatchDecider, Taken
-from fraudsvc.calls import MS, Call, Clocks, Kept, ScorerSettings, Steps, result_of
+from fraudsvc.calls import MS, Call, Clocks, Kept, ScorerSettings, result_of
 from fraudsvc.contract import Checker, ContractSettings
-from fraudsvc.decide import FULL, PARTIAL, RULES_ONLY, Workspace, decide
+from fraudsvc.decide import FULL, PARTIAL, RULES_ONLY
 from fraudsvc.errors import ServiceError
 from fraudsvc.intake import Intake
 from fraudsvc.journal_tail import ENTITIES_WORD, REQUEST_WORD, JournalTail
@@ -32,6 +32,7 @@ from fraudsvc.models import Canary
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
 from fraudsvc.shared_steps import SharedSteps
+from fraudsvc.single_decider import SingleDecider, Told
 from fraudsvc.trace_ids import trace_id_of
 from trainer.bundle import Bundle
 
@@ -75,14 +76,15 @@ class Scorer:
         self._full_ns = int(settings.full_ms * MS)
         self._clocks = clocks or Clocks()
         self._tail = tail
-        self._space = Workspace()
+        self._single = SingleDecider(
+            hasher.key, random.SystemRandom().getrandbits(64), self._clocks.monotonic_ns
+        )
         self._record = np.zeros(1, RECORD)  # of a call that is no batch, and the same as words
         self._words = self._record.view(np.int64).reshape(1, -1)
         self._entries: list[Entry] = []  # of the frame that is being made
         self._ledger = Ledger(log)
         self._labels = Labels(Checker(hasher, contract), hasher, self._tail, self._ledger)
         self._lock = threading.Lock()
-        self._writer = Writer(hasher.key, random.SystemRandom().getrandbits(64))
         self._origin = origin_of("", settings.name)
         self._batches = BatchDecider(self._intake, self._tail, hasher.key, ITEMS_AT_ONCE)
 
@@ -267,13 +269,14 @@ class Scorer:
             elif not whole:
                 rung, cause = PARTIAL, _STALE
             loaded_ns = self._clocks.monotonic_ns()
+        steps = (call.steps_ns or call.arrival_ns, accepted_ns, loaded_ns)
         canary = self._canary_of(payment)
         bundle = self._bundle() if canary is None else canary
-        draft = decide(payment, seen, self._space, bundle, self._policy(), rung, cause)
-        if seen is not payment.record:
-            payment.record["flags"] = seen["flags"]
-        steps = (call.steps_ns or call.arrival_ns, accepted_ns, loaded_ns)
-        decision, assessment = self._named(draft, payment, call, steps, validate_only)
+        told = Told(
+            *self._trace(call), self._tail.position, call.arrival_ns, steps, not validate_only
+        )
+        judges = (bundle, self._policy())
+        decision, assessment = self._single.decide(payment, seen, judges, rung, cause, told)
         return assessment if validate_only else self._keep(payment, call, decision, assessment)
 
     def _canary_of(self, payment: Payment) -> Bundle | None:
@@ -295,7 +298,7 @@ class Scorer:
         if snapshot is None:
             return None
         try:
-            return self._tail.load(snapshot, record, self._space.rows)
+            return self._tail.load(snapshot, record, self._single.rows)
         except StoreError:
             return None
 
@@ -309,19 +312,6 @@ class Scorer:
         if self._bundle() is None:
             return RULES_ONLY, _NO_MODEL
         return FULL, _NO_CAUSE
-
-    def _named(
-        self, draft: Draft, payment: Payment, call: Call, steps: Steps, validate_only: bool
-    ) -> tuple[bytes, bytes]:
-        """Return the bytes of the decision and of the assessment in it."""
-        (trace_id, origin), space = self._trace(call), self._space
-        stamp = Stamp(
-            payment.ids.item(REQUEST_WORD), trace_id, self._tail.position, payment.received_ms,
-            self._clocks.monotonic_ns() - call.arrival_ns, origin, not validate_only, *steps,
-        )  # fmt: skip
-        return self._writer.write(
-            draft, stamp, payment.data, space.body, space.reasons, space.figures
-        )
 
     def _trace(self, call: Call) -> tuple[bytes, bytes]:
         """Return the trace id, b"" for a new one, and what a Decision says of who asked."""
@@ -354,7 +344,7 @@ class Scorer:
                 self._tail.stage(each.payment.ids)
             self._tail.commit(frame, end)
             return
-        self._tail.roll_back(self._space.rows)
+        self._tail.roll_back(self._single.rows)
         for each in kept:
             self._let_the_first_win(each, frame)
 
@@ -370,7 +360,7 @@ class Scorer:
     def _discard(self) -> None:
         """Forget what was decided and not appended."""
         self._entries = []
-        self._tail.roll_back(self._space.rows)
+        self._tail.roll_back(self._single.rows)
 
     def _first_frame(self, request: int) -> int | None:
         """Return where a request first stands, now that others' appends are to be looked at."""

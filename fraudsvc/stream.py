@@ -38,11 +38,11 @@ from featurizer.store import StoreError
 from featurizer.topics import ORIGIN
 from featurizer.tracing import Tracer
 from featurizer.transactions import Transactions
-from fraudsvc.answers import Draft, Stamp, origin_of
+from fraudsvc.answers import Stamp, origin_of
 from fraudsvc.assess import Sheet
 from fraudsvc.batch_writer import BatchWriter
 from fraudsvc.calls import Call, Clocks
-from fraudsvc.decide import RULES_ONLY, Workspace, decide, decide_on
+from fraudsvc.decide import FULL, RULES_ONLY, Drafts, Workspace, decide, decide_all
 from fraudsvc.errors import ServiceError
 from fraudsvc.intake import Intake
 from fraudsvc.journal_tail import REQUEST_WORD
@@ -59,6 +59,7 @@ PROGRESS = "stream-progress"
 FRAME_BITS = 16
 ROWS_AT_ONCE = 512  # 10 to 20 ms in which nothing is written
 _NO_MODEL = decision_pb2.RUNG_CAUSE_NO_MODEL
+_NO_CAUSE = decision_pb2.RUNG_CAUSE_UNSPECIFIED
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,12 @@ class _Batch:
         self.offsets = [self.received[place].offset for place in self._places]
         self.frames = np.array(self.offsets, np.int64) << FRAME_BITS
         self.headers = [self.received[place].headers for place in self._places]
+
+    def marked(self, row: int) -> Payment:
+        """Return a payment with the marks of its row, which are the policy's, too."""
+        payment = self.payments[row]
+        payment.record["flags"] = self.records["flags"][row]
+        return payment
 
     def send(self, topic: str, partition: int, message: Message) -> None:
         """Add a record to what goes out."""
@@ -239,26 +246,33 @@ class StreamLane:
     async def _decide_all(self, batch: _Batch) -> list[bytes]:
         """Decide each payment, seeing those before it; return the decisions' bytes."""
         bundle, policy = self._judges.bundle(), self._judges.policy()
+        datas = [each.data for each in batch.payments]
         if bundle is None:
             drafts, sheet = self._decide_by_rules(batch, policy), self._room(batch)
+            rung, cause = RULES_ONLY, _NO_MODEL
         else:
             sheet = await self._assess(batch, bundle, policy)
-            drafts = [
-                decide_on(each, sheet, i, bundle, policy) for i, each in enumerate(batch.payments)
-            ]
+            drafts = decide_all(batch.marked, datas, sheet, bundle, policy)
+            rung, cause = FULL, _NO_CAUSE
         written = self._judges.writer.write(
-            drafts, self._stamp(batch), batch.requests, batch.frames,
-            [each.data for each in batch.payments], (sheet.bodies, sheet.reasons, sheet.figures),
+            drafts, self._stamp(batch), batch.requests, batch.frames, datas,
+            (sheet.bodies, sheet.reasons, sheet.figures),
             [caller_of(headers, self._origin) for headers in batch.headers],
+            rung=rung, cause=cause,
         )  # fmt: skip
         return [decision for decision, _ in written]
 
-    def _decide_by_rules(self, batch: _Batch, policy: Policy) -> list[Draft]:
+    def _decide_by_rules(self, batch: _Batch, policy: Policy) -> Drafts:
         """Decide each payment without a model."""
-        return [
+        drafts = [
             decide(each, each.record, self._space, None, policy, RULES_ONLY, _NO_MODEL)
             for each in batch.payments
         ]
+        return Drafts(
+            np.array([each.outcome for each in drafts], np.int64),
+            np.array([each.model_reasons for each in drafts], np.int64),
+            {row: each.reasons for row, each in enumerate(drafts)}, drafts[0].versions,
+        )  # fmt: skip
 
     def _room(self, batch: _Batch) -> Sheet:
         """Return a row for each payment."""
@@ -292,8 +306,6 @@ class StreamLane:
                 policy.table, at,
             )  # fmt: skip
             await asyncio.sleep(0)
-        for row, payment in enumerate(batch.payments):
-            payment.record["flags"] = records[row]["flags"]  # the marks are the policy's, too
         batch.steps.end()
         return sheet
 

@@ -50,6 +50,8 @@ class Tail(JournalTail):
     ) -> None:
         super().__init__(log, store, capacity)
         self._arena = arena
+        # Of the pending records: to look for one among records takes a line of memory for each.
+        self._keys = np.zeros((_ENTITIES, 2 * capacity), np.int64)
         self._applied = -1  # of the last snapshot
         self._dropped = -1  # position of the last record that is pending no more
         self.stale = False
@@ -75,7 +77,7 @@ class Tail(JournalTail):
         if self.stale:
             return None
         blobs = snapshot.get_many(keys.tolist())
-        pending = (self._records, self._positions, self._first, self._stop)
+        pending = (self._records, self._positions, self._keys, self._first, self._stop)
         try:
             self._arena.admit_all(keys, entities, blobs, pending)
         except MemoryError:
@@ -146,7 +148,7 @@ class Tail(JournalTail):
         # With a gap in it, nobody could say later what a state was made of: a stale one stays as it
         # was stored.
         first = self._stop if self.stale else self._first
-        pending = (self._records, self._positions, first, self._stop)
+        pending = (self._records, self._positions, self._keys, first, self._stop)
         try:
             self._arena.admit(record, rows, missing, pending, keep=not self.stale)
         except MemoryError:
@@ -162,10 +164,22 @@ class Tail(JournalTail):
 
     def _count(self, stop: int) -> None:
         """Count the records up to ``stop`` as pending, which are in the states."""
+        self._note_keys(self._stop, stop)
         self._stop = stop
         if stop - self._first > self._capacity:
             self._first = stop - self._capacity
             self._dropped = int(self._positions[self._first - 1])
+
+    def _make_room(self, count: int) -> int:
+        """Return where ``count`` more pending records go."""
+        first, stop = self._first, super()._make_room(count)
+        if self._first != first:
+            self._note_keys(0, stop)
+        return stop
+
+    def _note_keys(self, first: int, stop: int) -> None:
+        keys = self._words[first:stop, ENTITIES_WORD : ENTITIES_WORD + _ENTITIES]
+        self._keys[:, first:stop] = keys.T
 
     def _skip(self, _: NDArray[np.void], positions: NDArray[np.int64]) -> None:
         """Do without what ends at these positions."""

@@ -167,7 +167,7 @@ class Policy:
             self._is_in_one_table
             and not looked_up
             and score is not None
-            and not self._may_list(payment.data)
+            and not self.may_list(payment.data)
         ):
             return _UNANIMOUS[_by_score(score, thresholds, thresholds_from_model)]
         fired = self._expressions.fired(payment, features, score, looked_up)
@@ -195,19 +195,31 @@ class Policy:
         ``datas`` have each transaction's bytes somewhere in them.
         """
         found = np.zeros(len(scores), np.int64)
-        if not self._is_in_one_table or self._listed_texts is None:
+        limits = self.limits(thresholds_from_model)
+        if limits is None:
             return found
-        review, decline = (
-            model if own is None else own
-            for own, model in zip(self._thresholds, thresholds_from_model, strict=True)
-        )
+        review, decline = limits
         found[:] = np.where(scores >= decline, DECLINE, np.where(scores >= review, REVIEW, APPROVE))
         found[looked_up != 0] = 0
         if self._listed_texts:
-            found[[self._may_list(data) for data in datas]] = 0
+            found[[self.may_list(data) for data in datas]] = 0
         return found
 
-    def _may_list(self, data: bytes) -> bool:
+    def limits(self, thresholds_from_model: tuple[float, float]) -> tuple[float, float] | None:
+        """Return the scores from which the score alone reviews and declines.
+
+        They hold for a payment that no rule of ``table`` holds for and that ``may_list`` clears.
+        None where it never has the only say.
+        """
+        if not self._is_in_one_table or self._listed_texts is None:
+            return None
+        (review, decline), own = thresholds_from_model, self._thresholds
+        return (
+            review if own.review is None else own.review,
+            decline if own.decline is None else own.decline,
+        )
+
+    def may_list(self, data: bytes) -> bool:
         """Return whether a payment, whose bytes are somewhere in ``data``, may be on a list."""
         texts = self._listed_texts
         return texts is None or any(text in data for text in texts)

@@ -26,13 +26,13 @@ from fraud.v1 import fraud_service_pb2 as pb
 from featurizer.adapters import open_log, open_store
 from featurizer.features import INDEX, SCHEMA_VERSION
 from featurizer.hashing import IdHasher
-from fraudsvc import decide, server
-from fraudsvc.answers import Writer
+from fraudsvc import server
 from fraudsvc.calls import ScorerSettings
 from fraudsvc.contract import ContractSettings
 from fraudsvc.intake import Intake
-from fraudsvc.policy import DEFAULT_POLICY, Policy, load_policy
+from fraudsvc.policy import DEFAULT_POLICY, load_policy
 from fraudsvc.scorer import Scorer
+from fraudsvc.single_decider import SingleDecider
 from fraudsvc.tail import Tail, local_tail
 from loadgen.rows import HistoryRow, Span, read_rows, request_id
 from tests.bench.claims import SEED, claim, make_world, pin, spent
@@ -54,9 +54,7 @@ STEPS: tuple[tuple[str, Any, str], ...] = (
     ("tail and snapshot", Tail, "refresh"),
     ("look for a repeat", Tail, "find"),
     ("states", Tail, "load"),
-    ("view, model and contributions", decide, "assess"),
-    ("policy", Policy, "rule"),
-    ("write the answer", Writer, "write"),
+    ("view, model, contributions, policy and the answer", SingleDecider, "decide"),
     ("append", Scorer, "_append"),
     ("take in ahead of the append", Tail, "stage"),
     ("note the append", Tail, "commit"),
