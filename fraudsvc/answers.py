@@ -93,6 +93,7 @@ def versions_of(model_version: str, policy_version: str, schema_version: str) ->
     ).SerializeToString(deterministic=True)
 
 
+@lru_cache(maxsize=256)
 def origin_of(traceparent: str, scorer: str) -> bytes:
     """Return a Decision's fields 9 and 10."""
     made = decision_pb2.Decision(traceparent=traceparent, scorer=scorer)

@@ -23,7 +23,7 @@ from fraudsvc.intake import Intake
 from fraudsvc.journal_tail import REQUEST_WORD, JournalTail
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
-from fraudsvc.shared_steps import SharedSteps
+from fraudsvc.shared_steps import StepsOfMany
 from trainer.bundle import Bundle
 
 Taken = list[Payment | ServiceError]
@@ -69,7 +69,7 @@ class BatchDecider:
         snapshot: Snapshot,
         bundle: Bundle,
         policy: Policy,
-        steps: SharedSteps,
+        steps: StepsOfMany,
     ) -> bool:
         """Let the model see payments that were taken in, and stage them; return if that could be.
 
@@ -103,17 +103,23 @@ class BatchDecider:
         return decide_all(payments.__getitem__, datas, self._sheet, bundle, policy)
 
     def write(
-        self, drafts: Drafts, payments: Sequence[Payment], stamp: Stamp
+        self,
+        drafts: Drafts,
+        payments: Sequence[Payment],
+        stamp: Stamp,
+        callers: Sequence[tuple[bytes, bytes]],
+        own: NDArray[np.int64] | None,
     ) -> list[tuple[bytes, bytes]]:
         """Return the bytes of each Decision, and of the Assessment in it, of what was decided.
 
-        ``stamp`` is all of theirs, whichever request it names.
+        ``stamp`` is all of theirs, whichever request it names; ``callers`` and ``own`` as in
+        ``BatchWriter.write``.
         """
         sheet = self._sheet
         return self._writer.write(
             drafts, stamp, self._words[: len(payments), REQUEST_WORD],
             np.full(len(payments), stamp.log_position), [each.data for each in payments],
-            (sheet.bodies, sheet.reasons, sheet.figures),
+            (sheet.bodies, sheet.reasons, sheet.figures), callers, own=own,
         )  # fmt: skip
 
     def _close_up(self, payments: Sequence[Payment]) -> None:

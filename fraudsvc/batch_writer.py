@@ -19,7 +19,7 @@ from fraudsvc.wire.put import put_all
 
 Sheets = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float64]]
 Texts = tuple[NDArray[np.uint8], NDArray[np.int64]]  # one after another, and where each ends
-_NUMBERS = 9  # of a decision: those of Draft, then of Stamp
+_NUMBERS = 12  # of a decision: those of Draft, then of Stamp
 
 
 @njit(cache=True)
@@ -48,9 +48,12 @@ def _write_all(out, texts, sheet, shared, key, state, numbers, places):  # type:
             out[at:], transactions[0][data_at : transactions[1][i]], bodies[i], models[i],
             figures[i], reasons[0][reason_at : reasons[1][i]], versions,
             traces[0][trace_at : traces[1][i]], origins[0][origin_at : origins[1][i]], key, state,
-            (row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], 0, 0, 0),
+            (
+                row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9],
+                row[10], row[11],
+            ),
         )  # fmt: skip
-        if row[3] >= 0:
+        if row[3] >= 0 and row[9] == 0:
             end = _put_turn(out[at:], end, figures[i], arrival)
         end = put_all(out[at:], end, field, 0, len(field))
         places[i, 0], places[i, 1] = at + begin, at + end
@@ -88,6 +91,7 @@ class BatchWriter:
         sheet: Sheets,
         callers: Sequence[tuple[bytes, bytes]] = (),
         *,
+        own: NDArray[np.int64] | None = None,
         rung: int = FULL,
         cause: int = 0,
     ) -> list[tuple[bytes, bytes]]:
@@ -95,7 +99,9 @@ class BatchWriter:
 
         ``stamp`` is all of theirs, but for the requests and positions, int64[n] both, and, where
         there are ``callers``, the trace id and the origin of each. ``sheet`` has a row for each:
-        body, model's reasons, figures. ``rung`` and ``cause`` are all of theirs.
+        body, model's reasons, figures. ``rung`` and ``cause`` are all of theirs. Where each is a
+        call of its own and nothing is shared, ``own`` int64[n, 4] has the stamp's time used and
+        three steps of each.
         """
         count = len(transactions)
         if not count:
@@ -113,7 +119,10 @@ class BatchWriter:
         numbers[:, 0], numbers[:, 1] = drafts.outcomes, rung
         numbers[:, 2], numbers[:, 3] = cause, drafts.model_reasons
         numbers[:, 4], numbers[:, 5] = requests, log_positions
-        numbers[:, 6:] = stamp.receive_time_ms, stamp.used_ns, stamp.named
+        numbers[:, 6:9] = stamp.receive_time_ms, stamp.used_ns, stamp.named
+        numbers[:, 9:] = 0
+        if own is not None:
+            numbers[:, [7, 9, 10, 11]] = own
         places = np.empty((count, 4), np.int64)
         shared = drafts.versions, stamp.shared, stamp.arrival_ns
         end = _write_all(

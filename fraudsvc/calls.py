@@ -63,9 +63,8 @@ class Kept:
     answer: bytes | ServiceError
 
 
-def result_of(answer: bytes | Kept | ServiceError) -> bytes:
+def result_of(answer: bytes | ServiceError) -> bytes:
     """Return a ScoreResult's bytes."""
-    told = answer.answer if isinstance(answer, Kept) else answer
-    if isinstance(told, ServiceError):
-        return fraud_service_pb2.ScoreResult(error=item_error(told)).SerializeToString()
-    return field(b"\x0a", told)
+    if isinstance(answer, ServiceError):
+        return fraud_service_pb2.ScoreResult(error=item_error(answer)).SerializeToString()
+    return field(b"\x0a", answer)

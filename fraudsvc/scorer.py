@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import numpy as np
 from fraud.v1 import decision_pb2, fraud_service_pb2, label_pb2
@@ -31,7 +32,7 @@ from fraudsvc.ledger import Ledger
 from fraudsvc.models import Canary
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
-from fraudsvc.shared_steps import SharedSteps
+from fraudsvc.shared_steps import OwnSteps, SharedSteps, StepsOfMany
 from fraudsvc.single_decider import SingleDecider, Told
 from fraudsvc.trace_ids import trace_id_of
 from trainer.bundle import Bundle
@@ -124,13 +125,28 @@ class Scorer:
         while len(results) < len(transactions):
             with self._lock:
                 items = transactions[len(results) : len(results) + ITEMS_AT_ONCE]
-                results += self._score_some(items, steps, validate_only)
+                results += map(result_of, self._score_some(items, steps, validate_only))
+        return results
+
+    def score_several(
+        self, transactions: Sequence[bytes], calls: Sequence[Call]
+    ) -> list[bytes | ServiceError]:
+        """Decide a transaction for each of ``calls``, in order, in as few frames as can be.
+
+        Returns for each what ``score`` would: an Assessment's bytes, or why there is none.
+        """
+        results: list[bytes | ServiceError] = []
+        while len(results) < len(calls):
+            some = slice(len(results), len(results) + ITEMS_AT_ONCE)
+            with self._lock:
+                steps = OwnSteps(calls[some], self._clocks)
+                results += self._score_some(transactions[some], steps, validate_only=False)
         return results
 
     def _score_some(
-        self, items: Sequence[bytes], steps: SharedSteps, validate_only: bool
-    ) -> list[bytes]:
-        """Decide transactions and append them in one frame; return their ScoreResults.
+        self, items: Sequence[bytes], steps: StepsOfMany, validate_only: bool
+    ) -> list[bytes | ServiceError]:
+        """Decide transactions and append them in one frame; return what each is answered.
 
         Ends before one that repeats a request of the frame, as its first answer is not on the log.
         """
@@ -147,54 +163,56 @@ class Scorer:
             if snapshot is not None:
                 snapshot.close()
         self._append_all([answer for answer in answers if isinstance(answer, Kept)])
-        return [result_of(answer) for answer in answers]
+        return [answer.answer if isinstance(answer, Kept) else answer for answer in answers]
 
     def _answer_all(
-        self, taken: Taken, steps: SharedSteps, snapshot: Snapshot | None, validate_only: bool
+        self, taken: Taken, steps: StepsOfMany, snapshot: Snapshot | None, validate_only: bool
     ) -> list[bytes | Kept | ServiceError]:
         """Answer what was taken in, all at once where that can be, else one by one."""
-        payments = [each for each in taken if isinstance(each, Payment)]
         if not validate_only and snapshot is not None:
-            together = self._answer_together(payments, steps, snapshot)
+            together = self._answer_together(taken, steps, snapshot)
             if together is not None:
                 kept = iter(together)
                 return [each if isinstance(each, ServiceError) else next(kept) for each in taken]
         answers: list[bytes | Kept | ServiceError] = []
-        for each in taken:
+        for place, each in enumerate(taken):
             if isinstance(each, ServiceError):
                 answers.append(each)
                 continue
             try:
-                answers.append(self._answer(each, steps.own(), snapshot, validate_only))
+                [call] = steps.calls([place])
+                answers.append(self._answer(each, call, snapshot, validate_only))
             except ServiceError as error:
                 answers.append(error)
             if isinstance(answers[-1], Kept):
                 self._tail.stage(each.ids)
-        self._entries = steps.told(self._entries)
+        self._entries = [*steps.told(self._entries)]
         return answers
 
     def _answer_together(
-        self, payments: Sequence[Payment], steps: SharedSteps, snapshot: Snapshot
+        self, taken: Taken, steps: StepsOfMany, snapshot: Snapshot
     ) -> list[Kept] | None:
         """Decide payments on rung FULL; None where one of them needs a look of its own."""
-        call = steps.own()
+        places = [place for place, each in enumerate(taken) if isinstance(each, Payment)]
+        payments = [each for each in taken if isinstance(each, Payment)]
+        calls = steps.calls(places)
         bundle, policy = self._bundle(), self._policy()
-        late = self._clocks.monotonic_ns() + self._full_ns > call.deadline_ns
-        if bundle is None or late or not payments:
+        if bundle is None or not payments:
+            return None
+        due_ns = min(min(call.deadline_ns, call.arrival_ns + self._budget_ns) for call in calls)
+        if due_ns - self._clocks.monotonic_ns() < self._full_ns:
             return None
         if self._canary() is not None and any(map(self._canary_of, payments)):
             return None
         if not self._batches.assess(payments, snapshot, bundle, policy, steps):
             return None
         drafts = self._batches.decide(payments, bundle, policy)
-        trace_id, origin = self._trace(call)
-        stamp = Stamp(
-            0, trace_id, self._tail.position, payments[0].received_ms,
-            steps.end() - call.arrival_ns, origin, True, call.steps_ns, shared=steps.field(),
-        )  # fmt: skip
-        written = self._batches.write(drafts, payments, stamp)
-        pairs = zip(payments, written, strict=True)
-        return [self._keep(payment, call, *each) for payment, each in pairs]
+        stamp = Stamp(0, b"", self._tail.position, payments[0].received_ms, 0, b"", True)
+        callers = [self._trace(call) for call in calls]
+        told, own = steps.stamp(stamp, calls)
+        written = self._batches.write(drafts, payments, told, callers, own)
+        pairs = zip(payments, calls, written, strict=True)
+        return [self._keep(payment, call, *each) for payment, call, each in pairs]
 
     def report_labels(
         self, labels: Sequence[label_pb2.Label]
@@ -205,11 +223,8 @@ class Scorer:
         results: list[fraud_service_pb2.LabelResult] = []
         frames: list[list[Entry]] = []
         with self._lock:
-            snapshot = self._refreshed()
-            try:
+            with closing(self._refreshed()) as snapshot:
                 results.extend(self._labels.take(each, now_ms, snapshot, frames) for each in labels)
-            finally:
-                snapshot.close()
             if frames:
                 self._append(frames)
         return results
@@ -220,12 +235,8 @@ class Scorer:
             request = self._request_now(request_hash_of(wanted))
         except ValueError:
             raise ServiceError("INVALID_DECISION_ID") from None
-        with self._lock:
-            snapshot = self._refreshed()
-            try:
-                frame = self._tail.find(request, snapshot)
-            finally:
-                snapshot.close()
+        with self._lock, closing(self._refreshed()) as snapshot:
+            frame = self._tail.find(request, snapshot)
         decision = None if frame is None else self._ledger.decision(frame, request)
         if decision is None or decision.assessment.decision_id != wanted:
             raise ServiceError("DECISION_NOT_FOUND")
@@ -370,10 +381,8 @@ class Scorer:
             return None
         if snapshot is None:
             return self._tail.first_frame(request)
-        try:
+        with closing(snapshot):
             return self._tail.find(request, snapshot)
-        finally:
-            snapshot.close()
 
     def _append(self, frames: Sequence[Sequence[Entry]]) -> list[int]:
         try:

@@ -25,13 +25,13 @@ from fraudsvc.callers.gate import Gate
 from fraudsvc.calls import Call
 from fraudsvc.errors import ServiceError, abort, code_of, ending_of, from_exception
 from fraudsvc.requests import read_batch, read_score
-from fraudsvc.scorer import Scorer
+from fraudsvc.scorer import ITEMS_AT_ONCE, Scorer
+from fraudsvc.scoring import METHOD, Asked, Note, Scoring
 from fraudsvc.turns import TurnContext, Turns
 
 SERVICE = pb.DESCRIPTOR.services_by_name["FraudService"].full_name
 _log = logging.getLogger(__name__)
 _NEVER_NS = 1 << 62
-Note = Callable[[str, str, int], object]
 _Request = TypeVar("_Request", bound=Message)
 
 
@@ -112,20 +112,21 @@ class Servicer:
         """Refuse every call that arrives from now on; those that wait for a thread had arrived."""
         self._drain_ns = time.perf_counter_ns()
 
-    def score(self, body: bytes, context: grpc.ServicerContext) -> bytes:
-        """Answer Score, from bytes to bytes."""
-        self._admit()
+    def read_score(self, body: bytes, context: TurnContext) -> Asked:
+        """Return what is asked of Score. Raises ServiceError where it may not be."""
+        arrival_ns = context.arrival_ns
+        self._admit(arrival_ns)
         if len(body) > self._settings.score_bytes_max:
             raise ServiceError("MALFORMED_MESSAGE")
         transaction, validate_only = read_score(body)
-        call = self._call(context)
-        return field(b"\x0a", self._scorer.score(transaction, call, validate_only=validate_only))
+        return Asked(transaction, self._call(context, arrival_ns), validate_only)
 
     def score_batch(self, body: bytes, context: grpc.ServicerContext) -> bytes:
         """Answer ScoreBatch, from bytes to bytes."""
-        self._admit()
+        arrival_ns = self.arrival_ns()
+        self._admit(arrival_ns)
         transactions, validate_only = read_batch(body)
-        call = self._call(context)
+        call = self._call(context, arrival_ns)
         results = self._scorer.score_batch(transactions, call, validate_only=validate_only)
         return b"".join(field(b"\x0a", result) for result in results)
 
@@ -144,26 +145,21 @@ class Servicer:
         return pb.GetDecisionResponse(decision=decision)
 
     def _given(self, request: _Request | ServiceError) -> _Request:
-        self._admit()
+        self._admit(self.arrival_ns())
         if isinstance(request, ServiceError):
             raise request
         return request
 
-    def _admit(self) -> None:
-        if self._drain_ns != _NEVER_NS and self.arrival_ns() > self._drain_ns:
+    def _admit(self, arrival_ns: int) -> None:
+        if arrival_ns > self._drain_ns:
             raise ServiceError("DRAINING")
 
     def arrival_ns(self) -> int:
         """Return when this thread's call came, ns of the monotonic clock."""
         return getattr(self._arrivals.local, "arrival_ns", time.perf_counter_ns())
 
-    def arrived(self, arrival_ns: int) -> None:
-        """Note when the call came that this thread is going to answer."""
-        self._arrivals.local.arrival_ns = arrival_ns
-
-    def _call(self, context: grpc.ServicerContext) -> Call:
+    def _call(self, context: grpc.ServicerContext | TurnContext, arrival_ns: int) -> Call:
         now_ns = time.perf_counter_ns()
-        arrival_ns = self.arrival_ns()
         if now_ns - arrival_ns > self._settings.wait_ms_max * 1e6:
             raise ServiceError("OVERLOADED")
         remaining_s = context.time_remaining()
@@ -267,17 +263,10 @@ def _handlers(
 
 
 def _scoring(
-    servicer: Servicer, note: Note = lambda *_: None, gate: Gate | None = None
-) -> Callable[[bytes, TurnContext], bytes]:
-    """Return what answers a call of Score in its turn."""
-    run = _guarded("Score", servicer.score, servicer, note, gate)
-
-    def answer(body: bytes, context: TurnContext) -> bytes:
-        servicer.arrived(context.arrival_ns)
-        answered: bytes = run(body, context)
-        return answered
-
-    return answer
+    scorer: Scorer, servicer: Servicer, note: Note = lambda *_: None, gate: Gate | None = None
+) -> Scoring:
+    """Return what answers calls of Score."""
+    return Scoring(scorer, _admitting(METHOD, servicer.read_score, gate), note)
 
 
 class Server:
@@ -318,9 +307,9 @@ class Server:
         self._server.add_generic_rpc_handlers((_handlers(servicer, note, guard.gate),))
         full = ServiceError("OVERLOADED")
         self._scores = Turns(
-            self._server, f"/{SERVICE}/Score", _scoring(servicer, note, guard.gate),
-            settings.calls_max, ending_of(full),
-            lambda: note("Score", code_of(full), 0),
+            self._server, f"/{SERVICE}/{METHOD}",
+            _scoring(scorer, servicer, note, guard.gate).answer, settings.calls_max,
+            ITEMS_AT_ONCE, ending_of(full), lambda: note(METHOD, code_of(full), 0),
         )  # fmt: skip
         self._health = health.HealthServicer(experimental_non_blocking=True)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

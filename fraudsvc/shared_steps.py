@@ -1,6 +1,7 @@
-"""What decisions of one go say of it: the field ``shared`` of a Decision, its steps as they end.
+"""What decisions of one go say of their steps, as they end.
 
-Owns which steps are told once for all, not once each. Must not know what is done in a step.
+Owns which steps are told once for all, by the field ``shared`` of a Decision, and which once each.
+Must not know what is done in a step.
 """
 
 from __future__ import annotations
@@ -8,9 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from fraud.v1 import decision_pb2
+from numpy.typing import NDArray
 
 from featurizer.eventlog import Entry, Topic
+from fraudsvc.answers import Stamp
 from fraudsvc.calls import MS, Call, Clocks
 
 _STEP_MAX = (1 << 32) - 1
@@ -51,6 +55,17 @@ class SharedSteps:
         _, deadline_ns, traceparent, *_ = call = self._call
         return Call(self.now_ns(), deadline_ns, traceparent, call.arrival_ns, self._trace_id)
 
+    def calls(self, places: Sequence[int]) -> list[Call]:
+        """Return the call that each at ``places`` is, if they are decided from now on."""
+        return [self.own()] * len(places)
+
+    def stamp(self, stamp: Stamp, calls: Sequence[Call]) -> tuple[Stamp, None]:
+        """Return the stamp with what all say that were decided, the last step being over."""
+        first = calls[0]
+        used_ns = self.end() - first.arrival_ns
+        told = stamp._replace(used_ns=used_ns, arrival_ns=first.steps_ns, shared=self.field())
+        return told, None
+
     def field(self) -> bytes:
         """Return the field as it stands in a Decision, its last one."""
         made = decision_pb2.Decision()
@@ -60,7 +75,7 @@ class SharedSteps:
         shared.step_ns.extend(self._ends)
         return made.SerializeToString(deterministic=True)
 
-    def told(self, entries: Sequence[Entry]) -> list[Entry]:
+    def told(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         """Return the entries of decisions, saying that they were made one by one until now."""
         self.end()
         said = self.field()
@@ -68,3 +83,41 @@ class SharedSteps:
             each._replace(value=each.value + said) if each.topic == Topic.DECISIONS else each
             for each in entries
         ]
+
+
+class OwnSteps:
+    """Calls that are decided in one go, each of which tells its steps as if it were alone."""
+
+    def __init__(self, calls: Sequence[Call], clocks: Clocks) -> None:
+        self._calls = calls
+        self.now_ns: Callable[[], int] = clocks.monotonic_ns
+        self._accepted_ns = self._loaded_ns = 0
+
+    def begin(self) -> None:
+        """Begin."""
+
+    def accept(self, _: int) -> None:
+        """Take in that they have been accepted, or refused."""
+        self._accepted_ns = self.now_ns()
+
+    def end(self, now_ns: int = 0) -> int:
+        """Take in that the states were there at ``now_ns``; what else ends, none tells."""
+        self._loaded_ns = now_ns or self._loaded_ns
+        return self._loaded_ns
+
+    def calls(self, places: Sequence[int]) -> list[Call]:
+        """Return the calls at ``places``."""
+        return [self._calls[place] for place in places]
+
+    def stamp(self, stamp: Stamp, calls: Sequence[Call]) -> tuple[Stamp, NDArray[np.int64]]:
+        """Return the stamp, and what each says: int64[n, 4] as ``BatchWriter.write`` has it."""
+        now_ns, between = self.now_ns(), (self._accepted_ns, self._loaded_ns)
+        rows = [(now_ns - call.arrival_ns, call.arrival_ns, *between) for call in calls]
+        return stamp, np.array(rows, np.int64)
+
+    def told(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """Return the entries of decisions that were made one by one: they say all already."""
+        return entries
+
+
+StepsOfMany = SharedSteps | OwnSteps

@@ -1,4 +1,4 @@
-"""Answers one unary method on the thread that gRPC polls with, one call after the other.
+"""Answers one unary method on the thread that gRPC polls with: what is ready, at once.
 
 Owns calls from their arrival to their status, and the bound on how many wait. Must not know what an
 answer is made of.
@@ -6,8 +6,9 @@ answer is made of.
 gRPC's own server hands each call to a pool, where it waits for its message until the polling thread
 has it, answers, and leaves the end to the polling thread: four changes of thread a call, which cost
 as much as all the rest of gRPC. A decision never waits for anything but its one append, and
-decisions are made one at a time, so nothing is won by a pool. Here what has come is looked at
-between two answers, and answered in order.
+decisions are made one after the other, so nothing is won by a pool. Here what has come is looked
+at between two answers. What came meanwhile is answered in order and together, so that the busier
+the server, the less each costs.
 
 Reaches into what grpc keeps to itself (its version is pinned, see docs/decisions/0031): the core's
 server and queue, and that the polling thread calls whatever a completed operation is tagged with.
@@ -19,7 +20,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import grpc
 from grpc import _server as grpc_server
@@ -34,13 +36,6 @@ _NO_MESSAGE = (cygrpc.StatusCode.unimplemented, b"a unary call has exactly one m
 _BROKEN = (cygrpc.StatusCode.internal, b"internal error", ())
 _Ending = tuple[int, bytes, Sequence[tuple[str, Any]]]
 _OK: _Ending = (cygrpc.StatusCode.ok, b"", ())
-
-
-class _AbortedError(Exception):
-    """The answer is a status."""
-
-    def __init__(self, ending: _Ending) -> None:
-        self.ending = ending
 
 
 class TurnContext:
@@ -77,10 +72,6 @@ class TurnContext:
         found = cygrpc.auth_context(self._event.call) or {}
         return {key.decode(): value for key, value in found.items()}
 
-    def abort_with_status(self, status: grpc.Status) -> NoReturn:
-        """End the call with a status; always raises."""
-        raise _AbortedError(_ending_of(status))
-
 
 class _Waiting(NamedTuple):
     """A call whose message is here."""
@@ -94,22 +85,24 @@ class Turns:
     """Answers ``method`` (its full name) of ``server``, which has not been started.
 
     At most ``calls_max`` calls are in it at once; one more is told ``full``. ``answer`` gets the
-    bytes of the request, and returns those of the response or has the context abort the call.
-    ``on_full`` is called for each that is refused.
+    bytes of at most ``together_max`` requests, each with its context, and returns the bytes of the
+    response or a status for each. ``on_full`` is called for each that is refused.
     """
 
     def __init__(
         self,
         server: grpc.Server,
         method: str,
-        answer: Callable[[bytes, TurnContext], bytes],
+        answer: Callable[[Sequence[tuple[bytes, TurnContext]]], Sequence[bytes | grpc.Status]],
         calls_max: int,
+        together_max: int,
         full: grpc.Status,
         on_full: Callable[[], object],
     ) -> None:
         self._method = method
         self._answer = answer
         self._calls_max = calls_max
+        self._together_max = together_max
         self._full = _ending_of(full)
         self._on_full = on_full
         self._state: Any = server._state  # type: ignore[attr-defined]
@@ -161,25 +154,27 @@ class Turns:
 
     def _answer_all(self) -> None:
         """Answer what is ready, and look between two answers at what else has come."""
-        while self._ready:
+        ready = self._ready
+        while ready:
             self._busy_since_ns = time.perf_counter_ns()
-            waiting = self._ready.popleft()
-            self._answer_one(waiting)
-            self._inside -= 1
+            some = [ready.popleft() for _ in range(min(len(ready), self._together_max))]
+            self._answer_some(some)
+            self._inside -= len(some)
             self._look()
         self._busy_since_ns = 0
 
-    def _answer_one(self, waiting: _Waiting) -> None:
-        """Answer a call."""
+    def _answer_some(self, some: Sequence[_Waiting]) -> None:
+        """Answer calls."""
         try:
-            response = self._answer(waiting.body, waiting.context)
-            message = cygrpc.SendMessageOperation(response, _NO_FLAGS)
-            waiting.call.start_server_batch((*_parts(_OK), message), _ended)
-        except _AbortedError as aborted:
-            _end(waiting.call, aborted.ending)
+            answers = self._answer([(each.body, each.context) for each in some])
         except Exception:  # noqa: BLE001 - whatever it is, the polling thread lives on
-            _log.exception("a call failed")
-            _end(waiting.call, _BROKEN)
+            _log.exception("calls failed")
+            answers = ()
+        for waiting, answer in zip_longest(some, answers):
+            if isinstance(answer, bytes):
+                _end(waiting.call, _OK, answer)
+            else:
+                _end(waiting.call, _BROKEN if answer is None else _ending_of(answer))
 
     def _look(self) -> None:
         """Have gRPC do what there is to be done, without waiting."""
@@ -197,15 +192,18 @@ def _ending_of(status: grpc.Status) -> _Ending:
     return code, status.details.encode(), tuple(status.trailing_metadata or ())
 
 
-def _end(call: Any, ending: _Ending) -> None:
-    """End a call with a status and no message."""
+def _end(call: Any, ending: _Ending, answer: bytes | None = None) -> None:
+    """End a call with a status, and a message where there is one."""
+    parts = _parts(ending)
+    if answer is not None:
+        parts = (*parts, cygrpc.SendMessageOperation(answer, _NO_FLAGS))
     try:
-        call.start_server_batch(_parts(ending), _ended)
+        call.start_server_batch(parts, _ended)
     except Exception:  # noqa: BLE001 - whatever it is, the polling thread lives on
         _log.exception("a call could not be ended")
 
 
-def _parts(ending: _Ending) -> tuple[Any, Any, Any]:
+def _parts(ending: _Ending) -> tuple[Any, ...]:
     """Return what every answer has: headers, none of them ours, a status, and a wait for its end.
 
     A call that is let go before its end was received is cancelled.

@@ -124,7 +124,8 @@ def make_handlers(where: Path) -> Callable[[str], Any]:
         server.Servicer(decider, server._Arrivals(settings.threads), settings) for _ in range(2)
     )
     generic = server._handlers(others)
-    score = SimpleNamespace(unary_unary=server._scoring(scoring))
+    scores = server._scoring(decider, scoring)
+    score = SimpleNamespace(unary_unary=lambda body, context: scores.answer([(body, context)])[0])
     return lambda method: (
         score
         if method == "Score"

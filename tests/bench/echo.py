@@ -12,6 +12,7 @@ import gc
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from fraud.v1 import decision_pb2
 from fraud.v1 import fraud_service_pb2 as pb
 
 from fraudsvc.errors import ServiceError, ending_of
+from fraudsvc.scorer import ITEMS_AT_ONCE
 from fraudsvc.server import SERVICE, ServerSettings
 from fraudsvc.turns import TurnContext, Turns
 
@@ -52,12 +54,17 @@ def _by_pool(server: grpc.Server, answer: pb.ScoreResponse) -> None:
 
 
 def _by_turns(server: grpc.Server, answer: pb.ScoreResponse, settings: ServerSettings) -> Turns:
-    def run(body: bytes, _: TurnContext) -> bytes:
+    def one(body: bytes) -> bytes:
         pb.ScoreRequest.FromString(body)
         return answer.SerializeToString()
 
+    def run(waiting: Sequence[tuple[bytes, TurnContext]]) -> list[bytes]:
+        return [one(body) for body, _ in waiting]
+
     full = ending_of(ServiceError("OVERLOADED"))
-    return Turns(server, f"/{SERVICE}/Score", run, settings.calls_max, full, lambda: None)
+    return Turns(
+        server, f"/{SERVICE}/Score", run, settings.calls_max, ITEMS_AT_ONCE, full, lambda: None
+    )
 
 
 def main() -> None:
