@@ -249,6 +249,7 @@ def rotate(data: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.timeout(900)  # on a machine that was just set up every kernel is compiled
 def test_the_id_secret_is_changed_and_every_answer_stays(tmp_path: Path, trained: Trained) -> None:
     data, payments = tmp_path / "data", Payments()
     data.mkdir()
