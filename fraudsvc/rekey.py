@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from featurizer.eventlog import Batch, LogError, Topic
 from featurizer.former_ids import write_former_ids
-from featurizer.hashing import ROW_IDS, SPACE_TRANSACTION, IdHasher, hashes_of
+from featurizer.hashing import ROW_IDS, SPACE_TRANSACTION, IdHasher, request_hash_of
 from featurizer.kept import Column, scan
 from featurizer.records import RECORD, Entity
 from featurizer.rewrite import Tell, drafted, leave_out, rewrite_segments, unwritten
@@ -284,7 +284,7 @@ def _named(batch: Batch) -> NDArray[np.int64]:
         else decision_pb2.Decision.FromString(batch.value(entry)).assessment.decision_id
         for i, entry in enumerate(found.entries.tolist())
     )
-    return np.array([hashes_of(each)[0] for each in ids], np.int64)
+    return np.array([request_hash_of(each) for each in ids], np.int64)
 
 
 def labelled_in(directory: Path) -> NDArray[np.int64]:
