@@ -42,8 +42,10 @@ class JournalTail:
 
     At most ``capacity`` records are pending. ``behind`` is true while the journal is too far ahead
     to be read in one call. A tail of states overrides ``load``, ``roll_back`` and the four steps
-    with a line under them.
+    with a line under them; ``prepares`` says whether ``prepare`` is one that it has.
     """
+
+    prepares = False
 
     def __init__(self, log: EventLog, index: Snapshots, capacity: int) -> None:
         self._log = log

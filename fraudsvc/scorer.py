@@ -88,6 +88,8 @@ class Scorer:
         self._lock = threading.Lock()
         self._origin = origin_of("", settings.name)
         self._batches = BatchDecider(self._intake, self._tail, hasher.key, ITEMS_AT_ONCE)
+        # Where states are asked for one by one, no call should wait for another's.
+        self.calls_at_once = ITEMS_AT_ONCE if tail.prepares else 1
 
     def score(self, transaction: bytes, call: Call, *, validate_only: bool = False) -> bytes:
         """Decide one serialised Transaction; return the Assessment's bytes, as they are on the log.
@@ -208,9 +210,8 @@ class Scorer:
             return None
         drafts = self._batches.decide(payments, bundle, policy)
         stamp = Stamp(0, b"", self._tail.position, payments[0].received_ms, 0, b"", True)
-        callers = [self._trace(call) for call in calls]
         told, own = steps.stamp(stamp, calls)
-        written = self._batches.write(drafts, payments, told, callers, own)
+        written = self._batches.write(drafts, payments, told, [*map(self._trace, calls)], own)
         pairs = zip(payments, calls, written, strict=True)
         return [self._keep(payment, call, *each) for payment, call, each in pairs]
 

@@ -1,6 +1,6 @@
 """Answers calls of Score: those that are ready at the same time are decided together.
 
-Owns what of a call goes to the scorer, and that each call gets an answer or a status, whatever
+Owns what of a call goes to the scorer, and that each call gets an answer or an error, whatever
 happens. Must not know how calls come in, nor what a decision is made of.
 """
 
@@ -11,11 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import grpc
-
 from fraudsvc.answers import field
 from fraudsvc.calls import Call
-from fraudsvc.errors import code_of, ending_of, from_exception
+from fraudsvc.errors import ServiceError, code_of, from_exception
 from fraudsvc.scorer import Scorer
 from fraudsvc.turns import TurnContext
 
@@ -46,27 +44,35 @@ class Scoring:
         self._read = read
         self._note = note
 
-    def answer(self, waiting: Sequence[tuple[bytes, TurnContext]]) -> list[bytes | grpc.Status]:
-        """Return for each the bytes of a ScoreResponse, or the status that its call ends with."""
+    def answer(self, waiting: Sequence[tuple[bytes, TurnContext]]) -> list[bytes | ServiceError]:
+        """Return for each the bytes of a ScoreResponse, or the error that its call ends with."""
         asked = [self._asked(body, context) for body, context in waiting]
         decided = iter(self._decide([each for each in asked if isinstance(each, Asked)]))
         return [
-            self._status(each) if isinstance(each, Exception) else self._told(each, next(decided))
+            self._failed(each) if isinstance(each, Exception) else self._told(each, next(decided))
             for each in asked
         ]
 
     def _asked(self, body: bytes, context: TurnContext) -> Asked | Exception:
         try:
             return self._read(body, context)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets a status
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
             return error
 
-    def _decide(self, asked: Sequence[Asked]) -> Sequence[bytes | Exception]:
-        """Decide one alone, and several together but for those that only want to know."""
-        if len(asked) < 2 or any(each.validate_only for each in asked):
-            return [self._decide_one(each) for each in asked]
+    def _decide(self, asked: Sequence[Asked]) -> list[bytes | Exception]:
+        """Decide several together, but for those that only want to know; one alone."""
+        places = [i for i, each in enumerate(asked) if not each.validate_only]
+        together: dict[int, bytes | Exception] = {}
+        if len(places) > 1:
+            several = self._decide_several([asked[i] for i in places])
+            together = dict(zip(places, several, strict=True))
+        return [
+            together[i] if i in together else self._decide_one(each) for i, each in enumerate(asked)
+        ]
+
+    def _decide_several(self, asked: Sequence[Asked]) -> Sequence[bytes | Exception]:
+        transactions, calls, _ = zip(*asked, strict=True)
         try:
-            transactions, calls, _ = zip(*asked, strict=True)
             return self._scorer.score_several(transactions, calls)
         except Exception as error:  # noqa: BLE001 - as above
             return [error] * len(asked)
@@ -78,15 +84,15 @@ class Scoring:
         except Exception as error:  # noqa: BLE001 - as above
             return error
 
-    def _told(self, asked: Asked, decided: bytes | Exception) -> bytes | grpc.Status:
+    def _told(self, asked: Asked, decided: bytes | Exception) -> bytes | ServiceError:
         if isinstance(decided, Exception):
-            return self._status(decided)
+            return self._failed(decided)
         self._note(METHOD, "OK", time.perf_counter_ns() - asked.call.arrival_ns)
         return field(b"\x0a", decided)
 
-    def _status(self, error: Exception) -> grpc.Status:
+    def _failed(self, error: Exception) -> ServiceError:
         known = from_exception(error)
         if known is not error:
             _log.error("a call failed", exc_info=error)
         self._note(METHOD, code_of(known), 0)
-        return ending_of(known)
+        return known

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -25,7 +25,7 @@ from fraudsvc.callers.gate import Gate
 from fraudsvc.calls import Call
 from fraudsvc.errors import ServiceError, abort, code_of, ending_of, from_exception
 from fraudsvc.requests import read_batch, read_score
-from fraudsvc.scorer import ITEMS_AT_ONCE, Scorer
+from fraudsvc.scorer import Scorer
 from fraudsvc.scoring import METHOD, Asked, Note, Scoring
 from fraudsvc.turns import TurnContext, Turns
 
@@ -264,9 +264,12 @@ def _handlers(
 
 def _scoring(
     scorer: Scorer, servicer: Servicer, note: Note = lambda *_: None, gate: Gate | None = None
-) -> Scoring:
+) -> Callable[[Sequence[tuple[bytes, TurnContext]]], list[bytes | grpc.Status]]:
     """Return what answers calls of Score."""
-    return Scoring(scorer, _admitting(METHOD, servicer.read_score, gate), note)
+    scoring = Scoring(scorer, _admitting(METHOD, servicer.read_score, gate), note)
+    return lambda waiting: [
+        each if isinstance(each, bytes) else ending_of(each) for each in scoring.answer(waiting)
+    ]
 
 
 class Server:
@@ -308,8 +311,8 @@ class Server:
         full = ServiceError("OVERLOADED")
         self._scores = Turns(
             self._server, f"/{SERVICE}/{METHOD}",
-            _scoring(scorer, servicer, note, guard.gate).answer, settings.calls_max,
-            ITEMS_AT_ONCE, ending_of(full), lambda: note(METHOD, code_of(full), 0),
+            _scoring(scorer, servicer, note, guard.gate), settings.calls_max,
+            scorer.calls_at_once, ending_of(full), lambda: note(METHOD, code_of(full), 0),
         )  # fmt: skip
         self._health = health.HealthServicer(experimental_non_blocking=True)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

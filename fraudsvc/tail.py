@@ -45,6 +45,8 @@ class Tail(JournalTail):
     the memory of the states.
     """
 
+    prepares = True
+
     def __init__(
         self, log: EventLog, store: Snapshots, arena: Arena, capacity: int = 4_096
     ) -> None:

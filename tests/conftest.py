@@ -197,6 +197,16 @@ class Asked:
         answers = self.scorer.score_batch([t.SerializeToString() for t in transactions], call)
         return [fraud_service_pb2.ScoreResult.FromString(answer) for answer in answers]
 
+    def score_several(
+        self, transactions: Sequence[transaction_pb2.Transaction], calls: Sequence[Call]
+    ) -> list[decision_pb2.Assessment | str]:
+        """Return each answer, or the reason of the error."""
+        answers = self.scorer.score_several([t.SerializeToString() for t in transactions], calls)
+        return [
+            decision_pb2.Assessment.FromString(each) if isinstance(each, bytes) else each.reason
+            for each in answers
+        ]
+
 
 class Interrupted:
     """A real log that lets another worker write just before an append."""

@@ -120,6 +120,7 @@ def written(host: Host, policies: list[Policy]) -> None:
         if payments.rng.random() < 0.02:
             some = int(payments.rng.integers(1, 50))
             scorer.score_batch([payments.one() for _ in range(some)], call_now())
+            scorer.score_several([payments.one() for _ in range(9)], [call_now()] * 9)
         if payments.rng.random() < 0.1:
             host.fold(int(payments.rng.integers(1, 9)))
         if payments.rng.random() < 0.1:

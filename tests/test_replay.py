@@ -78,6 +78,7 @@ def lived(host: Host, bundles: list[Bundle], policies: list[Policy], steps: int)
         if payments.rng.random() < 0.03:
             some = int(payments.rng.integers(1, 80))
             scorer.score_batch([payments.one() for _ in range(some)], call_now())
+            chosen.score_several([payments.one() for _ in range(9)], [call_now()] * 9)
         if payments.rng.random() < 0.1 and i % 400 < 200:
             host.fold(int(payments.rng.integers(1, 40)))
         if payments.rng.random() < 0.1:

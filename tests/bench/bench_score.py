@@ -125,7 +125,7 @@ def make_handlers(where: Path) -> Callable[[str], Any]:
     )
     generic = server._handlers(others)
     scores = server._scoring(decider, scoring)
-    score = SimpleNamespace(unary_unary=lambda body, context: scores.answer([(body, context)])[0])
+    score = SimpleNamespace(unary_unary=lambda body, context: scores([(body, context)])[0])
     return lambda method: (
         score
         if method == "Score"
