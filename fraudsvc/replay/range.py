@@ -20,7 +20,6 @@ from fraud.v1 import decision_pb2
 from featurizer.adapters import open_log
 from featurizer.eventlog import EventLog
 from featurizer.hashing import IdHasher
-from fraudsvc.decide import RULES_ONLY
 from fraudsvc.replay.again import Judged, Kind, Replayer, Verdict
 from fraudsvc.replay.cases import Cases, joined
 from fraudsvc.replay.judges import Finder, Places
@@ -28,6 +27,7 @@ from fraudsvc.replay.log import Piece, Pieces, Records, Span
 from fraudsvc.replay.rebuilt import AT_ONCE, Rebuilt
 from fraudsvc.replay.states import Views, Walk
 from fraudsvc.replay.told import Told
+from fraudsvc.rungs import RULES_ONLY
 from fraudsvc.shares import Share, Tell, share_out
 
 EXAMPLES_MAX = 20
