@@ -19,7 +19,6 @@ from featurizer.kafka_settings import kafka_settings
 from fraudsvc.backtest.figures import DAY_MS, Cut, report
 from fraudsvc.backtest.run import Change, check, run
 from fraudsvc.backtest.run import Job as BacktestJob
-from fraudsvc.decide import RULES_ONLY
 from fraudsvc.replay.again import Replayer, Verdict
 from fraudsvc.replay.cases import Cases
 from fraudsvc.replay.judges import Finder, Places
@@ -36,6 +35,7 @@ from fraudsvc.replay.shared_range import (
     spooled,
 )
 from fraudsvc.replay.step import Folded, steps
+from fraudsvc.rungs import RULES_ONLY
 from fraudsvc.shares import Tell
 from trainer.thresholds import Costs
 

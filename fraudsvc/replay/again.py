@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from featurizer.features import SCHEMA_VERSION
 from fraudsvc.answers import Draft, Stamp, Writer, origin_of
 from fraudsvc.assess import Sheet
-from fraudsvc.decide import RULES_ONLY, Drafts, Workspace, decide, decide_all
+from fraudsvc.decide import Drafts, Workspace, decide, decide_all
 from fraudsvc.journal_tail import REQUEST_WORD
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
@@ -33,6 +33,7 @@ from fraudsvc.replay.differences import (
 )
 from fraudsvc.replay.states import Views, shown
 from fraudsvc.replay.told import Told
+from fraudsvc.rungs import RULES_ONLY
 from trainer.bundle import Bundle
 
 

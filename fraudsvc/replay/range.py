@@ -21,7 +21,6 @@ from featurizer.adapters import directory_of, open_log
 from featurizer.eventlog import EventLog
 from featurizer.former_ids import FormerIds
 from featurizer.hashing import IdHasher
-from fraudsvc.decide import RULES_ONLY
 from fraudsvc.replay.again import Judged, Kind, Replayer, Verdict
 from fraudsvc.replay.cases import Cases, joined
 from fraudsvc.replay.judges import Finder, Places
@@ -29,6 +28,7 @@ from fraudsvc.replay.log import Piece, Pieces, Records, Span
 from fraudsvc.replay.rebuilt import AT_ONCE, Rebuilt
 from fraudsvc.replay.states import Views, Walk
 from fraudsvc.replay.told import Told
+from fraudsvc.rungs import RULES_ONLY
 from fraudsvc.shares import Share, Tell, share_out
 
 EXAMPLES_MAX = 20
