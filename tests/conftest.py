@@ -282,11 +282,9 @@ class Host:
 
     def states(self, keys: Sequence[int]) -> dict[int, bytes]:
         """Return those states that are in the store."""
-        snapshot = self.store.snapshot()
-        blobs = snapshot.get_many(keys)
-        found = {k: bytes(b) for k, b in zip(keys, blobs, strict=True) if b is not None}
-        snapshot.close()
-        return found
+        with contextlib.closing(self.store.snapshot()) as snapshot:
+            blobs = snapshot.get_many(keys)
+            return {k: bytes(b) for k, b in zip(keys, blobs, strict=True) if b is not None}
 
     def close(self) -> None:
         self.store.close()
