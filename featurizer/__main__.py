@@ -41,10 +41,12 @@ from featurizer.eventlog import LogError
 from featurizer.features import FEATURES, SCHEMA_VERSION
 from featurizer.hashing import IdHasher
 from featurizer.history import OPTIONAL, REQUIRED, History, HistoryError
+from featurizer.id_secret import read_id_secret
 from featurizer.kafka_settings import kafka_settings
 from featurizer.load import LoggedArena
 from featurizer.places import store_place
 from featurizer.records import NO_TIME_MS
+from featurizer.renames import renames_of
 from featurizer.role import RoleOptions, run
 from featurizer.state import DAY_MS
 from featurizer.store import StoreError
@@ -68,25 +70,14 @@ def _features(args: argparse.Namespace) -> int:
     return 0
 
 
-def _pairs(texts: list[str]) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for text in texts:
-        ours, _, theirs = text.partition("=")
-        if not (ours and theirs):
-            raise HistoryError(f"--map wants OURS=THEIRS, not {text}")
-        if ours in pairs:
-            raise HistoryError(f"--map names {ours} twice")
-        pairs[ours] = theirs
-    return pairs
-
-
 def _read(args: argparse.Namespace, console: Console) -> History | None:
     """Read the history and say what is wrong with it; None where that ends the run."""
     if args.out.resolve() == args.history.resolve():
         raise HistoryError("OUT would replace HISTORY")
+    hasher = IdHasher(read_id_secret(args.id_secret))
     delay_ms = None if args.label_delay_days is None else round(args.label_delay_days * DAY_MS)
     with console.status("reading the history"):
-        history = read_history(args.history, IdHasher(), _pairs(args.map), delay_ms)
+        history = read_history(args.history, hasher, renames_of(args.map), delay_ms)
     for problem in history.problems:
         _say(f"line {problem.line}: {problem.column} {problem.why}".replace("  ", " "))
     if history.bad_rows:
@@ -262,6 +253,10 @@ def _parser() -> argparse.ArgumentParser:
     fill.add_argument(
         "--log-until", type=_time_ms, metavar="TIME",
         help="no event from then on, and no label that became known then; ISO 8601",
+    )  # fmt: skip
+    fill.add_argument(
+        "--id-secret", default=os.environ.get("FRAUD_ID_SECRET", ""), metavar="FILE",
+        help="with the 16 bytes that ids are hashed with, as the scorer has it (FRAUD_ID_SECRET)",
     )  # fmt: skip
     fill.set_defaults(run=_backfill)
     role = commands.add_parser("run", help="follow the log and keep the store")

@@ -53,9 +53,9 @@ class FrameFlag(IntFlag):
 # Causes of damage, by the number that the kernel reports.
 CAUSES = ("no whole frame", "frames of a write that was cut short")
 
-_FRAME = struct.Struct("<IIIHH")
+FRAME_HEADER = struct.Struct("<IIIHH")
 _CHECKED = struct.Struct("<IHH")
-_ENTRY = struct.Struct("<BBHIq")
+ENTRY_HEADER = struct.Struct("<BBHIq")
 _DISTANCE = struct.Struct("<q")
 _extend = google_crc32c.extend
 _PADDING = tuple(bytes(n) for n in range(ALIGNMENT_BYTES))
@@ -84,14 +84,15 @@ def _slicing_tables(count: int) -> NDArray[np.uint32]:
 _TABLES = _slicing_tables(8)
 
 
-def _checked_frame(body: bytes, count: int, flags: int, salt: int) -> bytes:
+def checked_frame(body: bytes, count: int, flags: int, salt: int) -> bytes:
+    """Return a frame of a body that is made already."""
     crc = _extend(_extend(salt, _CHECKED.pack(len(body), count, flags)), body)
-    return _FRAME.pack(MAGIC, len(body), crc, count, flags) + body
+    return FRAME_HEADER.pack(MAGIC, len(body), crc, count, flags) + body
 
 
 def encode_seal(salt: int) -> bytes:
     """Return the frame that ends a segment."""
-    return _checked_frame(b"", 0, _SEAL, salt)
+    return checked_frame(b"", 0, _SEAL, salt)
 
 
 def encode_frame(entries: Sequence[Entry], salt: int, flags: int = 0) -> bytes:
@@ -106,7 +107,7 @@ def encode_frame(entries: Sequence[Entry], salt: int, flags: int = 0) -> bytes:
     try:
         for topic, key, value in entries:
             length = len(value)
-            parts.append(_ENTRY.pack(topic, ENTRY_VERSION, 0, length, key))
+            parts.append(ENTRY_HEADER.pack(topic, ENTRY_VERSION, 0, length, key))
             parts.append(value)
             if length & 7:
                 parts.append(_PADDING[-length & 7])
@@ -115,7 +116,7 @@ def encode_frame(entries: Sequence[Entry], salt: int, flags: int = 0) -> bytes:
     body = b"".join(parts)
     if body[-1]:
         body += bytes(ALIGNMENT_BYTES)
-    return _checked_frame(body, len(entries), flags, salt)
+    return checked_frame(body, len(entries), flags, salt)
 
 
 def encode_append(frames: Sequence[Sequence[Entry]], salt: int) -> tuple[bytes, list[int], int]:
@@ -144,7 +145,7 @@ def _encode_group(frames: Sequence[Sequence[Entry]], salt: int) -> tuple[bytes, 
         offsets.append(size)
         size += len(parts[-1])
     distances = (size, size + CLOSE_BYTES)
-    parts += [_checked_frame(_DISTANCE.pack(d), 0, _CLOSE, salt) for d in distances]
+    parts += [checked_frame(_DISTANCE.pack(d), 0, _CLOSE, salt) for d in distances]
     return b"".join(parts), offsets, size + CLOSE_BYTES
 
 

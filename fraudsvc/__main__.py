@@ -17,7 +17,7 @@ from typing import Any
 
 from featurizer.adapters import directory_of, open_log
 from featurizer.eventlog import LogError
-from featurizer.hashing import SECRET_BYTES
+from featurizer.id_secret import read_id_secret
 from featurizer.kafka_settings import kafka_settings
 from featurizer.places import store_place
 from featurizer.telemetry import telemetry
@@ -29,6 +29,7 @@ from fraudsvc.contract import ContractSettings
 from fraudsvc.look_back import Defaults, add_commands
 from fraudsvc.models_command import ACTIONS, ModelsOptions, run_models
 from fraudsvc.policy import DEFAULT_POLICY, PolicyError
+from fraudsvc.rekey_command import add_rekey
 from fraudsvc.serve import ServeOptions, host_name, serve, serve_workers
 from fraudsvc.server import ServerSettings
 from fraudsvc.up import UpOptions, print_change, up
@@ -60,15 +61,6 @@ def _log_through_queue(level: str) -> logging.handlers.QueueListener:
     return listener
 
 
-def _secret(path: str) -> bytes:
-    if not path:
-        return bytes(SECRET_BYTES)
-    secret = Path(path).read_bytes()
-    if len(secret) != SECRET_BYTES:
-        raise ValueError(f"{path} must hold {SECRET_BYTES} bytes, not {len(secret)}")
-    return secret
-
-
 def _contract(args: argparse.Namespace) -> ContractSettings:
     fields = os.environ.get("FRAUD_EXEMPT_FIELDS", "")
     exempt = frozenset(f.strip() for f in fields.split(",") if f.strip())
@@ -85,7 +77,7 @@ def _options(args: argparse.Namespace) -> ServeOptions:
     return ServeOptions(
         log=args.log, store=store_place(args.store), index=args.index, address=args.address,
         policy=Path(args.policy), bundle=Path(args.bundle), archive=_archive(args),
-        public_key=Path(args.public_key), secret=_secret(args.id_secret),
+        public_key=Path(args.public_key), secret=read_id_secret(args.id_secret),
         cpus=frozenset(int(c) for c in args.cpus.split(",") if c),
         ready_file=args.ready_file, sync_interval_ms=args.sync_interval_ms,
         contract=_contract(args), poll_s=args.poll_s,
@@ -213,7 +205,7 @@ def _stream(args: argparse.Namespace) -> int:
             options = StreamOptions(
                 kafka=kafka_settings(args.kafka), store=store_place(args.store),
                 policy=Path(args.policy), bundle=Path(args.bundle), archive=_archive(args),
-                public_key=Path(args.public_key), secret=_secret(args.id_secret),
+                public_key=Path(args.public_key), secret=read_id_secret(args.id_secret),
                 instance=args.instance, ready_file=args.ready_file, pending_max=args.pending_max,
                 contract=_contract(args), stream=StreamSettings(name=host_name()), telemetry=told,
             )  # fmt: skip
@@ -322,7 +314,7 @@ def _add_look_back(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     policy = Path(os.environ.get("FRAUD_POLICY", str(DEFAULT_POLICY)))
     data = Path(os.environ.get("FRAUD_DATA", "data"))
     secret = os.environ.get("FRAUD_ID_SECRET", "")
-    add_commands(commands, Defaults(data, policy, secret, _secret))
+    add_commands(commands, Defaults(data, policy, secret, read_id_secret))
 
 
 def main() -> int:
@@ -338,6 +330,7 @@ def main() -> int:
     add_console(commands, os.environ)
     add_client(commands, os.environ)
     _add_look_back(commands)
+    add_rekey(commands, os.environ)
     args = parser.parse_args()
     # A dump of a process would hold what callers have just sent; what it starts has none either.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from fraudsvc.answers import FIXED_BYTES, GAP, Stamp, put_step, write_decision
 from fraudsvc.assess import BEGUN_NS, SCORED_NS, VIEWED_NS
-from fraudsvc.decide import FULL, Drafts
+from fraudsvc.decide import Drafts
+from fraudsvc.rungs import FULL
 from fraudsvc.wire.put import put_all
 
 Sheets = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float64]]

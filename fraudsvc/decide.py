@@ -31,14 +31,9 @@ from fraudsvc.answers import (
 from fraudsvc.assess import PROBABILITY, Sheet, assess
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy, Ruling
+from fraudsvc.rungs import FULL, NO_CAUSE, RULES_ONLY
 from trainer.bundle import Bundle
 
-FULL, PARTIAL, RULES_ONLY = (
-    decision_pb2.RUNG_FULL,
-    decision_pb2.RUNG_PARTIAL,
-    decision_pb2.RUNG_RULES_ONLY,
-)
-_NO_CAUSE = decision_pb2.RUNG_CAUSE_UNSPECIFIED
 _CERTAIN = (1.0, 1.0)  # no score reaches these thresholds, as there is none
 
 
@@ -106,7 +101,7 @@ def decide_on(payment: Payment, sheet: Sheet, row: int, bundle: Bundle, policy: 
     probability = sheet.figures.item(row, PROBABILITY)
     ruling = policy.rule(payment, sheet.vectors[row], probability, limits, looked_up)
     versions = versions_of(bundle.model_version, policy.version, SCHEMA_VERSION)
-    return Draft(ruling.outcome, FULL, _NO_CAUSE, _fields(ruling), versions, size)
+    return Draft(ruling.outcome, FULL, NO_CAUSE, _fields(ruling), versions, size)
 
 
 class Drafts(NamedTuple):

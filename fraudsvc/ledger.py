@@ -11,7 +11,6 @@ from fraud.v1 import decision_pb2
 from numpy.typing import NDArray
 
 from featurizer.eventlog import EventLog, LogError, Topic
-from featurizer.hashing import PAYLOAD_BITS, hashes_of
 from featurizer.records import RECORD
 from fraudsvc.errors import ServiceError
 from fraudsvc.journal_tail import REQUEST_WORD, TRANSACTION_WORD
@@ -40,16 +39,16 @@ class Ledger:
             return None
         return decision_pb2.Decision.FromString(found[1])
 
-    def answer(self, frame: int, request: int, payload: int) -> decision_pb2.Assessment:
-        """Return the first answer to a request whose content hashes to ``payload``.
+    def answer(self, frame: int, request: int, content: bytes) -> decision_pb2.Assessment:
+        """Return the first answer to a request of this content: its transaction's bytes.
 
-        Raises ServiceError where the log no longer has it, and where the content was another.
+        They are compared and not their hash, which may have been made under another secret. Raises
+        ServiceError where the log no longer has the answer, and where the content was another.
         """
         decision = self.decision(frame, request)
         if decision is None:
             raise ServiceError("LOG_UNAVAILABLE")
-        mask = (1 << PAYLOAD_BITS) - 1
-        if hashes_of(decision.assessment.decision_id)[1] != payload & mask:
+        if decision.transaction.SerializeToString(deterministic=True) != content:
             raise ServiceError("REQUEST_ID_REUSED")
         return decision.assessment
 

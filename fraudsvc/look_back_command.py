@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from featurizer.adapters import open_log
+from featurizer.adapters import directory_of, open_log
 from featurizer.eventlog import EventLog, Topic
+from featurizer.former_ids import FormerIds
 from featurizer.hashing import IdHasher
 from featurizer.kafka_settings import kafka_settings
 from fraudsvc.backtest.figures import DAY_MS, Cut, report
 from fraudsvc.backtest.run import Change, check, run
 from fraudsvc.backtest.run import Job as BacktestJob
-from fraudsvc.decide import RULES_ONLY
 from fraudsvc.replay.again import Replayer, Verdict
 from fraudsvc.replay.cases import Cases
 from fraudsvc.replay.judges import Finder, Places
@@ -35,6 +35,7 @@ from fraudsvc.replay.shared_range import (
     spooled,
 )
 from fraudsvc.replay.step import Folded, steps
+from fraudsvc.rungs import RULES_ONLY
 from fraudsvc.shares import Tell
 from trainer.thresholds import Costs
 
@@ -102,14 +103,18 @@ def replay_one(decision_id: str, options: ReplayOptions) -> tuple[Verdict, Rebui
     """
     log = open_log(options.log, read_only=True)
     try:
-        cases = case_of(log, decision_id)
+        former = FormerIds(directory_of(options.log))
+        cases = case_of(log, decision_id, former)
         rebuilt = Rebuilt(cases)
         for piece in Pieces(log).read(int(cases.frames[0]) + 1):
             rebuilt.add(piece)
         oldest = log.ends()[0]
     finally:
         log.close()
-    replayer = Replayer(Finder(options.places).judges, IdHasher(options.secret).key, oldest)
+    replayer = Replayer(
+        Finder(options.places).judges, IdHasher(options.secret).key, oldest,
+        have_named=former.have_named,
+    )  # fmt: skip
     if cases[0].rung == RULES_ONLY:
         return next(replayer.judge_by_rules(cases)), rebuilt
     return replayer.verdict(rebuilt.views()), rebuilt
@@ -126,9 +131,9 @@ def steps_of(verdict: Verdict, rebuilt: Rebuilt, options: ReplayOptions) -> dict
     return steps(case, folded, bundle, text) | {"verdict": verdict.kind.value}
 
 
-def case_of(log: EventLog, decision_id: str) -> Cases:
+def case_of(log: EventLog, decision_id: str, former: FormerIds) -> Cases:
     """Return a decision of the log by its id. Raises ValueError, LogError."""
-    place = find_decision(log, decision_id)
+    place = find_decision(log, decision_id, former)
     found = None if place is None else _case(log, place)
     if found is None:
         oldest, end = log.ends()

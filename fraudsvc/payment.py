@@ -6,6 +6,8 @@ import numpy as np
 from fraud.v1 import transaction_pb2
 from numpy.typing import NDArray
 
+from featurizer.records import RECORD
+
 
 class Payment:
     """A valid transaction: its bytes, its record, and its message for whoever asks.
@@ -30,6 +32,11 @@ class Payment:
         self.ids = ids
         self.received_ms = received_ms
         self._message = message
+
+    def detach(self) -> None:
+        """Go on with a record in memory of its own."""
+        self.ids = self.ids.copy()
+        self.record = self.ids.reshape(-1).view(RECORD)
 
     @property
     def message(self) -> transaction_pb2.Transaction:

@@ -16,14 +16,14 @@ from fraud.v1 import decision_pb2, fraud_service_pb2, label_pb2
 from numpy.typing import NDArray
 
 from featurizer.eventlog import Entry, EventLog, LogError, Topic
-from featurizer.hashing import IdHasher, hashes_of
+from featurizer.hashing import IdHasher, request_hash_of
 from featurizer.records import RECORD
 from featurizer.store import Snapshot, StoreError
+from fraudsvc import rungs
 from fraudsvc.answers import Stamp, origin_of
 from fraudsvc.batch_decider import BatchDecider, Taken
 from fraudsvc.calls import MS, Call, Clocks, Kept, ScorerSettings, result_of
 from fraudsvc.contract import Checker, ContractSettings
-from fraudsvc.decide import FULL, PARTIAL, RULES_ONLY
 from fraudsvc.errors import ServiceError
 from fraudsvc.intake import Intake
 from fraudsvc.journal_tail import ENTITIES_WORD, REQUEST_WORD, JournalTail
@@ -38,19 +38,13 @@ from fraudsvc.trace_ids import trace_id_of
 from trainer.bundle import Bundle
 
 ITEMS_AT_ONCE = 32
-# Plain numbers: an enum's attribute is a call.
-_NO_CAUSE = decision_pb2.RUNG_CAUSE_UNSPECIFIED
-_STALE = decision_pb2.RUNG_CAUSE_STATE_STALE
-_UNAVAILABLE = decision_pb2.RUNG_CAUSE_STATE_UNAVAILABLE
-_NO_TIME = decision_pb2.RUNG_CAUSE_DEADLINE
-_NO_MODEL = decision_pb2.RUNG_CAUSE_NO_MODEL
 
 
 class Scorer:
     """Decides transactions and takes labels.
 
     ``tail`` follows ``log`` and has the states. ``bundle``, ``canary`` and ``policy`` are asked
-    once per decision, so a new one takes effect between two.
+    once per decision, so a new one takes effect between two. ``request_now``: see FormerIds.
     """
 
     def __init__(
@@ -64,9 +58,10 @@ class Scorer:
         settings: ScorerSettings,
         clocks: Clocks | None = None,
         canary: Callable[[], Canary | None] = lambda: None,
+        request_now: Callable[[int], int] = lambda request: request,
     ) -> None:
         self._log = log
-        self._hasher = hasher
+        self._request_now = request_now
         self._bundle = bundle
         self._canary = canary
         self._policy = policy
@@ -169,16 +164,14 @@ class Scorer:
     def _answer_all(
         self, taken: Taken, steps: StepsOfMany, snapshot: Snapshot | None, validate_only: bool
     ) -> list[bytes | Kept | ServiceError]:
-        """Answer what was taken in, all at once where that can be, else one by one."""
+        """Answer what was taken in, at once what can be, else one by one."""
+        together: dict[int, Kept] = {}
         if not validate_only and snapshot is not None:
             together = self._answer_together(taken, steps, snapshot)
-            if together is not None:
-                kept = iter(together)
-                return [each if isinstance(each, ServiceError) else next(kept) for each in taken]
         answers: list[bytes | Kept | ServiceError] = []
         for place, each in enumerate(taken):
-            if isinstance(each, ServiceError):
-                answers.append(each)
+            if isinstance(each, ServiceError) or place in together:
+                answers.append(each if isinstance(each, ServiceError) else together[place])
                 continue
             try:
                 [call] = steps.calls([place])
@@ -187,32 +180,36 @@ class Scorer:
                 answers.append(error)
             if isinstance(answers[-1], Kept):
                 self._tail.stage(each.ids)
-        self._entries = [*steps.told(self._entries)]
+        if not together:
+            self._entries = [*steps.told(self._entries)]
         return answers
 
     def _answer_together(
         self, taken: Taken, steps: StepsOfMany, snapshot: Snapshot
-    ) -> list[Kept] | None:
-        """Decide payments on rung FULL; None where one of them needs a look of its own."""
-        places = [place for place, each in enumerate(taken) if isinstance(each, Payment)]
-        payments = [each for each in taken if isinstance(each, Payment)]
-        calls = steps.calls(places)
+    ) -> dict[int, Kept]:
+        """Decide payments on rung FULL, by their places; none where one needs a look of its own."""
+        found = {place: each for place, each in enumerate(taken) if isinstance(each, Payment)}
+        if self._canary() is not None:
+            left = [place for place, each in found.items() if self._canary_of(each) is not None]
+            if left and steps.in_order:
+                return {}
+            for place in left:  # as nobody counts on an order
+                found.pop(place).detach()
+        payments, calls = [*found.values()], steps.calls([*found])
         bundle, policy = self._bundle(), self._policy()
         if bundle is None or not payments:
-            return None
+            return {}
         due_ns = min(min(call.deadline_ns, call.arrival_ns + self._budget_ns) for call in calls)
         if due_ns - self._clocks.monotonic_ns() < self._full_ns:
-            return None
-        if self._canary() is not None and any(map(self._canary_of, payments)):
-            return None
+            return {}
         if not self._batches.assess(payments, snapshot, bundle, policy, steps):
-            return None
+            return {}
         drafts = self._batches.decide(payments, bundle, policy)
         stamp = Stamp(0, b"", self._tail.position, payments[0].received_ms, 0, b"", True)
         told, own = steps.stamp(stamp, calls)
         written = self._batches.write(drafts, payments, told, [*map(self._trace, calls)], own)
-        pairs = zip(payments, calls, written, strict=True)
-        return [self._keep(payment, call, *each) for payment, call, each in pairs]
+        kept = (self._keep(*each) for each in zip(payments, calls, written, strict=True))
+        return dict(zip(found, kept, strict=True))
 
     def report_labels(
         self, labels: Sequence[label_pb2.Label]
@@ -232,13 +229,13 @@ class Scorer:
     def get_decision(self, wanted: str) -> decision_pb2.Decision:
         """Return a decision as it stands in the log. Raises ServiceError."""
         try:
-            request, payload_bits = hashes_of(wanted)
+            request = self._request_now(request_hash_of(wanted))
         except ValueError:
             raise ServiceError("INVALID_DECISION_ID") from None
         with self._lock, closing(self._refreshed()) as snapshot:
             frame = self._tail.find(request, snapshot)
         decision = None if frame is None else self._ledger.decision(frame, request)
-        if decision is None or hashes_of(decision.assessment.decision_id)[1] != payload_bits:
+        if decision is None or decision.assessment.decision_id != wanted:
             raise ServiceError("DECISION_NOT_FOUND")
         return decision
 
@@ -272,13 +269,13 @@ class Scorer:
             return self._repeated(frame, payment, call, validate_only)
         rung, cause = self._rung(call)
         seen = payment.record
-        if rung != RULES_ONLY:
+        if rung != rungs.RULES_ONLY:
             whole = self._load(snapshot, seen)
             if whole is None:  # decide as if no entity were known
-                rung, cause, seen = PARTIAL, _UNAVAILABLE, payment.record.copy()
+                rung, cause, seen = rungs.PARTIAL, rungs.UNAVAILABLE, payment.record.copy()
                 seen["entities"] = 0
             elif not whole:
-                rung, cause = PARTIAL, _STALE
+                rung, cause = rungs.PARTIAL, rungs.STALE
             loaded_ns = self._clocks.monotonic_ns()
         steps = (call.steps_ns or call.arrival_ns, accepted_ns, loaded_ns)
         canary = self._canary_of(payment)
@@ -287,8 +284,8 @@ class Scorer:
             *self._trace(call), self._tail.position, call.arrival_ns, steps, not validate_only
         )
         judges = (bundle, self._policy())
-        decision, assessment = self._single.decide(payment, seen, judges, rung, cause, told)
-        return assessment if validate_only else self._keep(payment, call, decision, assessment)
+        written = self._single.decide(payment, seen, judges, rung, cause, told)
+        return written[1] if validate_only else self._keep(payment, call, written)
 
     def _canary_of(self, payment: Payment) -> Bundle | None:
         """Return the canary where there is one and the customer is one of its own."""
@@ -297,8 +294,9 @@ class Scorer:
             return None
         return canary.bundle
 
-    def _keep(self, payment: Payment, call: Call, decision: bytes, assessment: bytes) -> Kept:
-        """Add a decision to the frame that is being made."""
+    def _keep(self, payment: Payment, call: Call, written: tuple[bytes, bytes]) -> Kept:
+        """Add a decision, as it was written, to the frame that is being made."""
+        decision, assessment = written
         customer = payment.ids.item(ENTITIES_WORD)
         self._entries.append(Entry(Topic.TRANSACTIONS, customer, payment.record.tobytes()))
         self._entries.append(Entry(Topic.DECISIONS, customer, decision))
@@ -319,10 +317,10 @@ class Scorer:
         if now_ns >= call.deadline_ns:
             raise ServiceError("DEADLINE_EXCEEDED")
         if min(call.deadline_ns, call.arrival_ns + self._budget_ns) - now_ns < self._full_ns:
-            return RULES_ONLY, _NO_TIME
+            return rungs.RULES_ONLY, rungs.NO_TIME
         if self._bundle() is None:
-            return RULES_ONLY, _NO_MODEL
-        return FULL, _NO_CAUSE
+            return rungs.RULES_ONLY, rungs.NO_MODEL
+        return rungs.FULL, rungs.NO_CAUSE
 
     def _trace(self, call: Call) -> tuple[bytes, bytes]:
         """Return the trace id, b"" for a new one, and what a Decision says of who asked."""
@@ -392,8 +390,7 @@ class Scorer:
 
     def _repeated(self, frame: int, payment: Payment, call: Call, validate_only: bool) -> bytes:
         """Return the first answer to a request, or refuse another content under its id."""
-        payload = self._hasher.payload(payment.data)
-        first = self._ledger.answer(frame, payment.ids.item(REQUEST_WORD), payload)
+        first = self._ledger.answer(frame, payment.ids.item(REQUEST_WORD), payment.data)
         if validate_only:
             first.ClearField("decision_id")
         first.time_used.FromNanoseconds(self._clocks.monotonic_ns() - call.arrival_ns)

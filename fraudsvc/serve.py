@@ -22,12 +22,14 @@ from featurizer.adapters import (
     INDEX_SCHEMA,
     FollowedStates,
     FollowedStore,
+    directory_of,
     follow_states,
     journal_number,
     open_log,
 )
 from featurizer.eventlog import Entry, EventLog, LogError, Topic
 from featurizer.features import INDEX, SCHEMA_VERSION
+from featurizer.former_ids import FormerIds
 from featurizer.hashing import IdHasher
 from featurizer.metering import CallMeter, Meters
 from featurizer.places import StorePlace
@@ -184,6 +186,7 @@ def serve(options: ServeOptions, meters: Meters) -> int:
         NotedLog(log, meters.appended), followed.tail, IdHasher(options.secret),
         lambda: bundle.current,
         lambda: policy.current, options.contract, options.scorer, canary=lambda: bundle.canary,
+        request_now=FormerIds(directory_of(options.log)).now,
     )  # fmt: skip
     practise(policy.current)
     _wait_for_store(followed.index, stopping)

@@ -23,6 +23,8 @@ _STEP_MAX = (1 << 32) - 1
 class SharedSteps:
     """A call of ``items`` transactions, or so many payments that were read together."""
 
+    in_order = True
+
     def __init__(self, call: Call, clocks: Clocks, items: int) -> None:
         drawn = os.urandom(24)
         self._trace_id = drawn[:16].hex().encode()
@@ -87,6 +89,8 @@ class SharedSteps:
 
 class OwnSteps:
     """Calls that are decided in one go, each of which tells its steps as if it were alone."""
+
+    in_order = False
 
     def __init__(self, calls: Sequence[Call], clocks: Clocks) -> None:
         self._calls = calls

@@ -19,11 +19,12 @@ from featurizer.records import RECORD
 from fraudsvc.answers import GAP, Stamp, Writer, versions_of, write_decision
 from fraudsvc.assess import PROBABILITY, assess
 from fraudsvc.calls import Steps
-from fraudsvc.decide import FULL, Workspace, decide
+from fraudsvc.decide import Workspace, decide
 from fraudsvc.journal_tail import REQUEST_WORD
 from fraudsvc.kernel_clock import monotonic_ns
 from fraudsvc.payment import Payment
 from fraudsvc.policy import APPROVE, DECLINE, REVIEW, Policy
+from fraudsvc.rungs import FULL
 from trainer.bundle import Bundle
 
 # Plain numbers: an enum's attribute is no constant to a kernel.

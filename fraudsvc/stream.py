@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from fraud.v1 import dead_letter_pb2, decision_pb2
+from fraud.v1 import dead_letter_pb2
 from numpy.typing import NDArray
 
 from featurizer.eventlog import LogError, Topic
@@ -42,12 +42,13 @@ from fraudsvc.answers import Stamp, origin_of
 from fraudsvc.assess import Sheet
 from fraudsvc.batch_writer import BatchWriter
 from fraudsvc.calls import Call, Clocks
-from fraudsvc.decide import FULL, RULES_ONLY, Drafts, Workspace, decide, decide_all
+from fraudsvc.decide import Drafts, Workspace, decide, decide_all
 from fraudsvc.errors import ServiceError
 from fraudsvc.intake import Intake
 from fraudsvc.journal_tail import REQUEST_WORD
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
+from fraudsvc.rungs import FULL, NO_CAUSE, NO_MODEL, RULES_ONLY
 from fraudsvc.shared_steps import SharedSteps
 from fraudsvc.shared_tail import AFTER_ALL
 from fraudsvc.stream_spans import Kept, StreamSpans, caller_of
@@ -58,8 +59,6 @@ PAYMENTS = "payments"
 PROGRESS = "stream-progress"
 FRAME_BITS = 16
 ROWS_AT_ONCE = 512  # 10 to 20 ms in which nothing is written
-_NO_MODEL = decision_pb2.RUNG_CAUSE_NO_MODEL
-_NO_CAUSE = decision_pb2.RUNG_CAUSE_UNSPECIFIED
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,11 +248,11 @@ class StreamLane:
         datas = [each.data for each in batch.payments]
         if bundle is None:
             drafts, sheet = self._decide_by_rules(batch, policy), self._room(batch)
-            rung, cause = RULES_ONLY, _NO_MODEL
+            rung, cause = RULES_ONLY, NO_MODEL
         else:
             sheet = await self._assess(batch, bundle, policy)
             drafts = decide_all(batch.marked, datas, sheet, bundle, policy)
-            rung, cause = FULL, _NO_CAUSE
+            rung, cause = FULL, NO_CAUSE
         written = self._judges.writer.write(
             drafts, self._stamp(batch), batch.requests, batch.frames, datas,
             (sheet.bodies, sheet.reasons, sheet.figures),
@@ -265,7 +264,7 @@ class StreamLane:
     def _decide_by_rules(self, batch: _Batch, policy: Policy) -> Drafts:
         """Decide each payment without a model."""
         drafts = [
-            decide(each, each.record, self._space, None, policy, RULES_ONLY, _NO_MODEL)
+            decide(each, each.record, self._space, None, policy, RULES_ONLY, NO_MODEL)
             for each in batch.payments
         ]
         return Drafts(

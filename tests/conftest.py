@@ -37,7 +37,8 @@ from featurizer.backfill import backfill, read_history
 from featurizer.eventlog import Batch, Damage, EventLog, Topic
 from featurizer.eventlog_file import FileEventLog
 from featurizer.features import FEATURES, INDEX, SCHEMA_VERSION
-from featurizer.hashing import IdHasher
+from featurizer.former_ids import FormerIds
+from featurizer.hashing import SECRET_BYTES, IdHasher
 from featurizer.records import RECORD, Kind
 from featurizer.store_lmdb import LmdbStore
 from featurizer.worker import Worker, WorkerSettings
@@ -238,6 +239,8 @@ class Host:
     read_bytes: int = 16 << 10
     now_ms: int = START_MS + 400 * 86_400_000
     canary: Canary | None = None
+    secret: bytes = bytes(SECRET_BYTES)
+    monotonic_ns: Callable[[], int] = time.perf_counter_ns
     damage: list[Damage] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)  # closed, decisions wait
 
@@ -260,10 +263,10 @@ class Host:
         bounds = ScorerSettings(**{"budget_ms": 60_000.0, "states_bytes_max": 8 << 20, **settings})
         log = log or self.log
         made = Scorer(
-            log, local_tail(log, self.store, bounds), IdHasher(), lambda: self.bundle,
-            self._policy_now,
-            ContractSettings(max_age_days=None), bounds, Clocks(now_ms=lambda: self.now_ms),
-            canary=lambda: self.canary,
+            log, local_tail(log, self.store, bounds), IdHasher(self.secret), lambda: self.bundle,
+            self._policy_now, ContractSettings(max_age_days=None), bounds,
+            Clocks(lambda: self.now_ms, self.monotonic_ns), canary=lambda: self.canary,
+            request_now=FormerIds(self.folder / "log").now,
         )  # fmt: skip
         return Asked(made)
 
@@ -279,11 +282,9 @@ class Host:
 
     def states(self, keys: Sequence[int]) -> dict[int, bytes]:
         """Return those states that are in the store."""
-        snapshot = self.store.snapshot()
-        blobs = snapshot.get_many(keys)
-        found = {k: bytes(b) for k, b in zip(keys, blobs, strict=True) if b is not None}
-        snapshot.close()
-        return found
+        with contextlib.closing(self.store.snapshot()) as snapshot:
+            blobs = snapshot.get_many(keys)
+            return {k: bytes(b) for k, b in zip(keys, blobs, strict=True) if b is not None}
 
     def close(self) -> None:
         self.store.close()

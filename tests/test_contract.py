@@ -23,6 +23,7 @@ from featurizer.hashing import (
     IdHasher,
     decision_id,
     hashes_of,
+    payload_of,
     request_hash_of,
     set_pair,
     siphash,
@@ -338,20 +339,21 @@ def test_labels_are_checked(path: str, change: Callable[[label_pb2.Label], objec
     assert {v.field for v in checker.check_label(made, NOW_MS)} == {f"label.{path}"}
 
 
-def payload_of(transaction: pb.Transaction) -> int:
-    return IdHasher().payload(transaction.SerializeToString(deterministic=True))
+def payload_hash(transaction: pb.Transaction, hasher: IdHasher | None = None) -> int:
+    key = (hasher or IdHasher()).key
+    return int(payload_of(transaction.SerializeToString(deterministic=True), key))
 
 
 def test_the_payload_hash_binds_every_field() -> None:
     t = full()
     again = pb.Transaction.FromString(t.SerializeToString())
-    assert payload_of(again) == payload_of(t)
-    hashes = {payload_of(t)}
+    assert payload_hash(again) == payload_hash(t)
+    hashes = {payload_hash(t)}
     for path in ("amount_minor", "channel"):
         changed = full()
         _set(path, 1)(changed)
-        hashes.add(payload_of(changed))
-    hashes.add(IdHasher(b"another secret 1").payload(t.SerializeToString(deterministic=True)))
+        hashes.add(payload_hash(changed))
+    hashes.add(payload_hash(t, IdHasher(b"another secret 1")))
     assert len(hashes) == 4
 
 

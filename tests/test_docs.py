@@ -105,7 +105,7 @@ def test_the_settings_are_those_that_the_commands_read() -> None:
     )
     assert {variable for variable, _ in rows} == read
     helped = "".join(
-        help_of("fraudsvc", command) for command in ("serve", "up", "stream", "console")
+        help_of("fraudsvc", command) for command in ("serve", "up", "stream", "console", "rekey")
     )
     assert [flag for _, flag in rows if flag and flag not in helped] == []
 

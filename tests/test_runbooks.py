@@ -1,7 +1,8 @@
-"""The runbooks, walked through in embedded mode: upgrade of the schema, roll back, restore."""
+"""The runbooks, walked through in embedded mode: upgrade, roll back, restore, a new id secret."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -11,14 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
+from fraud.v1 import decision_pb2, transaction_pb2
+from fraud.v1 import fraud_service_pb2 as pb
 
 from featurizer.adapters import open_log, open_store
 from featurizer.eventlog import Entry, Topic
 from featurizer.features import SCHEMA_VERSION
 from featurizer.records import RECORD
 from featurizer.store import StoreStale
+from tests.conftest import Connected, Payments, Trained, connected, process
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "runbooks").glob("*.md"))
@@ -34,12 +39,12 @@ def run(*arguments: str) -> None:
 
 
 @contextmanager
-def featurizer(data: Path, store: str) -> Iterator[None]:
+def featurizer(data: Path, store: str, log: str = "log") -> Iterator[None]:
     """Follow the log of a folder until the block ends, which begins once it has caught up."""
     ready = data / f"{store}.ready"
     ready.unlink(missing_ok=True)
     command = [
-        sys.executable, "-m", "featurizer", "run", "--log", f"file://{data}/log",
+        sys.executable, "-m", "featurizer", "run", "--log", f"file://{data}/{log}",
         "--store", f"lmdb://{data}/{store}", "--ready-file", str(ready),
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -189,8 +194,98 @@ def frames_suffix(data: Path) -> str:
     return max((data / "log").iterdir(), key=lambda path: path.stat().st_size).suffix
 
 
+@contextmanager
+def scorer(data: Path, secret: Path) -> Iterator[Connected]:
+    """Serve on the log and the store of a folder, beside its featurizer."""
+    ready = data / "scorer.ready"
+    ready.unlink(missing_ok=True)
+    with featurizer(data, "store"), process(
+        data / "scorer.said", "fraudsvc", "serve", "--log", f"file://{data}/log",
+        "--store", f"lmdb://{data}/store", "--bundle", str(data / "bundle"),
+        "--public-key", str(data / "key.pub"), "--archive", str(data / "archive"),
+        "--address", "127.0.0.1:0", "--max-age-days", "0", "--budget-ms", "60000",
+        "--id-secret", str(secret), "--ready-file", str(ready),
+    ) as role:  # fmt: skip
+        role.wait_for(ready)
+        with connected(int(ready.read_text())) as client:
+            yield client
+        assert role.stop() == 0
+
+
+def score(client: Connected, payment: transaction_pb2.Transaction) -> decision_pb2.Assessment:
+    answer = client.stub.Score(pb.ScoreRequest(transaction=payment), timeout=COMMAND_S).assessment
+    answer.ClearField("time_used")
+    kept: decision_pb2.Assessment = answer
+    return kept
+
+
+def replayed(data: Path, log: Path, secret: Path, *span: str) -> int:
+    """Make decisions again that must come out the same; return how many."""
+    command = [
+        sys.executable, "-m", "fraudsvc", "replay", "--data", str(data), "--log", f"file://{log}",
+        "--id-secret", str(secret), "--processes", "1", "--json", *span,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return int(json.loads(done.stdout)["same"])
+
+
+def rotate(data: Path) -> str:
+    """Take the steps 3 to 6 of the page; return what `rekey` says."""
+    command = [
+        sys.executable, "-m", "fraudsvc", "rekey", "--log", f"file://{data}/log",
+        "--new-log", f"file://{data}/log-new", "--id-secret", str(data / "id.secret"),
+        "--new-id-secret", str(data / "id-new.secret"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=True)
+    with featurizer(data, "store-new", "log-new"):
+        pass
+    (data / "before").mkdir()
+    for old, new in (
+        ("log", "before/log"), ("store", "before/store"), ("log-new", "log"),
+        ("store-new", "store"), ("id.secret", "before/id.secret"), ("id-new.secret", "id.secret"),
+    ):  # fmt: skip
+        (data / old).rename(data / new)
+    return done.stdout
+
+
+@pytest.mark.timeout(900)  # on a machine that was just set up every kernel is compiled
+def test_the_id_secret_is_changed_and_every_answer_stays(tmp_path: Path, trained: Trained) -> None:
+    data, payments = tmp_path / "data", Payments()
+    data.mkdir()
+    (data / "bundle").symlink_to(trained.bundle_path)
+    (data / "key.pub").write_bytes(trained.public_key)
+    secrets = [data / "id.secret", data / "id-new.secret"]
+    for i, secret in enumerate(secrets):
+        secret.write_bytes(bytes([i + 1]) * 16)
+    sent = [payments.one() for _ in range(20)]
+    with scorer(data, secrets[0]) as client:
+        answers = [score(client, payment) for payment in sent]
+        label = payments.label(sent[3].transaction_id)
+        client.stub.ReportLabels(pb.ReportLabelsRequest(labels=[label]), timeout=COMMAND_S)
+    end = open_ends(data)
+    assert f"before position {end} are of the old secret" in rotate(data)
+    with scorer(data, data / "id.secret") as client:
+        assert [score(client, payment) for payment in sent] == answers
+        asked = pb.GetDecisionRequest(decision_id=answers[0].decision_id)
+        assert client.stub.GetDecision(asked, timeout=COMMAND_S).decision.transaction == sent[0]
+        topics = [each.topic for each in entries(data / "log")]
+        assert topics.count(Topic.DECISIONS) == len(sent)
+        later = [score(client, payments.one()) for _ in range(5)]
+        sent[0].amount_minor += 1
+        with pytest.raises(grpc.RpcError) as refused:
+            score(client, sent[0])
+        assert refused.value.code() == grpc.StatusCode.ALREADY_EXISTS
+    assert all(each.rung == decision_pb2.RUNG_FULL for each in (*answers, *later))
+    assert replayed(data, data / "log", data / "id.secret") == len(answers) + len(later)
+    before = data / "before"
+    assert replayed(data, before / "log", before / "id.secret") == len(answers)
+
+
 def test_the_pages_name_what_the_tests_walk_through() -> None:
     names = {page.name for page in PAGES}
-    assert names == {"README.md", "backup-restore.md", "roll-back.md", "upgrade-schema.md"}
+    assert names == {
+        "README.md", "backup-restore.md", "roll-back.md", "rotate-id-key.md", "upgrade-schema.md"
+    }  # fmt: skip
     index = (ROOT / "docs" / "runbooks" / "README.md").read_text()
     assert set(re.findall(r"\]\(([\w-]+\.md)\)", index)) == names - {"README.md"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from fraud.v1 import fraud_service_pb2 as pb
 
 from featurizer.eventlog import Topic
 from fraudsvc.calls import Call
+from fraudsvc.models import Canary
 from tests.conftest import (
     Host,
     Payments,
@@ -20,6 +22,7 @@ from tests.conftest import (
     serving,
 )
 from trainer.bundle import Bundle
+from trainer.canary import Slice
 
 TIMEOUT_S = 30.0
 STEPS_BYTES = 16  # of a decision that tells its own steps
@@ -96,6 +99,20 @@ def test_together_and_alone_say_the_same(
     assert len(first) == 4 * 25 + 6
     assert first == second
     other.close()
+
+
+def test_the_canarys_customers_are_decided_by_it(host: Host, bundle: Bundle) -> None:
+    payments, scorer = Payments(), host.scorer()
+    host.canary = Canary(replace(bundle, model_version="m-canary"), Slice(0, 0x4FFF_FFFF))
+    items = [payments.one(customer_id=f"customer-{n}") for n in range(40)]
+    alone = [scorer.score(each, call_now(), validate_only=True).model_version for each in items]
+    together = scorer.score_several(items, [call_now()] * len(items))
+    answered = [each for each in together if isinstance(each, decision_pb2.Assessment)]
+    assert [each.model_version for each in answered] == alone
+    assert 0 < alone.count("m-canary") < 40
+    assert frames(host) == [32, 8]
+    vectors, _ = recomputed(host.log)
+    assert {at: d.features for at, d in decisions(host.log).items()} == vectors
 
 
 def test_a_request_that_two_calls_have_is_decided_once(host: Host) -> None:

@@ -23,7 +23,7 @@ from featurizer.features import INDEX, SCHEMA_VERSION
 from featurizer.records import Entity
 from fraudsvc.assess import Sheet
 from fraudsvc.backtest.figures import ROW, SAID
-from fraudsvc.decide import RULES_ONLY, Workspace, decide, decide_all
+from fraudsvc.decide import Workspace, decide, decide_all
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy, load_policy
 from fraudsvc.replay.again import GoneError, payment_of
@@ -31,6 +31,7 @@ from fraudsvc.replay.cases import Case, Cases, Transactions
 from fraudsvc.replay.judges import Finder, Places
 from fraudsvc.replay.log import Pieces, Span
 from fraudsvc.replay.told import Told
+from fraudsvc.rungs import RULES_ONLY
 from fraudsvc.shares import Share, Tell, share_out
 from trainer.bundle import Bundle
 

@@ -7,8 +7,9 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from featurizer.adapters import open_log
+from featurizer.adapters import directory_of, open_log
 from featurizer.eventlog import LogError
+from featurizer.former_ids import FormerIds
 from featurizer.hashing import request_hash_of
 from featurizer.places import store_place
 from featurizer.spans import Span
@@ -121,7 +122,7 @@ def _logged(args: argparse.Namespace) -> list[Span]:
     from fraudsvc.console.role import Finder  # noqa: PLC0415 - as above
     from fraudsvc.decision_spans import spans_of_alone  # noqa: PLC0415 - as above
 
-    request = request_hash_of(args.decision)
+    request = FormerIds(directory_of(args.log)).now(request_hash_of(args.decision))
     try:
         log = open_log(args.log, read_only=True)
     except LogError:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from featurizer.features import SCHEMA_VERSION
 from fraudsvc.answers import Draft, Stamp, Writer, origin_of
 from fraudsvc.assess import Sheet
-from fraudsvc.decide import RULES_ONLY, Drafts, Workspace, decide, decide_all
+from fraudsvc.decide import Drafts, Workspace, decide, decide_all
 from fraudsvc.journal_tail import REQUEST_WORD
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
@@ -33,6 +33,7 @@ from fraudsvc.replay.differences import (
 )
 from fraudsvc.replay.states import Views, shown
 from fraudsvc.replay.told import Told
+from fraudsvc.rungs import RULES_ONLY
 from trainer.bundle import Bundle
 
 
@@ -86,7 +87,8 @@ class Replayer:
     """Makes decisions again and compares.
 
     ``key`` uint64[2] is the id hasher's, ``log_begins`` the oldest position that the log has. With
-    ``is_shared`` the states' positions are those of updates that hosts share.
+    ``is_shared`` the states' positions are those of updates that hosts share. ``have_named`` is
+    that of FormerIds: an id of an earlier secret is taken over, as nobody could make it again.
     """
 
     def __init__(
@@ -96,7 +98,9 @@ class Replayer:
         log_begins: int = 0,
         *,
         is_shared: bool = False,
+        have_named: Callable[[str, int], bool] = lambda _id, _request: False,
     ) -> None:
+        self._have_named = have_named
         self._log_begins = log_begins
         self._is_shared = is_shared
         self._judges = judges
@@ -195,6 +199,10 @@ class Replayer:
         stamp = _stamp(case, payment)
         again, _ = self._writer.write(draft, stamp, payment.data, body, reasons, figures)
         again += case.value[case.told[Told.STEPS] : case.told[Told.STEPS_END]]
+        said = case.decision.assessment.decision_id
+        if self._have_named(said, stamp.request):
+            named = decision_pb2.Decision.FromString(again).assessment.decision_id
+            again = again.replace(named.encode(), said.encode(), 1)
         # Where nothing was known of any entity, the record that was seen is not the one on the log.
         flags = np.frombuffer(case.record, payment.record.dtype)["flags"][0]
         same_marks = flags == payment.record["flags"][0]

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizer.eventlog import Batch, EventLog, LogError, Topic
-from featurizer.hashing import hashes_of
+from featurizer.former_ids import FormerIds
+from featurizer.hashing import request_hash_of
 from featurizer.records import Kind
 from featurizer.worker import records_of
 from fraudsvc.replay.cases import Cases
@@ -177,12 +178,14 @@ class Place(NamedTuple):
     position: int
 
 
-def find_decision(log: EventLog, decision: str) -> Place | None:
+def find_decision(log: EventLog, decision: str, former: FormerIds) -> Place | None:
     """Return where the first decision of an id's request stands; None where the log has none.
+
+    ``former`` are the former ids of the log.
 
     Raises ValueError for what is no decision id, LogError where the log cannot be read.
     """
-    request = hashes_of(decision)[0]
+    request = former.now(request_hash_of(decision))
     position = log.ends()[0]
     while (batch := log.read(position, READ_BYTES)).next_position != position:
         position = batch.next_position

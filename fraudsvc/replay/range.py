@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from fraud.v1 import decision_pb2
 
-from featurizer.adapters import open_log
+from featurizer.adapters import directory_of, open_log
 from featurizer.eventlog import EventLog
+from featurizer.former_ids import FormerIds
 from featurizer.hashing import IdHasher
-from fraudsvc.decide import RULES_ONLY
 from fraudsvc.replay.again import Judged, Kind, Replayer, Verdict
 from fraudsvc.replay.cases import Cases, joined
 from fraudsvc.replay.judges import Finder, Places
@@ -28,6 +28,7 @@ from fraudsvc.replay.log import Piece, Pieces, Records, Span
 from fraudsvc.replay.rebuilt import AT_ONCE, Rebuilt
 from fraudsvc.replay.states import Views, Walk
 from fraudsvc.replay.told import Told
+from fraudsvc.rungs import RULES_ONLY
 from fraudsvc.shares import Share, Tell, share_out
 
 EXAMPLES_MAX = 20
@@ -168,8 +169,11 @@ class _Run:
         return summary
 
     def _new_replayer(self) -> Replayer:
-        key = IdHasher(self._job.secret).key
-        return Replayer(Finder(self._job.places).judges, key, self._begins)
+        job, former = self._job, FormerIds(directory_of(self._job.log))
+        return Replayer(
+            Finder(job.places).judges, IdHasher(job.secret).key, self._begins,
+            have_named=former.have_named,
+        )  # fmt: skip
 
     def _walk(self) -> Iterator[tuple[int, Cases, Views, Cases]]:
         """Yield how far it is, cases decided by rules, what was seen of others, and late ones."""

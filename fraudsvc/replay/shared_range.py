@@ -22,7 +22,6 @@ from featurizer.eventlog import LogError
 from featurizer.hashing import IdHasher, hashes_of
 from featurizer.kafka_settings import KafkaSettings
 from featurizer.records import Kind
-from fraudsvc.decide import RULES_ONLY
 from fraudsvc.replay.again import Replayer, Verdict
 from fraudsvc.replay.cases import Cases
 from fraudsvc.replay.judges import Finder, Places
@@ -31,6 +30,7 @@ from fraudsvc.replay.range import Summary
 from fraudsvc.replay.shared_states import CASES_AT_ONCE, SharedWalk
 from fraudsvc.replay.spool import Journal, Spool, count, fill
 from fraudsvc.replay.told import Told, read_told
+from fraudsvc.rungs import RULES_ONLY
 from fraudsvc.shares import Share, Tell, share_out
 
 STRETCH = 4_096  # decisions in a row that one process looks at

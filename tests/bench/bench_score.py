@@ -41,6 +41,7 @@ from trainer.bundle import load_bundle
 
 HISTORY_DAYS, LIVE_DAYS = 10, 4
 WARM_UP, ROUND, ROUNDS = 2_000, 1_000, 5
+SEVERAL = 16
 STEPPED = 2_000
 CATCH_UP_S = 0.5
 BATCH, BATCHES, BATCHES_AT_ONCE = 256, 30, 6
@@ -126,19 +127,21 @@ def make_handlers(where: Path) -> Callable[[str], Any]:
     generic = server._handlers(others)
     scores = server._scoring(decider, scoring)
     score = SimpleNamespace(unary_unary=lambda body, context: scores([(body, context)])[0])
+    several = SimpleNamespace(
+        unary_unary=lambda bodies, context: scores([(b, context) for b in bodies])
+    )
+    own = {"Score": score, "several": several}
     return lambda method: (
-        score
-        if method == "Score"
-        else generic.service(
+        own.get(method)
+        or generic.service(
             SimpleNamespace(method=f"/{server.SERVICE}/{method}", invocation_metadata=())
         )
     )
 
 
-def _answer(handler: Any, body: bytes) -> bytes:
-    """Do all that the server does beside gRPC: from bytes to bytes."""
-    answered: bytes = handler.unary_unary(body, NoTransport())
-    return answered
+def _answer(handler: Any, body: Any) -> Any:
+    """Do all that the server does beside gRPC: from bytes to bytes, of one call or several."""
+    return handler.unary_unary(body, NoTransport())
 
 
 def _cpu_us(handler: Any, bodies: Sequence[bytes]) -> tuple[float, list[bytes]]:
@@ -237,6 +240,26 @@ def _steps(handler: Any, bodies: Iterator[bytes]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def _several(handler: Any, bodies: Iterator[bytes], featurizer: Running, single_us: float) -> Any:
+    """Return the cost of a call among SEVERAL that are ready at the same time."""
+    taken_us: list[float] = []
+    for _ in range(ROUNDS):
+        time.sleep(CATCH_UP_S)
+        some = _take(bodies, ROUND // SEVERAL * SEVERAL)
+        groups = [some[i : i + SEVERAL] for i in range(0, len(some), SEVERAL)]
+        with featurizer.paused():
+            start_ns = time.process_time_ns()
+            answers = [each for group in groups for each in _answer(handler, group)]
+            taken_us.append((time.process_time_ns() - start_ns) / 1e3 / len(some))
+        assert all(isinstance(each, bytes) for each in answers)
+    value = median(taken_us)
+    return claim(
+        f"the same of one among {SEVERAL} calls that are ready at the same time, against alone",
+        round(value, 1), "µs of CPU", baseline=round(single_us, 1),
+        ratio=round(value / single_us, 2), at_most=SCORE_US_MAX,
+    )  # fmt: skip
+
+
 def _batches(requests: Iterator[pb.ScoreRequest], count: int) -> list[bytes]:
     return [
         pb.ScoreBatchRequest(
@@ -300,10 +323,16 @@ def _in_process(
     gc.freeze()
     first = _one_by_one(one, bodies, featurizer)
     single_us = float(first[0]["value"])
+    several = _several(handlers("several"), bodies, featurizer, single_us)
     steps = _steps(one, bodies)
     some = _batches(requests, BATCHES)
     us, answers = _in_batches(many, some, featurizer)
-    return [*first, *steps, _batch_row("in process", us / BATCH, answers, single_us)], single_us
+    return [
+        *first,
+        several,
+        *steps,
+        _batch_row("in process", us / BATCH, answers, single_us),
+    ], single_us
 
 
 def rows() -> list[dict[str, Any]]:

@@ -38,10 +38,11 @@ from featurizer.view import view
 from fraudsvc.answers import Stamp, Writer, origin_of
 from fraudsvc.assess import PROBABILITY
 from fraudsvc.contract import ContractSettings
-from fraudsvc.decide import FULL, Workspace, decide
+from fraudsvc.decide import Workspace, decide
 from fraudsvc.intake import Intake
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
+from fraudsvc.rungs import FULL
 from trainer.bundle import Bundle
 
 NAMES = [feature.name for feature in FEATURES]
