@@ -189,27 +189,30 @@ class Scorer:
     ) -> dict[int, Kept]:
         """Decide payments on rung FULL, by their places; none where one needs a look of its own."""
         found = {place: each for place, each in enumerate(taken) if isinstance(each, Payment)}
-        if self._canary() is not None:
-            left = [place for place, each in found.items() if self._canary_of(each) is not None]
-            if left and steps.in_order:
-                return {}
-            for place in left:  # as nobody counts on an order
-                found.pop(place).detach()
-        payments, calls = [*found.values()], steps.calls([*found])
+        calls = dict(zip(found, steps.calls([*found]), strict=True))
         bundle, policy = self._bundle(), self._policy()
-        if bundle is None or not payments:
+        left = [place for place, each in found.items() if self._stands_out(each, calls[place])]
+        if bundle is None or (left and steps.in_order):
             return {}
-        due_ns = min(min(call.deadline_ns, call.arrival_ns + self._budget_ns) for call in calls)
-        if due_ns - self._clocks.monotonic_ns() < self._full_ns:
-            return {}
-        if not self._batches.assess(payments, snapshot, bundle, policy, steps):
+        for place in left:  # as nobody counts on an order
+            found.pop(place).detach()
+            del calls[place]
+        payments = [*found.values()]
+        if not (payments and self._batches.assess(payments, snapshot, bundle, policy, steps)):
             return {}
         drafts = self._batches.decide(payments, bundle, policy)
         stamp = Stamp(0, b"", self._tail.position, payments[0].received_ms, 0, b"", True)
-        told, own = steps.stamp(stamp, calls)
-        written = self._batches.write(drafts, payments, told, [*map(self._trace, calls)], own)
-        kept = (self._keep(*each) for each in zip(payments, calls, written, strict=True))
+        told, own = steps.stamp(stamp, [*calls.values()])
+        callers = [*map(self._trace, calls.values())]
+        written = self._batches.write(drafts, payments, told, callers, own)
+        kept = map(self._keep, payments, calls.values(), written)
         return dict(zip(found, kept, strict=True))
+
+    def _stands_out(self, payment: Payment, call: Call) -> bool:
+        """Return whether a payment is the canary's or has no time for a model."""
+        due_ns = min(call.deadline_ns, call.arrival_ns + self._budget_ns)
+        late = due_ns - self._clocks.monotonic_ns() < self._full_ns
+        return late or self._canary_of(payment) is not None
 
     def report_labels(
         self, labels: Sequence[label_pb2.Label]

@@ -135,6 +135,7 @@ def test_a_call_whose_time_is_over_fails_alone(host: Host) -> None:
     calls = [usual, Call(usual.arrival_ns, usual.arrival_ns + 1), usual]
     answers = scorer.score_several([payments.one() for _ in calls], calls)
     assert answers[1] == "DEADLINE_EXCEEDED"
+    assert frames(host) == [2]
     for each in (answers[0], answers[2]):
         assert isinstance(each, decision_pb2.Assessment)
         assert each.rung == decision_pb2.RUNG_FULL
