@@ -83,6 +83,7 @@ def batches(host: Host) -> None:
     for size in SIZES:
         scorer.score_batch([payments.one() for _ in range(size)], call_now())
         scorer.score(payments.one(), call_now())
+        scorer.score_several([payments.one() for _ in range(9)], [call_now()] * 9)
 
 
 def test_restarts_in_the_midst_of_a_call_change_no_span(
