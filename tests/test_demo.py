@@ -22,6 +22,7 @@ import pytest
 
 from featurizer.currencies import to_reference
 from fraudsvc.demo.files import DAY_MS, HOUR_MS, DemoOptions, Plan
+from fraudsvc.demo.run import _started
 from fraudsvc.demo.view import reference_cents
 
 SEED = 7
@@ -211,6 +212,24 @@ def test_an_interrupt_during_a_step_ends_that_step_too(tmp_path: Path) -> None:
     assert process.wait(STOP_S) == 130
     assert named_in_a_process(str(directory)) == []
     assert "stopped" in out.read_text()
+
+
+def test_a_signal_while_a_step_starts_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[subprocess.Popen[str]] = []
+
+    class Interrupted(subprocess.Popen[str]):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **more)
+            made.append(self)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    argv = ["loadgen", "world", "--days", "80", "--out", str(tmp_path / "world.parquet")]
+    with pytest.raises(KeyboardInterrupt), _started(argv, tmp_path / "out"):
+        pytest.fail("it goes on")
+    assert made[0].poll() is not None
 
 
 def test_a_step_that_fails_is_named_with_its_last_lines(tmp_path: Path) -> None:

@@ -116,21 +116,38 @@ def _started(
     argv: Sequence[str], output: Path, stdout: int | None = None
 ) -> Iterator[subprocess.Popen[str]]:
     """Run one of our commands with its output in a file; it is stopped at the end."""
+    process: subprocess.Popen[str] | None = None
     with output.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *argv],
-            stdin=subprocess.DEVNULL,
-            stdout=file if stdout is None else stdout,
-            stderr=file,
-            text=True,
-            start_new_session=True,  # a terminal's ^C reaches us alone; we stop it in order
-        )
         try:
+            with _held_back():  # or the process would be there, and nobody's
+                process = subprocess.Popen(
+                    [sys.executable, "-m", *argv],
+                    stdin=subprocess.DEVNULL,
+                    stdout=file if stdout is None else stdout,
+                    stderr=file,
+                    text=True,
+                    start_new_session=True,  # a terminal's ^C reaches us alone; we stop it in order
+                )
             yield process
         finally:
-            _stop(process)
-            if process.stdout is not None:
-                process.stdout.close()
+            if process is not None:
+                _stop(process)
+                if process.stdout is not None:
+                    process.stdout.close()
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Let a signal that comes within the block have its effect at the end of it."""
+    came: list[int] = []
+    before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in _STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
