@@ -198,13 +198,14 @@ class _Writer:
 def _lock_within(descriptor: int, mode: int) -> None:
     """Take a flock; raise LogError after LOCK_TIMEOUT_MS."""
     deadline = time.monotonic() + LOCK_TIMEOUT_MS / 1000
-    while not _try_lock(descriptor, mode):
+    while not try_lock(descriptor, mode):
         if time.monotonic() > deadline:
             raise LogError(f"no lock within {LOCK_TIMEOUT_MS} ms")
         time.sleep(0.001)
 
 
-def _try_lock(descriptor: int, mode: int) -> bool:
+def try_lock(descriptor: int, mode: int) -> bool:
+    """Take a flock where nobody has one against it; return whether it was taken."""
     try:
         fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -301,7 +302,7 @@ class FileEventLog:
         self._directory.mkdir(parents=True, exist_ok=True)
         lock = os.open(self._directory / "LOCK", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            if _try_lock(lock, fcntl.LOCK_EX):
+            if try_lock(lock, fcntl.LOCK_EX):
                 self.opened_damage = _repair(self._directory, segment_bytes)
             _lock_within(lock, fcntl.LOCK_SH)
         except BaseException:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from featurizer.eventlog import Batch, LogError
+from featurizer.eventlog_file import try_lock
 from featurizer.frames import (
     ALIGNMENT_BYTES,
     ENTRY_HEADER,
@@ -51,7 +52,8 @@ def unwritten(directory: Path) -> Iterator[None]:
         yield
         return
     try:
-        _lock(lock, f"{directory} is in use: stop the roles that write to it")
+        if not try_lock(lock, fcntl.LOCK_EX):
+            raise LogError(f"{directory} is in use: stop the roles that write to it")
         yield
     finally:
         os.close(lock)
@@ -69,7 +71,8 @@ def drafted(target: Path) -> Iterator[Path]:
     draft.mkdir(parents=True, exist_ok=True)
     lock = os.open(draft / "LOCK", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _lock(lock, f"{draft} is being written by another process")
+        if not try_lock(lock, fcntl.LOCK_EX):
+            raise LogError(f"{draft} is being written by another process")
         for path in draft.iterdir():
             if path.name != "LOCK":
                 path.unlink()
@@ -166,11 +169,3 @@ def _settle(old: Path, new: Path) -> None:
 def _refuse(target: Path) -> None:
     if target.exists():
         raise LogError(f"{target} is there already")
-
-
-def _lock(descriptor: int, why: str) -> None:
-    """Take a lock that nobody else may have. Raises LogError where somebody has it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise LogError(why) from None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fraudsvc.answers import FIXED_BYTES, GAP, Stamp, put_step, write_decision
 from fraudsvc.assess import BEGUN_NS, SCORED_NS, VIEWED_NS
 from fraudsvc.decide import Drafts
-from fraudsvc.rungs import FULL
+from fraudsvc.rungs import FULL, NO_CAUSE
 from fraudsvc.wire.put import put_all
 
 Sheets = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float64]]
@@ -90,16 +90,16 @@ class BatchWriter:
         log_positions: NDArray[np.int64],
         transactions: Sequence[bytes],
         sheet: Sheets,
-        callers: Sequence[tuple[bytes, bytes]] = (),
+        callers: Sequence[tuple[bytes, bytes]],
         *,
         own: NDArray[np.int64] | None = None,
         rung: int = FULL,
-        cause: int = 0,
+        cause: int = NO_CAUSE,
     ) -> list[tuple[bytes, bytes]]:
         """Return the bytes of each Decision, and of the Assessment in it.
 
-        ``stamp`` is all of theirs, but for the requests and positions, int64[n] both, and, where
-        there are ``callers``, the trace id and the origin of each. ``sheet`` has a row for each:
+        ``stamp`` is all of theirs, but for the requests and positions, int64[n] both, and
+        ``callers``, the trace id and the origin of each. ``sheet`` has a row for each:
         body, model's reasons, figures. ``rung`` and ``cause`` are all of theirs. Where each is a
         call of its own and nothing is shared, ``own`` int64[n, 4] has the stamp's time used and
         three steps of each.
@@ -107,7 +107,6 @@ class BatchWriter:
         count = len(transactions)
         if not count:
             return []
-        callers = callers or [(stamp.trace_id, stamp.origin)] * count
         texts = (
             _texts(transactions), _texts([drafts.reasons.get(i, b"") for i in range(count)]),
             _texts([trace for trace, _ in callers]), _texts([origin for _, origin in callers]),

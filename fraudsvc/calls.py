@@ -46,6 +46,10 @@ class Call(NamedTuple):
     steps_ns: int = 0
     trace_id: bytes = b""
 
+    def due_ns(self, budget_ns: int) -> int:
+        """Return when its answer is due, by the caller's deadline and by a budget."""
+        return min(self.deadline_ns, self.arrival_ns + budget_ns)
+
 
 class Clocks(NamedTuple):
     """The time of day in ms since 1970, and a monotonic clock in ns."""

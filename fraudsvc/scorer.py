@@ -210,9 +210,8 @@ class Scorer:
 
     def _stands_out(self, payment: Payment, call: Call) -> bool:
         """Return whether a payment is the canary's or has no time for a model."""
-        due_ns = min(call.deadline_ns, call.arrival_ns + self._budget_ns)
-        late = due_ns - self._clocks.monotonic_ns() < self._full_ns
-        return late or self._canary_of(payment) is not None
+        left_ns = call.due_ns(self._budget_ns) - self._clocks.monotonic_ns()
+        return left_ns < self._full_ns or self._canary_of(payment) is not None
 
     def report_labels(
         self, labels: Sequence[label_pb2.Label]
@@ -319,7 +318,7 @@ class Scorer:
         now_ns = self._clocks.monotonic_ns()
         if now_ns >= call.deadline_ns:
             raise ServiceError("DEADLINE_EXCEEDED")
-        if min(call.deadline_ns, call.arrival_ns + self._budget_ns) - now_ns < self._full_ns:
+        if call.due_ns(self._budget_ns) - now_ns < self._full_ns:
             return rungs.RULES_ONLY, rungs.NO_TIME
         if self._bundle() is None:
             return rungs.RULES_ONLY, rungs.NO_MODEL

@@ -22,6 +22,15 @@ METHOD = "Score"
 Note = Callable[[str, str, int], object]
 
 
+def failed(method: str, error: Exception, note: Note) -> ServiceError:
+    """Return what the caller of a method is told of an exception; log what is nobody's fault."""
+    known = from_exception(error)
+    if known is not error:
+        _log.error("a call failed", exc_info=error)
+    note(method, code_of(known), 0)
+    return known
+
+
 class Asked(NamedTuple):
     """A call that may go on: its transaction's bytes, what is known of it, and its wish."""
 
@@ -49,7 +58,9 @@ class Scoring:
         asked = [self._asked(body, context) for body, context in waiting]
         decided = iter(self._decide([each for each in asked if isinstance(each, Asked)]))
         return [
-            self._failed(each) if isinstance(each, Exception) else self._told(each, next(decided))
+            failed(METHOD, each, self._note)
+            if isinstance(each, Exception)
+            else self._told(each, next(decided))
             for each in asked
         ]
 
@@ -86,13 +97,6 @@ class Scoring:
 
     def _told(self, asked: Asked, decided: bytes | Exception) -> bytes | ServiceError:
         if isinstance(decided, Exception):
-            return self._failed(decided)
+            return failed(METHOD, decided, self._note)
         self._note(METHOD, "OK", time.perf_counter_ns() - asked.call.arrival_ns)
         return field(b"\x0a", decided)
-
-    def _failed(self, error: Exception) -> ServiceError:
-        known = from_exception(error)
-        if known is not error:
-            _log.error("a call failed", exc_info=error)
-        self._note(METHOD, code_of(known), 0)
-        return known

@@ -23,10 +23,10 @@ from grpc_reflection.v1alpha import reflection
 from fraudsvc.answers import field
 from fraudsvc.callers.gate import Gate
 from fraudsvc.calls import Call
-from fraudsvc.errors import ServiceError, abort, code_of, ending_of, from_exception
+from fraudsvc.errors import ServiceError, abort, code_of, ending_of
 from fraudsvc.requests import read_batch, read_score
 from fraudsvc.scorer import Scorer
-from fraudsvc.scoring import METHOD, Asked, Note, Scoring
+from fraudsvc.scoring import METHOD, Asked, Note, Scoring, failed
 from fraudsvc.turns import TurnContext, Turns
 
 SERVICE = pb.DESCRIPTOR.services_by_name["FraudService"].full_name
@@ -182,11 +182,7 @@ def _answering(
             note(name, "OK", time.perf_counter_ns() - servicer.arrival_ns())
             return answer
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
-            known = from_exception(error)
-            if known is not error:
-                _log.exception("a call failed")
-            note(name, code_of(known), 0)
-            abort(context, known)
+            abort(context, failed(name, error, note))
 
     return run
 

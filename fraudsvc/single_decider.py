@@ -24,12 +24,9 @@ from fraudsvc.journal_tail import REQUEST_WORD
 from fraudsvc.kernel_clock import monotonic_ns
 from fraudsvc.payment import Payment
 from fraudsvc.policy import APPROVE, DECLINE, REVIEW, Policy
-from fraudsvc.rungs import FULL
+from fraudsvc.rungs import FULL, NO_CAUSE
 from trainer.bundle import Bundle
 
-# Plain numbers: an enum's attribute is no constant to a kernel.
-_APPROVE, _REVIEW, _DECLINE, _FULL = map(int, (APPROVE, REVIEW, DECLINE, FULL))
-_NO_CAUSE = 0
 _NO_REASONS = b""
 
 
@@ -65,16 +62,16 @@ def _decide(words, space, judge, limits, writer, texts, told):  # type: ignore[n
     )
     if fired:
         return -1, 0, 0
-    outcome = _APPROVE
+    outcome = APPROVE
     if figures[PROBABILITY] >= limits[1]:
-        outcome = _DECLINE
+        outcome = DECLINE
     elif figures[PROBABILITY] >= limits[0]:
-        outcome = _REVIEW
+        outcome = REVIEW
     request = records[0].request
     return write_decision(
         out, data, body, reasons, figures, _NO_REASONS, versions, trace, origin, key, traces,
         (
-            outcome, _FULL, _NO_CAUSE, size, request, position, received_ms,
+            outcome, FULL, NO_CAUSE, size, request, position, received_ms,
             monotonic_ns() - arrival, named, since, accepted, loaded,
         ),
     )  # fmt: skip

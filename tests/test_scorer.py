@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -280,16 +281,30 @@ def said(decision: decision_pb2.Decision) -> bytes:
     return decision.SerializeToString(deterministic=True)
 
 
+def batch(scorer: Asked, items: list[transaction_pb2.Transaction]) -> list[Any]:
+    return [result.assessment for result in scorer.score_batch(items, call_now())]
+
+
+def several(scorer: Asked, items: list[transaction_pb2.Transaction]) -> list[Any]:
+    return [*scorer.score_several(items, [call_now()] * len(items))]
+
+
+@pytest.mark.parametrize("together", [batch, several])
 @pytest.mark.parametrize("folded", [False, True])
-def test_a_batch_says_what_calls_one_by_one_would(
-    host: Host, tmp_path: Path, bundle: Bundle, *, folded: bool
+def test_together_says_what_calls_one_by_one_would(
+    host: Host,
+    tmp_path: Path,
+    bundle: Bundle,
+    together: Callable[[Asked, list[transaction_pb2.Transaction]], list[Any]],
+    *,
+    folded: bool,
 ) -> None:
     other = Host(tmp_path / "other", bundle)
     payments, batched, single = Payments(), host.scorer(), other.scorer()
     for few in range(4):
         items = [payments.one(customer_id=f"customer-{n % 5}") for n in range(25 + few)]
         items[few].amount_minor = 10_000_000 + few  # a rule and an unusual amount
-        answers = [result.assessment for result in batched.score_batch(items, call_now())]
+        answers = together(batched, items)
         assert {answer.rung for answer in answers} == {decision_pb2.RUNG_FULL}
         for item in items:
             single.score(item, call_now())

@@ -213,11 +213,7 @@ class Policy:
         """
         if not self._is_in_one_table or self._listed_texts is None:
             return None
-        (review, decline), own = thresholds_from_model, self._thresholds
-        return (
-            review if own.review is None else own.review,
-            decline if own.decline is None else own.decline,
-        )
+        return _limits(self._thresholds, thresholds_from_model)
 
     def may_list(self, data: bytes) -> bool:
         """Return whether a payment, whose bytes are somewhere in ``data``, may be on a list."""
@@ -246,11 +242,21 @@ class Policy:
 def _by_score(
     score: float, thresholds: Thresholds, from_model: tuple[float, float]
 ) -> decision_pb2.Outcome:
-    if score >= (from_model[1] if thresholds.decline is None else thresholds.decline):
+    review, decline = _limits(thresholds, from_model)
+    if score >= decline:
         return DECLINE
-    if score >= (from_model[0] if thresholds.review is None else thresholds.review):
+    if score >= review:
         return REVIEW
     return APPROVE
+
+
+def _limits(own: Thresholds, from_model: tuple[float, float]) -> tuple[float, float]:
+    """Return the scores from which a payment is reviewed and declined."""
+    review, decline = from_model
+    return (
+        review if own.review is None else own.review,
+        decline if own.decline is None else own.decline,
+    )
 
 
 def _replaced(thresholds: Thresholds, own: Listed) -> Thresholds:
