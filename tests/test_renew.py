@@ -22,7 +22,7 @@ from trainer.calibration import Calibration
 from trainer.expert import evaluate_expert
 from trainer.model import Model
 from trainer.renew import (
-    NEWEST_GOOD_MIN,
+    GOOD_MIN,
     SHIFT_MAX,
     Recent,
     fit_shift,
@@ -279,11 +279,23 @@ def test_what_the_expert_finds_among_the_newest_counts_as_it_was_judged() -> Non
     assert 0.0 < boosted.mean() < 1.0
     lifted, no = rows[boosted], np.zeros(int(boosted.sum()), np.bool_)
     recent = replace(make_recent(), newest=rows, asked=lifted, asked_is_alerted=no)
-    for is_fraud, least in ((no, 1.0), (~no, NEWEST_GOOD_MIN)):
-        counts, newest = good_shares(expert, replace(recent, asked_is_fraud=is_fraud))
+    surely_good = np.zeros(len(recent.features)), np.zeros(len(rows))
+    for is_fraud, least in ((no, 1.0), (~no, GOOD_MIN)):
+        asked = replace(recent, asked_is_fraud=is_fraud)
+        counts, newest = good_shares(expert, asked, *surely_good)
         np.testing.assert_array_equal(newest, np.where(boosted, least, 1.0))
         assert (counts == 1.0).all()  # those were judged good
-    assert (good_shares(None, replace(recent, asked_is_fraud=no))[1] == 1.0).all()
+    assert (good_shares(None, replace(recent, asked_is_fraud=no), *surely_good)[1] == 1.0).all()
+
+
+def test_what_nobody_judged_counts_by_what_the_bundle_takes_it_for() -> None:
+    recent = make_recent()
+    judged = np.arange(len(recent.features)) % 2 == 0
+    recent = replace(recent, is_good=judged, newest=recent.features[:3])
+    found = np.full(len(recent.features), 0.9)
+    counts, newest = good_shares(None, recent, found, np.array([0.0, 0.3, 0.9]))
+    np.testing.assert_array_equal(counts, np.where(judged, 1.0, GOOD_MIN))
+    np.testing.assert_allclose(newest, [1.0, 0.7, GOOD_MIN])
 
 
 def test_the_newest_decisions_are_within_a_multiple_of_the_budget() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.trainer_world import make_features
+from trainer.drawing import hardness, shares_drawn
 from trainer.model import Model
 from trainer.residual import ResidualRows, ResidualSettings, fit_residual
 from trainer.train import TrainingError
@@ -29,7 +30,7 @@ def make_rows(count: int = 20_000, share: float = 0.02) -> ResidualRows:
         is_fraud=random.random(count) < 1.0 / (1.0 + np.exp(-logits)),
         base_logits=logits,
         weights=np.ones(count),
-        good_share=1.0,
+        good_share=np.ones(count),
     )
 
 
@@ -39,7 +40,7 @@ def sampled(rows: ResidualRows, good_share: float) -> ResidualRows:
     kept = rows.is_fraud | (random.random(len(rows.is_fraud)) < good_share)
     return ResidualRows(
         rows.features[kept], rows.is_fraud[kept], rows.base_logits[kept], rows.weights[kept],
-        good_share,
+        np.full(int(kept.sum()), good_share),
     )  # fmt: skip
 
 
@@ -53,7 +54,25 @@ def test_sampling_good_payments_moves_no_logit() -> None:
     assert abs(mean_logit(rows, rows)) < 0.15
     assert abs(mean_logit(few, rows)) < 0.25
     # Without the offset all of log(20) would be learnt as if it were the payments' own.
-    assert mean_logit(replace(few, good_share=1.0), rows) > 2.0
+    assert mean_logit(replace(few, good_share=np.ones(len(few.weights))), rows) > 2.0
+
+
+def test_drawing_what_the_base_suspects_moves_no_logit() -> None:
+    rows = make_rows()
+    hard = hardness(rows.base_logits)
+    shares = shares_drawn(rows.base_logits, hard)
+    kept = rows.is_fraud | (np.random.default_rng(SEED + 2).random(len(shares)) < shares)
+    assert kept.mean() < 0.2
+    assert kept[rows.base_logits >= hard].all()
+    few = ResidualRows(
+        rows.features[kept], rows.is_fraud[kept], rows.base_logits[kept], rows.weights[kept],
+        shares[kept],
+    )  # fmt: skip
+    suspected = replace(rows, features=rows.features[rows.base_logits > hard - 1.0])
+    for asked in (rows, suspected):
+        assert abs(mean_logit(few, asked)) < 0.25
+    evenly = replace(few, good_share=np.full(len(few.weights), float(shares.mean())))
+    assert mean_logit(evenly, suspected) < -0.25, "the share must be each row's own"
 
 
 def test_a_planted_attack_is_learnt_and_the_rest_is_left() -> None:
@@ -87,7 +106,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"base_logits": np.zeros(5)}, "base_logits does not fit"),
     ({"base_logits": np.full(3_000, np.inf)}, "not finite"),
     ({"weights": np.zeros(3_000)}, "weight not above 0"),
-    ({"good_share": 0.0}, "good_share"),
+    ({"good_share": np.zeros(3_000)}, "good_share"),
+    ({"good_share": np.ones(5)}, "good_share does not fit"),
     ({"features": np.full((3_000, WIDTH), np.nan, np.float32)}, "every feature is NaN"),
 ]
 

@@ -3,7 +3,7 @@
 Labels and decisions come in, contents of bundles come out; who judges and serves them is another's
 business. Must not know logs, files or clocks.
 
-    decisions ─┐                     ┌─ expert (T1): frauds that were approved
+    decisions ─┐                     ┌─ expert (T1): frauds the base misses
                ├─ joins ─▶ lessons ──┤                                          ─▶ renewed content
     labels ────┘                     └─ residual (T2): all frauds, old ones too
 """
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from trainer.bundle import Content
 from trainer.decision_ring import APPROVED
+from trainer.drawing import hardness, shares_drawn
 from trainer.expert import Expert, ExpertError
 from trainer.few_shot import ExpertSettings, fit_expert
 from trainer.joins import Joins, JoinSettings
@@ -36,13 +37,14 @@ from trainer.trees import Trees
 class LearnerSettings:
     """How much is remembered, how often the residual is learnt, and the budget of alerts."""
 
-    learnt_rows: int = 5_000
+    learnt_rows: int = 40_000  # that a residual draws from
+    expert_rows: int = 5_000  # of those
     held_rows: int = 15_000  # for thresholds: of fewer, the share alerted is left to chance
     newest_rows: int = 3_000
     judged_within_ms: int = 900_000  # most alerts are
     lessons_max: int = 20_000
     residual_every_ms: int = 120_000
-    good_per_fraud: int = 20
+    news_weight: float = 2.0  # of a fraud told since, beside an old one: of those are many
     budget: Budget = field(default_factory=Budget)
     expert: ExpertSettings = field(default_factory=ExpertSettings)
     residual: ResidualSettings = field(default_factory=ResidualSettings)
@@ -115,12 +117,10 @@ class Learner:
 
         The choice depends on what is remembered alone: who reads the same log makes the same.
         """
-        newest = self.joins.ring.newest() & 0xFFFF_FFFF_FFFF_FFFF  # as a seed: not negative
-        random = np.random.default_rng([self._settings.seed, newest])
         settings = self._settings
         return self.joins.traffic(
             settings.learnt_rows, settings.held_rows, settings.newest_rows,
-            settings.judged_within_ms, random,
+            settings.judged_within_ms, self._random(),
         )  # fmt: skip
 
     def propose(
@@ -135,20 +135,22 @@ class Learner:
         if len(traffic.learnt) < ROWS_MIN or not len(lessons):
             return None
         self._is_fresh, self._frauds = False, int(lessons.is_fraud.sum())
-        missed = lessons.of(FAST)
-        missed = missed[missed.is_fraud & (missed.rows["outcome"] == APPROVED)]
+        told = lessons.of(FAST)
+        told = told[told.is_fraud]
+        missed = int((told.rows["outcome"] == APPROVED).sum())
+        is_due = with_residual and self._residual_is_due(self._frauds, now_ms)
         expert, residual = self.champion.expert, self.champion.residual
         causes = []
-        if len(missed) != self._missed:
-            expert = self._expert(missed, lessons, traffic.learnt)
+        if missed != self._missed or is_due:
+            expert = self._expert(told, lessons, traffic)
             causes.append("expert")
-        if with_residual and self._residual_is_due(self._frauds, now_ms):
+        if is_due:
             self._residual_ms, self._learnt = now_ms, self._frauds
             residual = self._residual(lessons, traffic.learnt)
             causes.append("residual")
         if not causes:
             return None
-        self._missed = len(missed)
+        self._missed = missed
         return self._renewed(lessons, residual, expert, traffic, causes, now_ms)
 
     def compose(self, residual: Trees | None, cause: str, traffic: Sample, now_ms: int) -> Content:
@@ -188,16 +190,23 @@ class Learner:
             is_fraud, weights,
         )  # fmt: skip
 
-    def _expert(
-        self, missed: Joined, lessons: Joined, traffic: NDArray[np.float32]
-    ) -> Expert | None:
-        if not len(missed):
+    def _expert(self, told: Joined, lessons: Joined, traffic: Sample) -> Expert | None:
+        """Learn from the frauds that the base alone misses, whoever found them since.
+
+        What was missed by what served then is few, and fewer the better that was.
+        """
+        base = Model(self.champion.trees)
+        alerted_from = np.quantile(
+            base.logits(traffic.held), 1.0 - self._settings.budget.alert_share
+        )
+        frauds = told.vectors[base.logits(told.vectors) < alerted_from]
+        if not len(frauds):
             return None
-        settings = self._settings.expert
         good = lessons[~lessons.is_fraud].vectors
+        every = -(-len(traffic.learnt) // self._settings.expert_rows)
         try:
-            prepared = prepare_traffic(traffic)
-            return fit_expert(missed.vectors, prepared, good, settings, len(self.joins.ring))
+            prepared = prepare_traffic(traffic.learnt[::every])
+            return fit_expert(frauds, prepared, good, self._settings.expert, len(self.joins.ring))
         except ExpertError:
             return self.champion.expert
 
@@ -209,17 +218,27 @@ class Learner:
 
     def _residual(self, lessons: Joined, traffic: NDArray[np.float32]) -> Trees | None:
         """Learn from confirmed frauds, old ones, confirmed good payments and presumed good ones."""
-        frauds = np.concatenate([lessons[lessons.is_fraud].vectors, self.old_frauds])
+        told = lessons[lessons.is_fraud].vectors
+        frauds = np.concatenate([told, self.old_frauds])
+        base = Model(self.champion.trees)
+        suspected = base.logits(traffic)
+        hard = hardness(suspected)
+        is_drawn = self._random().random(len(traffic)) < shares_drawn(suspected, hard)
         known_good = lessons[~lessons.is_fraud].vectors
-        drawn = traffic[: self._settings.good_per_fraud * len(frauds)]
-        features = np.concatenate([frauds, known_good, drawn])
-        is_fraud = np.arange(len(features)) < len(frauds)
-        share = min(1.0, max(len(drawn) / max(len(self.joins.ring), 1), 1e-3))
+        features = np.concatenate([frauds, known_good, traffic[is_drawn]])
+        logits = base.logits(features)
+        weights = np.ones(len(features))
+        weights[: len(told)] = self._settings.news_weight
         rows = ResidualRows(
-            features, is_fraud, Model(self.champion.trees).logits(features),
-            np.ones(len(features)), share,
+            features, np.arange(len(features)) < len(frauds), logits, weights,
+            shares_drawn(logits, hard) * min(1.0, len(traffic) / len(self.joins.ring)),
         )  # fmt: skip
         try:
             return fit_residual(rows, self._settings.residual)
         except TrainingError:
             return self.champion.residual
+
+    def _random(self) -> np.random.Generator:
+        """Return a source of chance that depends on what is remembered alone."""
+        newest = self.joins.ring.newest() & 0xFFFF_FFFF_FFFF_FFFF  # as a seed: not negative
+        return np.random.default_rng([self._settings.seed, newest])

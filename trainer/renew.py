@@ -33,7 +33,7 @@ from trainer.trees import Trees
 SHIFT_MAX = 3.0  # log-odds
 SHIFT_DOUBT = 10.0  # frauds
 JUDGED_DOUBT = 10.0  # payments that were judged
-NEWEST_GOOD_MIN = 0.5  # of what the expert boosts of the newest: who judged may have lied
+GOOD_MIN = 0.5  # of what the bundle takes for fraud: it may be wrong
 _SHIFT_STEPS = 60
 LAYER_ROWS_MAX = 64
 
@@ -98,9 +98,8 @@ def renew(
     probabilities = moved.probabilities(logits)
     newest = moved.probabilities(model.logits(recent.newest))
     decline_from = before.get("decline_from", older.thresholds.decline)
-    thresholds = thresholds_within(
-        probabilities, decline_from, budget, newest, *good_shares(expert, recent)
-    )
+    counts = good_shares(expert, recent, probabilities, newest)
+    thresholds = thresholds_within(probabilities, decline_from, budget, newest, *counts)
     base_rows = before.get("base_check_rows", len(older.check_vectors))
     rows, row_logits = _check_rows(older, base_rows, model, recent)
     fitted = {
@@ -124,16 +123,21 @@ def renew(
 
 
 def good_shares(
-    expert: Expert | None, recent: Recent
+    expert: Expert | None,
+    recent: Recent,
+    probabilities: NDArray[np.float64],
+    newest: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return how likely each of ``recent.features`` and of ``recent.newest`` is no fraud.
 
-    Of what the expert boosts or was alerted, and nobody judged yet, some is fraud, and it must not
-    take the budget of the rest: as much of either is good as among those that were judged. What
-    the expert boosts of the newest counts by that, too, within NEWEST_GOOD_MIN: an attack that it
-    finds again and again is no reason to find less of the rest.
+    Fraud that nobody told of must not take the budget of the rest. So a payment counts as the
+    ``probabilities`` float64[m] and ``newest`` float64[j] of the new bundle have it, but by
+    GOOD_MIN at least. Of what was alerted, or what the expert boosts, as much is good as among
+    those that were judged; what the expert boosts of the newest within GOOD_MIN, too, as who
+    judged may have lied.
     """
-    counts, newest = np.ones(len(recent.features)), np.ones(len(recent.newest))
+    counts = np.maximum(1.0 - probabilities, GOOD_MIN)
+    late_counts = np.maximum(1.0 - newest, GOOD_MIN)
     counts[recent.is_alerted] = _good_share(recent.asked_is_fraud[recent.asked_is_alerted])
     if expert is not None:
         features, asked, late = (
@@ -141,9 +145,9 @@ def good_shares(
             for rows in (recent.features, recent.asked, recent.newest)
         )
         counts[features] = good = _good_share(recent.asked_is_fraud[asked])
-        newest[late] = max(good, NEWEST_GOOD_MIN)
+        late_counts[late] = max(good, GOOD_MIN)
     counts[recent.is_good] = 1.0
-    return counts, newest
+    return counts, late_counts
 
 
 def _good_share(is_fraud: NDArray[np.bool_]) -> float:

@@ -6,7 +6,6 @@ ones, and a sample of good payments.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,14 +58,15 @@ class ResidualRows:
 
     ``features`` float32[m, n]; ``is_fraud`` bool[m]; ``base_logits`` float64[m], the base's alone;
     ``weights`` float64[m] above 0, how many rows each stands for among those of its outcome that
-    were taken; ``good_share`` in (0, 1]: the share of good payments that was drawn into the rows.
+    were taken; ``good_share`` float64[m] in (0, 1]: of good payments such as this row, the share
+    that was drawn into the rows.
     """
 
     features: NDArray[np.float32]
     is_fraud: NDArray[np.bool_]
     base_logits: NDArray[np.float64]
     weights: NDArray[np.float64]
-    good_share: float
+    good_share: NDArray[np.float64]
 
 
 def fit_residual(rows: ResidualRows, settings: ResidualSettings) -> Trees:
@@ -79,7 +79,7 @@ def fit_residual(rows: ResidualRows, settings: ResidualSettings) -> Trees:
     # 1 / good_share times too high, and the base's logit log(1 / good_share) too low. The offset
     # says so to CatBoost; what it learns then holds for all traffic (King and Zeng, 2001).
     # Weighting each good row by 1 / good_share would say the same, with a few heavy rows.
-    offset = -math.log(rows.good_share)
+    offset = -np.log(rows.good_share)
     classifier = CatBoostClassifier(
         iterations=settings.trees,
         depth=settings.depth,
@@ -115,7 +115,7 @@ def fit_residual(rows: ResidualRows, settings: ResidualSettings) -> Trees:
 
 def _check(rows: ResidualRows, settings: ResidualSettings) -> None:
     count = len(rows.features)
-    for name in ("is_fraud", "base_logits", "weights"):
+    for name in ("is_fraud", "base_logits", "weights", "good_share"):
         if getattr(rows, name).shape != (count,):
             raise TrainingError(f"the residual: {name} does not fit {count} rows")
     frauds = int(rows.is_fraud.sum())
@@ -126,7 +126,7 @@ def _check(rows: ResidualRows, settings: ResidualSettings) -> None:
         )
     if not (np.isfinite(rows.base_logits).all() and (rows.weights > 0.0).all()):
         raise TrainingError("the residual: a base logit is not finite or a weight not above 0")
-    if not 0.0 < rows.good_share <= 1.0:
-        raise TrainingError(f"the residual: good_share is {rows.good_share}, not in (0, 1]")
+    if not ((rows.good_share > 0.0) & (rows.good_share <= 1.0)).all():
+        raise TrainingError("the residual: a good_share is not in (0, 1]")
     if np.isnan(rows.features).all():
         raise TrainingError("the residual: every feature is NaN")

@@ -34,9 +34,7 @@ GATES = GateSettings(cost_us_max=1_000.0)
 class _ResidualOnly(Learner):
     """A learner without the few-shot expert."""
 
-    def _expert(
-        self, missed: Joined, lessons: Joined, traffic: NDArray[np.float32]
-    ) -> Expert | None:
+    def _expert(self, told: Joined, lessons: Joined, traffic: Sample) -> Expert | None:
         return None
 
 

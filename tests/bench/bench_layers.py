@@ -101,7 +101,8 @@ def _learning() -> list[dict[str, Any]]:
     traffic = prepare_traffic(usual)
     many = ResidualRows(
         np.concatenate([usual, frauds]), np.arange(TRAFFIC + FRAUDS) >= TRAFFIC,
-        np.full(TRAFFIC + FRAUDS, -6.0), np.ones(TRAFFIC + FRAUDS), 0.1,
+        np.full(TRAFFIC + FRAUDS, -6.0), np.ones(TRAFFIC + FRAUDS),
+        np.full(TRAFFIC + FRAUDS, 0.1),
     )  # fmt: skip
     prepare_ms, few_ms, fit_ms, residual_ms = in_turn(
         5,
