@@ -178,8 +178,7 @@ IMPURE_MODULES = frozenset(
     {"asyncio", "logging", "multiprocessing", "os", "pathlib", "random", "secrets", "select"}
     | {"shutil", "signal", "subprocess", "tempfile", "time", "urllib", "uuid"}
 )
-# Clocks that come in through the constructor. datetime's are banned by the linter's DTZ rules
-# only without a zone, so they are banned here.
+# Clocks come in through the constructor; the linter bans datetime's only without a zone.
 WALL_CLOCK = re.compile(r"\b(time\.time\(|datetime\.now\(|\.utcnow\(|date\.today\()")
 WALL_CLOCK_FILES: dict[str, str] = {}
 
@@ -189,7 +188,6 @@ FUNCTION_LINES_MAX = 60
 FUNCTION_LINES_MEDIAN_MAX = 12
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
-
 # Where the environment is read beside a command line.
 ENVIRONMENT_FILES = {"fraudsvc/supervisor.py": "a child gets its parent's environment, and more"}
 BROAD = ("Exception", "BaseException")
