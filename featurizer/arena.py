@@ -212,8 +212,7 @@ class Arena:
         keys = np.empty(len(records) * len(Entity), np.int64)
         entities = np.empty(len(keys), np.int64)
         count = lacking(self._index, records, keys, entities)
-        keys, firsts = np.unique(keys[:count], return_index=True)
-        return keys, entities[firsts]
+        return keys[:count], entities[:count]
 
     def admit_all(
         self,
@@ -224,7 +223,8 @@ class Arena:
     ) -> None:
         """Take in stored states, brought up to date as by ``admit``; None was never seen."""
         data = np.frombuffer(b"".join(blob for blob in blobs if blob is not None), np.int64)
-        ends = np.cumsum([0 if blob is None else len(blob) >> 3 for blob in blobs], dtype=np.int64)
+        sizes = (0 if blob is None else len(blob) >> 3 for blob in blobs)
+        ends = np.fromiter(sizes, np.int64, len(blobs)).cumsum()
         done = 0
         while done < len(keys):
             memory = (self._words, self._index, self._counters)
