@@ -15,17 +15,11 @@ from numpy.typing import NDArray
 
 from featurizer.arena import Arena
 from featurizer.eventlog import EventLog
-from featurizer.records import Entity
+from featurizer.records import ENTITIES_WORD, REQUEST_WORD, TRANSACTION_WORD, Entity
 from featurizer.state import HEADER
 from featurizer.store import Snapshot, StoreError
 from fraudsvc.calls import ScorerSettings
-from fraudsvc.journal_tail import (
-    ENTITIES_WORD,
-    REQUEST_WORD,
-    TRANSACTION_WORD,
-    JournalTail,
-    Snapshots,
-)
+from fraudsvc.journal_tail import JournalTail, Snapshots
 
 _ENTITIES = len(Entity)
 STATE_BYTES_USUAL = 2_048  # the arena's index has room for as many states from the start

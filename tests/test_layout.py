@@ -100,6 +100,7 @@ PURE = (
     "featurizer/arena_memory.py",
     "featurizer/buckets.py",
     "featurizer/currencies.py",
+    "featurizer/entries.py",
     "featurizer/lags.py",
     "featurizer/eventlog.py",
     "featurizer/feature_rows.py",
