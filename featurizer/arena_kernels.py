@@ -159,10 +159,27 @@ def lend_all(words, index, records, rows):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def admit(words, index, counters, records, rows, missing, pending, keep):  # type: ignore[no-untyped-def]
-    """Fold what is pending into the rows of the ``missing`` and keep them; return if all fitted."""
+def _unpack(stored, missing, rows):  # type: ignore[no-untyped-def]
+    """Fill the rows of the ``missing`` with their states; where none is stored stands a 0."""
+    at = 0
+    for entity in range(rows.shape[0]):
+        if missing >> entity & 1:
+            used = length_of(stored[at + META])
+            rows[entity, :HEADER] = 0
+            move(rows[entity], 0, stored, at, used)
+            at += max(used, 1)
+
+
+@njit(cache=True)
+def admit(words, index, counters, records, rows, missing, stored, pending, keep):  # type: ignore[no-untyped-def]
+    """Fold what is pending into the ``missing`` as stored and keep them; return if all fitted.
+
+    Without ``stored`` states the rows have them.
+    """
     others, positions, columns, first, stop = pending
     rec = records[0]
+    if len(stored) > 0:
+        _unpack(stored, missing, rows)
     for entity in range(len(rec.entities)):
         key = rec.entities[entity]
         if missing >> entity & 1 and _meets(columns[entity, first:stop], key):
@@ -178,7 +195,7 @@ def admit(words, index, counters, records, rows, missing, pending, keep):  # typ
             if row < 0:
                 return False
             place = index[row, PLACE]
-            words[place : place + used] = rows[entity, :used]
+            move(words, place, rows[entity], 0, used)
     return True
 
 
