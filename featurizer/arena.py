@@ -47,6 +47,7 @@ from featurizer.records import RECORD, Entity
 from featurizer.slots import LINES, SLOTS
 from featurizer.state import META, ROW_WORDS, are_states, check_blob
 
+_NEVER = bytes(8)  # stands for a state that is not stored
 # The RECORDs since states were stored, int64[n] their log positions, int64[entities, n] their keys
 # once more, and the first and the stop of those that count.
 Pending = tuple[NDArray[np.void], NDArray[np.int64], NDArray[np.int64], int, int]
@@ -189,20 +190,22 @@ class Arena:
         record: NDArray[np.void],
         rows: NDArray[np.int64],
         missing: int,
+        blobs: Sequence[bytes | memoryview | None],
         pending: Pending,
         *,
         keep: bool,
     ) -> None:
-        """Bring the ``missing`` states that ``rows`` has as stored up to date; take them in.
+        """Bring the ``missing`` states, as stored, up to date in ``rows``; take them in.
 
-        ``pending`` is folded in. A state never seen is taken in empty; what is here already is
-        replaced. Without ``keep`` none is taken in.
+        ``pending`` is folded in. A state never seen (None) is taken in empty; what is here already
+        is replaced. Without ``keep`` none is taken in.
         """
-        while not admit(
-            self._words, self._index, self._counters, record, rows, missing, pending, keep
-        ):
+        data = b"".join(_NEVER if blob is None else blob for blob in blobs)
+        memory, stored = (self._words, self._index, self._counters), np.frombuffer(data, np.int64)
+        while not admit(*memory, record, rows, missing, stored, pending, keep):
             self._grow()
-            pending = (*pending[:3], 0, 0)  # folded already
+            memory = (self._words, self._index, self._counters)
+            stored, pending = stored[:0], (*pending[:3], 0, 0)  # in the rows, and folded, already
 
     def lacking(self, records: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the distinct keys that ``records`` (RECORD[n]) meet and are not here.
@@ -212,8 +215,7 @@ class Arena:
         keys = np.empty(len(records) * len(Entity), np.int64)
         entities = np.empty(len(keys), np.int64)
         count = lacking(self._index, records, keys, entities)
-        keys, firsts = np.unique(keys[:count], return_index=True)
-        return keys, entities[firsts]
+        return keys[:count], entities[:count]
 
     def admit_all(
         self,
@@ -224,7 +226,8 @@ class Arena:
     ) -> None:
         """Take in stored states, brought up to date as by ``admit``; None was never seen."""
         data = np.frombuffer(b"".join(blob for blob in blobs if blob is not None), np.int64)
-        ends = np.cumsum([0 if blob is None else len(blob) >> 3 for blob in blobs], dtype=np.int64)
+        sizes = (0 if blob is None else len(blob) >> 3 for blob in blobs)
+        ends = np.fromiter(sizes, np.int64, len(blobs)).cumsum()
         done = 0
         while done < len(keys):
             memory = (self._words, self._index, self._counters)

@@ -20,9 +20,9 @@ from featurizer.arena_memory import (
     reserve,
 )
 from featurizer.fold import fold
-from featurizer.prefetch import LINE_WORDS, prefetch
+from featurizer.memory import LINE_WORDS, move, prefetch
 from featurizer.records import Kind
-from featurizer.state import HEADER, length
+from featurizer.state import HEADER, META, length, length_of
 from featurizer.view import view
 
 ALL = -1  # every entity
@@ -47,7 +47,7 @@ def hint(words, index, rec, mask, ahead):  # type: ignore[no-untyped-def]
         if index[row, KEY] == EMPTY:
             continue
         place = index[row, PLACE]
-        stop = place + (length(words[place:]) if ahead == 1 else 1)
+        stop = place + (length_of(words[place + META]) if ahead == 1 else 1)
         for at in range(place, stop, LINE_WORDS):
             prefetch(words, at)
 
@@ -69,7 +69,7 @@ def reserve_all(words, index, counters, rec):  # type: ignore[no-untyped-def]
         row = find(index, key)
         used = 0
         if index[row, KEY] != EMPTY:
-            used = length(words[index[row, PLACE] :])
+            used = length_of(words[index[row, PLACE] + META])
         if reserve(words, index, counters, key, used + GROWTH_WORDS) < 0:
             return False
     return True
@@ -87,8 +87,8 @@ def gather(words, index, rec, rows):  # type: ignore[no-untyped-def]
         used = 0
         if index[row, KEY] != EMPTY:
             place = index[row, PLACE]
-            used = length(words[place:])
-            rows[entity, :used] = words[place : place + used]
+            used = length_of(words[place + META])
+            move(rows[entity], 0, words, place, used)
         if used == 0:
             rows[entity, :32] = 0
 
@@ -126,6 +126,15 @@ def run_all(words, index, counters, changed, records, positions, marks, at, ops,
 
 
 @njit(cache=True)
+def _meets(keys, key):  # type: ignore[no-untyped-def]
+    """Return whether a key is among ``keys`` int64[n]."""
+    found = 0  # without a way out of the loop, so that several are compared in one step
+    for each in keys:
+        found |= each == key
+    return found != 0
+
+
+@njit(cache=True)
 def lend_all(words, index, records, rows):  # type: ignore[no-untyped-def]
     """Copy the states that ``records[0]`` meets into ``rows``; return bits of those not here.
 
@@ -144,25 +153,33 @@ def lend_all(words, index, records, rows):  # type: ignore[no-untyped-def]
             missing |= 1 << entity
             continue
         place = index[row, PLACE]
-        used = length(words[place:])
-        rows[entity, :used] = words[place : place + used]
+        used = length_of(words[place + META])
+        move(rows[entity], 0, words, place, used)
     return missing
 
 
 @njit(cache=True)
-def _meets(keys, key):  # type: ignore[no-untyped-def]
-    """Return whether a key is among ``keys`` int64[n]."""
-    found = 0  # without a way out of the loop, so that several are compared in one step
-    for each in keys:
-        found |= each == key
-    return found != 0
+def _unpack(stored, missing, rows):  # type: ignore[no-untyped-def]
+    """Fill the rows of the ``missing`` with their states; where none is stored stands a 0."""
+    at = 0
+    for entity in range(rows.shape[0]):
+        if missing >> entity & 1:
+            used = length_of(stored[at + META])
+            rows[entity, :HEADER] = 0
+            move(rows[entity], 0, stored, at, used)
+            at += max(used, 1)
 
 
 @njit(cache=True)
-def admit(words, index, counters, records, rows, missing, pending, keep):  # type: ignore[no-untyped-def]
-    """Fold what is pending into the rows of the ``missing`` and keep them; return if all fitted."""
+def admit(words, index, counters, records, rows, missing, stored, pending, keep):  # type: ignore[no-untyped-def]
+    """Fold what is pending into the ``missing`` as stored and keep them; return if all fitted.
+
+    Without ``stored`` states the rows have them.
+    """
     others, positions, columns, first, stop = pending
     rec = records[0]
+    if len(stored) > 0:
+        _unpack(stored, missing, rows)
     for entity in range(len(rec.entities)):
         key = rec.entities[entity]
         if missing >> entity & 1 and _meets(columns[entity, first:stop], key):
@@ -178,7 +195,7 @@ def admit(words, index, counters, records, rows, missing, pending, keep):  # typ
             if row < 0:
                 return False
             place = index[row, PLACE]
-            words[place : place + used] = rows[entity, :used]
+            move(words, place, rows[entity], 0, used)
     return True
 
 
@@ -186,15 +203,16 @@ def admit(words, index, counters, records, rows, missing, pending, keep):  # typ
 def lacking(index, records, keys, entities):  # type: ignore[no-untyped-def]
     """Note each key that ``records`` meet and that is not here, and its entity; return how many.
 
-    One that several records meet is noted as often.
+    One that several of them meet is noted once.
     """
     count = 0
     for i in range(len(records)):
         for entity in range(len(records[i].entities)):
             key = records[i].entities[entity]
-            if key != 0 and index[find(index, key), KEY] == EMPTY:
-                keys[count], entities[count] = key, entity
-                count += 1
+            if key == 0 or index[find(index, key), KEY] != EMPTY or _meets(keys[:count], key):
+                continue
+            keys[count], entities[count] = key, entity
+            count += 1
     return count
 
 
@@ -215,7 +233,7 @@ def admit_all(words, index, counters, keys, entities, data, ends, pending, at): 
         for i in range(first, stop):
             if columns[entities[k], i] != keys[k]:
                 continue
-            used = max(length(words[place:]), HEADER)
+            used = max(length_of(words[place + META]), HEADER)
             row = reserve(words, index, counters, keys[k], used + GROWTH_WORDS)
             if row < 0:
                 return k
@@ -235,7 +253,7 @@ def absorb_all(words, index, counters, records, positions, first, stop):  # type
             row = find(index, key) if key != 0 else 0
             if key == 0 or index[row, KEY] == EMPTY:
                 continue
-            used = length(words[index[row, PLACE] :])
+            used = length_of(words[index[row, PLACE] + META])
             row = reserve(words, index, counters, key, used + GROWTH_WORDS)
             if row < 0:
                 return i
@@ -259,7 +277,7 @@ def apply_all(words, index, counters, changed, updates, positions, at):  # type:
             row = find(index, key)
             used = 0
             if index[row, KEY] != EMPTY:
-                used = length(words[index[row, PLACE] :])
+                used = length_of(words[index[row, PLACE] + META])
             row = reserve(words, index, counters, key, used + GROWTH_WORDS)
             if row < 0:
                 return i

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from featurizer.state import META, ROW_WORDS, length
+from featurizer.state import META, ROW_WORDS, length_of
 
 SIZES_WORDS = np.array([64, 128, 256, 512, ROW_WORDS], np.int64)
 EMPTY = 0
@@ -91,7 +91,7 @@ def reserve(words, index, counters, key, needed_words):  # type: ignore[no-untyp
         return -1
     if known:
         old = index[row, PLACE]
-        used = length(words[old:])
+        used = length_of(words[old + META])
         words[place : place + used] = words[old : old + used]
         words[old] = counters[FREE + index[row, SIZE]]
         counters[FREE + index[row, SIZE]] = old
@@ -153,7 +153,7 @@ def measure(words, places, stops):  # type: ignore[no-untyped-def]
     """Fill ``stops`` int64[n] with where each state ends when they stand in a row; return where."""
     end = 0
     for i in range(len(places)):
-        end += length(words[places[i] :])
+        end += length_of(words[places[i] + META])
         stops[i] = end
     return end
 

@@ -106,8 +106,9 @@ def _compact(words, floats, at, buckets, last_time):  # type: ignore[no-untyped-
         if kept > 0 and start_of(words[source]) < end_of(words[target - BUCKET]):
             _add(words, floats, target - BUCKET, source)
             continue
-        for i in range(BUCKET):
-            words[target + i] = words[source + i]
+        if target != source:
+            for i in range(BUCKET):
+                words[target + i] = words[source + i]
         kept += 1
     return kept
 
@@ -146,7 +147,8 @@ def add_to_buckets(words, floats, head, amount, last_time):  # type: ignore[no-u
     opened = _put(words, floats, at, buckets, end, head, amount)
     end += BUCKET * (opened - buckets)
     kept = _compact(words, floats, at, opened, last_time)
-    close_gap(words, at + BUCKET * kept, end, BUCKET * (opened - kept))
+    if kept < opened:
+        close_gap(words, at + BUCKET * kept, end, BUCKET * (opened - kept))
     if kept >= BUCKETS_MAX:  # a backstop: the spans keep the number below this
         _add(words, floats, at, at + BUCKET)
         close_gap(words, at + BUCKET, end - BUCKET * (opened - kept), BUCKET)

@@ -68,6 +68,9 @@ COUNTERPARTIES = np.array(
     np.int64,
 )
 
+_REGION = 0x3FF << REGION_SHIFT
+_ALL_REPEATED = FIRST_REPEATED | SECOND_REPEATED | REGION_REPEATED
+
 FOLDED = 0
 REPEATED = 1
 TOO_OLD = 2
@@ -111,27 +114,36 @@ def _is_repeat(words, at, end, time, body):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def _shared(head, tail):  # type: ignore[no-untyped-def]
+    """Return the marks of what two events share, of which these are the bits that differ."""
+    bits = 0
+    if tail >> 32 == 0:
+        bits |= FIRST_REPEATED
+    if tail & LOW_32 == 0:
+        bits |= SECOND_REPEATED
+    if head & _REGION == 0:
+        bits |= REGION_REPEATED
+    return bits
+
+
+@njit(cache=True, nogil=True)
 def _mark_repeated(words, at, end, place):  # type: ignore[no-untyped-def]
     """Leave each counterparty and region unmarked in its newest event only.
 
     Distinct values in a window that ends now are then the unmarked events in it.
     """
-    region = words[place] >> REGION_SHIFT & 0x3FF
-    first = words[place + 2] >> 32 & LOW_32
-    second = words[place + 2] & LOW_32
-    own = 0
-    for i in range(at, end, RING):
-        bits = 0
-        if words[i + 2] >> 32 & LOW_32 == first:
-            bits |= FIRST_REPEATED
-        if words[i + 2] & LOW_32 == second:
-            bits |= SECOND_REPEATED
-        if words[i] >> REGION_SHIFT & 0x3FF == region:
-            bits |= REGION_REPEATED
-        if i < place:
+    head, tail = words[place], words[place + 2]
+    marks = 0
+    for i in range(place - RING, at - 1, -RING):
+        bits = _shared(words[i] ^ head, words[i + 2] ^ tail)
+        if bits:
             words[i] |= bits
-        elif i > place:
-            own |= bits
+            marks |= bits
+            if marks == _ALL_REPEATED:  # what is older was marked when these came
+                break
+    own = 0
+    for i in range(place + RING, end, RING):
+        own |= _shared(words[i] ^ head, words[i + 2] ^ tail)
     words[place] |= own
 
 

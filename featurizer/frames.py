@@ -29,12 +29,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from featurizer.entries import ALIGNMENT_BYTES, Packed, body_of
 from featurizer.eventlog import Batch, Damage, Entry, LogError
 
 MAGIC = 0x314C5246  # "FRL1"
-ENTRY_VERSION = 1
 HEADER_BYTES = 16
-ALIGNMENT_BYTES = 8
 MAX_APPEND_BYTES = 16 << 20  # all frames of one call
 MAX_FRAME_ENTRIES = 0xFFFF
 CLOSE_BYTES = HEADER_BYTES + 8
@@ -55,10 +54,8 @@ CAUSES = ("no whole frame", "frames of a write that was cut short")
 
 FRAME_HEADER = struct.Struct("<IIIHH")
 _CHECKED = struct.Struct("<IHH")
-ENTRY_HEADER = struct.Struct("<BBHIq")
 _DISTANCE = struct.Struct("<q")
 _extend = google_crc32c.extend
-_PADDING = tuple(bytes(n) for n in range(ALIGNMENT_BYTES))
 
 # Plain numbers: an IntFlag's operators cost a microsecond, and the kernel wants constants.
 _SEAL, _GROUPED, _FIRST, _CLOSE = (int(flag) for flag in FrameFlag)
@@ -103,17 +100,7 @@ def encode_frame(entries: Sequence[Entry], salt: int, flags: int = 0) -> bytes:
     """
     if not 0 < len(entries) <= MAX_FRAME_ENTRIES:
         raise LogError(f"a frame has 1 to {MAX_FRAME_ENTRIES} entries, not {len(entries)}")
-    parts = []
-    try:
-        for topic, key, value in entries:
-            length = len(value)
-            parts.append(ENTRY_HEADER.pack(topic, ENTRY_VERSION, 0, length, key))
-            parts.append(value)
-            if length & 7:
-                parts.append(_PADDING[-length & 7])
-    except struct.error as error:
-        raise LogError(f"topic {topic} with key {key} does not fit an entry: {error}") from error
-    body = b"".join(parts)
+    body = entries.body if isinstance(entries, Packed) else body_of(entries)
     if body[-1]:
         body += bytes(ALIGNMENT_BYTES)
     return checked_frame(body, len(entries), flags, salt)

@@ -15,16 +15,10 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from featurizer.entries import ALIGNMENT_BYTES, ENTRY_HEADER
 from featurizer.eventlog import Batch, LogError
 from featurizer.eventlog_file import try_lock
-from featurizer.frames import (
-    ALIGNMENT_BYTES,
-    ENTRY_HEADER,
-    FRAME_HEADER,
-    HEADER_BYTES,
-    MAGIC,
-    checked_frame,
-)
+from featurizer.frames import FRAME_HEADER, HEADER_BYTES, MAGIC, checked_frame
 from featurizer.segments import (
     Format,
     SegmentReader,

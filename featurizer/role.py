@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import threading
@@ -60,6 +61,8 @@ def run(options: RoleOptions) -> int:
     store = open_or_rebuild(options.store)
     try:
         worker = Worker(log, store, options.worker, _report, telemetry=options.telemetry)
+        gc.collect()
+        gc.freeze()  # to look through all that was imported took 0.2 s, in which nothing is folded
         while worker.step() and not stopping.is_set():
             pass  # be up to date before anyone is told that the role is ready
         if options.ready_file is not None:

@@ -133,8 +133,9 @@ class Own(IntEnum):
     ENTITIES = auto()  # how many entities are known
 
 
-LINES = 10
+LINES = 11
 OWN_LINE = 9
+SCRATCH_LINE = 10  # of a view: memory for what is in no slot
 
 SESSION_GAP_MS = 30 * 60_000
 SMALL_AMOUNT = 200  # cents; what card testers try

@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from featurizer.memory import move
 from featurizer.records import Entity
 
 STATE_VERSION = 1
@@ -75,10 +76,26 @@ assert len(RING_EVENTS) == len(Entity)  # noqa: S101 - a broken table must not i
 
 
 @njit(cache=True, nogil=True)
+def _counts_of(meta):  # type: ignore[no-untyped-def]
+    return (meta >> 8) & 0xFFF, (meta >> 20) & 0xFFF, (meta >> 32) & 0xFFF, (meta >> 44) & 0xFFF
+
+
+@njit(cache=True, nogil=True)
 def counts(words):  # type: ignore[no-untyped-def]
     """Return the number of days, labels, buckets and ring events of a row."""
-    meta = words[META]
-    return (meta >> 8) & 0xFFF, (meta >> 20) & 0xFFF, (meta >> 32) & 0xFFF, (meta >> 44) & 0xFFF
+    return _counts_of(words[META])
+
+
+@njit(cache=True, nogil=True)
+def length_of(meta):  # type: ignore[no-untyped-def]
+    """Return ``length`` by a row's word META: where rows lie in one memory, none has to be cut out.
+
+    For a kernel that is not free: it counts who refers to an array.
+    """
+    if meta == 0:
+        return 0
+    days, labels, buckets, ring = _counts_of(meta)
+    return HEADER + days + labels + BUCKET * buckets + RING * ring
 
 
 @njit(cache=True, nogil=True)
@@ -90,10 +107,7 @@ def set_counts(words, days, labels, buckets, ring):  # type: ignore[no-untyped-d
 @njit(cache=True, nogil=True)
 def length(words):  # type: ignore[no-untyped-def]
     """Return how many words of the row are in use; 0 for an empty row."""
-    if words[META] == 0:
-        return 0
-    days, labels, buckets, ring = counts(words)
-    return HEADER + days + labels + BUCKET * buckets + RING * ring
+    return length_of(words[META])
 
 
 @njit(cache=True, nogil=True)
@@ -105,15 +119,13 @@ def has_expired(words, time):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def open_gap(words, at, end, size):  # type: ignore[no-untyped-def]
     """Move ``words[at:end]`` up by ``size`` words."""
-    for i in range(end - 1, at - 1, -1):
-        words[i + size] = words[i]
+    move(words, at + size, words, at, end - at)
 
 
 @njit(cache=True, nogil=True)
 def close_gap(words, at, end, size):  # type: ignore[no-untyped-def]
     """Move ``words[at + size:end]`` down by ``size`` words."""
-    for i in range(at, end - size):
-        words[i] = words[i + size]
+    move(words, at, words, at + size, end - size - at)
 
 
 @njit(cache=True, nogil=True)

@@ -24,6 +24,7 @@ from featurizer.slots import (
     OP_VALUE,
     OP_ZSCORE,
     OWN_LINE,
+    SCRATCH_LINE,
     UNUSUAL_EVENTS_MIN,
     UNUSUAL_RATIO,
     Own,
@@ -121,8 +122,11 @@ def _month_day(days):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _read_entity(words, entity, rec, here, line):  # type: ignore[no-untyped-def]
-    """Fill an entity's line from its row; ``here`` is the record's place on the unit sphere."""
+def _read_entity(words, entity, rec, here, line, scratch):  # type: ignore[no-untyped-def]
+    """Fill an entity's line from its row; ``here`` is the record's place on the unit sphere.
+
+    ``scratch`` as for ``read_norm``.
+    """
     if has_expired(words, rec.event_time_ms):
         words = np.zeros(HEADER, np.int64)
     floats = words.view(np.float64)
@@ -135,7 +139,7 @@ def _read_entity(words, entity, rec, here, line):  # type: ignore[no-untyped-def
     read_windows(words, floats, at, ring_at, ring_end, time, amount, line)
     read_rhythm(words, ring_at, ring_end, time, line)
     read_familiarity(words, ring_at, ring_end, rec, entity, line)
-    read_norm(words, ring_at, ring_end, time, NORM_EVENTS[entity], line)
+    read_norm(words, ring_at, ring_end, time, NORM_EVENTS[entity], line, scratch)
     read_totals(words, floats, time, line)
     read_habits(words, floats, rec, here, line)
     read_risk(words, days, labels, time, line)
@@ -189,12 +193,13 @@ def view(rows, rec, ops, lines, out):  # type: ignore[no-untyped-def]
     here = (0.0, 0.0, 0.0)
     if rec.latitude_e6 != NO_COORDINATE:
         here = on_sphere(rec.latitude_e6, rec.longitude_e6)
+    scratch = lines[SCRATCH_LINE].view(np.int32)
     for entity in range(rows.shape[0]):
         line = lines[entity]
         if rec.entities[entity] == 0:
             line[:] = np.nan
         else:
-            _read_entity(rows[entity], entity, rec, here, line)
+            _read_entity(rows[entity], entity, rec, here, line, scratch)
     _read_record(rec, lines[OWN_LINE])
     _apply(ops, lines.reshape(lines.size), out)
     customer = lines[_CUSTOMER]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from featurizer.features import FEATURES, INDEX
 from featurizer.hashing import PAYLOAD_BITS, payload_of
+from featurizer.memory import move
 from featurizer.records import Entity
 from fraudsvc.wire.put import put_all, put_digits, put_double, put_instant, put_varint, put_word
 
@@ -179,8 +180,7 @@ def write_decision(  # type: ignore[no-untyped-def]
         at = put_double(out, at, 0x11, figures[1])
     at = put_all(out, at, reasons, 0, len(reasons))
     if model_size > 0:
-        out[at : at + model_size] = model[:model_size]
-        at += model_size
+        at = put_all(out, at, model, 0, model_size)
     out[at], out[at + 1] = 0x20, rung
     at += 2
     if cause:
@@ -203,7 +203,7 @@ def write_decision(  # type: ignore[no-untyped-def]
     at = put_varint(out, assessed + 1, len(data))
     at = put_all(out, at, data, 0, len(data))
     if model_size >= 0:
-        out[at : at + len(body)] = body
+        move(out, at, body, 0, len(body))
         at += len(body)
     if position:
         at = put_word(out, at, 0x31, position)
@@ -268,10 +268,10 @@ VERSIONS_AT = len(EMPTY_BODY) - VERSIONS_BYTES
 @njit(cache=True)
 def write_body(vector, parts, versions, body):  # type: ignore[no-untyped-def]
     """Fill ``body`` uint8[n], which began as EMPTY_BODY."""
-    body[VECTOR_AT : VECTOR_AT + VECTOR_BYTES] = vector.view(np.uint8)
     logged = parts[: len(vector)].astype(np.float32)
-    body[CONTRIBUTIONS_AT : CONTRIBUTIONS_AT + VECTOR_BYTES] = logged.view(np.uint8)
-    body[VERSIONS_AT : VERSIONS_AT + VERSIONS_BYTES] = versions.view(np.uint8)
+    move(body, VECTOR_AT, vector.view(np.uint8), 0, VECTOR_BYTES)
+    move(body, CONTRIBUTIONS_AT, logged.view(np.uint8), 0, VECTOR_BYTES)
+    move(body, VERSIONS_AT, versions.view(np.uint8), 0, VERSIONS_BYTES)
 
 
 def _reason_texts() -> list[bytes]:

@@ -40,17 +40,19 @@ LOGIT, PROBABILITY, EXPERT_LOGIT, VIEWED_NS, SCORED_NS, BEGUN_NS = range(FIGURES
 @njit(cache=True)
 def _pick(parts, start, stop, strongest):  # type: ignore[no-untyped-def]
     """Take the largest absolute ``parts`` of a range into ``strongest``; -1 is for none."""
-    for i in range(start, stop):
+    last = len(strongest) - 1
+    least = 0.0 if strongest[last] < 0 else abs(parts[strongest[last]])
+    for i in range(np.uint64(start), np.uint64(stop)):
         size = abs(parts[i])
-        if size == 0.0:
+        if size <= least:  # nearly all of them
             continue
-        place = len(strongest)
+        place = last
         while place > 0 and (strongest[place - 1] < 0 or abs(parts[strongest[place - 1]]) < size):
+            strongest[place] = strongest[place - 1]
             place -= 1
-        if place < len(strongest):
-            for j in range(len(strongest) - 1, place, -1):
-                strongest[j] = strongest[j - 1]
-            strongest[place] = i
+        strongest[place] = i
+        if strongest[last] >= 0:
+            least = abs(parts[strongest[last]])
 
 
 @njit(cache=True)

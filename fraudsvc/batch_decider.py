@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from featurizer.records import RECORD, Entity
+from featurizer.entries import Packed
+from featurizer.records import RECORD, REQUEST_WORD, Entity
 from featurizer.store import Snapshot, StoreError
 from fraudsvc.answers import Stamp
 from fraudsvc.assess import Sheet
@@ -20,7 +21,7 @@ from fraudsvc.batch_writer import BatchWriter
 from fraudsvc.decide import Drafts, decide_all
 from fraudsvc.errors import ServiceError
 from fraudsvc.intake import Intake
-from fraudsvc.journal_tail import REQUEST_WORD, JournalTail
+from fraudsvc.journal_tail import JournalTail
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
 from fraudsvc.shared_steps import StepsOfMany
@@ -33,15 +34,15 @@ _AS_IN_THE_ARENA = np.zeros((0, len(Entity)), np.int64)
 class BatchDecider:
     """Takes in and decides at most ``capacity`` payments at once, with the states of ``tail``.
 
-    ``key`` uint64[2] is the hasher's.
+    ``key`` and ``seed`` as for ``BatchWriter``.
     """
 
     def __init__(
-        self, intake: Intake, tail: JournalTail, key: NDArray[np.uint64], capacity: int
+        self, intake: Intake, tail: JournalTail, key: NDArray[np.uint64], seed: int, capacity: int
     ) -> None:
         self._intake = intake
         self._tail = tail
-        self._writer = BatchWriter(key)
+        self._writer = BatchWriter(key, seed)
         self._sheet = Sheet(capacity)
         self._taken = 0
         self._records = np.zeros(capacity, RECORD)
@@ -54,13 +55,15 @@ class BatchDecider:
         """
         count = self._taken = len(datas)
         taken = self._intake.take_all(datas, now_ms, self._records[:count], self._words[:count])
-        requests: set[int] = set()
-        for place, each in enumerate(taken):
+        requests = self._words[:count, REQUEST_WORD].tolist()
+        if len(set(requests)) == count:  # nearly always
+            return taken
+        seen: set[int] = set()
+        for place, (each, request) in enumerate(zip(taken, requests, strict=True)):
             if isinstance(each, Payment):
-                request = each.ids.item(REQUEST_WORD)
-                if request in requests:
+                if request in seen:
                     return taken[:place]
-                requests.add(request)
+                seen.add(request)
         return taken
 
     def assess(
@@ -109,17 +112,16 @@ class BatchDecider:
         stamp: Stamp,
         callers: Sequence[tuple[bytes, bytes]],
         own: NDArray[np.int64] | None,
-    ) -> list[tuple[bytes, bytes]]:
-        """Return the bytes of each Decision, and of the Assessment in it, of what was decided.
+    ) -> tuple[Packed, list[bytes]]:
+        """Return the entries of what was decided, and the bytes of each Assessment.
 
         ``stamp`` is all of theirs, whichever request it names; ``callers`` and ``own`` as in
-        ``BatchWriter.write``.
+        ``BatchWriter.entries``.
         """
         sheet = self._sheet
-        return self._writer.write(
-            drafts, stamp, self._words[: len(payments), REQUEST_WORD],
-            np.full(len(payments), stamp.log_position), [each.data for each in payments],
-            (sheet.bodies, sheet.reasons, sheet.figures), callers, own=own,
+        return self._writer.entries(
+            drafts, stamp, self._words[: len(payments)], [each.data for each in payments],
+            (sheet.bodies, sheet.reasons, sheet.figures), callers, own,
         )  # fmt: skip
 
     def _close_up(self, payments: Sequence[Payment]) -> None:

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from fraud.v1 import fraud_service_pb2
 
-from fraudsvc.answers import field
+from fraudsvc.answers import field, origin_of
 from fraudsvc.errors import ServiceError, item_error
 from fraudsvc.payment import Payment
+from fraudsvc.trace_ids import trace_id_of
 
 MS = 1_000_000
 Steps = tuple[int, int, int]  # when a call arrived, was accepted and had its states, monotonic ns
@@ -49,6 +50,14 @@ class Call(NamedTuple):
     def due_ns(self, budget_ns: int) -> int:
         """Return when its answer is due, by the caller's deadline and by a budget."""
         return min(self.deadline_ns, self.arrival_ns + budget_ns)
+
+
+def caller_of(call: Call, scorer: str) -> tuple[bytes, bytes]:
+    """Return a call's trace id, b"" for a new one, and what a Decision says of who asked whom."""
+    trace_id = trace_id_of(call.traceparent) if call.traceparent else b""
+    if not trace_id:  # what is no traceparent is not kept either, whatever it says
+        return call.trace_id, origin_of("", scorer)
+    return trace_id, origin_of(call.traceparent, scorer)
 
 
 class Clocks(NamedTuple):

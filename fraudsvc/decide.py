@@ -25,12 +25,11 @@ from fraudsvc.answers import (
     PARTS,
     REASONS_BYTES_MAX,
     Draft,
-    field,
     versions_of,
 )
 from fraudsvc.assess import PROBABILITY, Sheet, assess
 from fraudsvc.payment import Payment
-from fraudsvc.policy import Policy, Ruling
+from fraudsvc.policy import Policy
 from fraudsvc.rungs import FULL, NO_CAUSE, RULES_ONLY
 from trainer.bundle import Bundle
 
@@ -81,7 +80,7 @@ def decide(
     if rung == RULES_ONLY or bundle is None:
         ruling = policy.rule(payment, None, None, _CERTAIN)
         versions = versions_of("", policy.version, SCHEMA_VERSION)
-        return Draft(ruling.outcome, RULES_ONLY, cause, _fields(ruling), versions, -1)
+        return Draft(ruling.outcome, RULES_ONLY, cause, ruling.fields, versions, -1)
     size, looked_up = assess(
         space.rows, record, OPS, space.lines, space.vector, bundle.model.array,
         bundle.calibration.knots, space.parts, space.figures, space.body, space.reasons,
@@ -91,7 +90,7 @@ def decide(
     probability = space.figures.item(PROBABILITY)
     ruling = policy.rule(payment, space.vector, probability, limits, looked_up)
     versions = versions_of(bundle.model_version, policy.version, SCHEMA_VERSION)
-    return Draft(ruling.outcome, rung, cause, _fields(ruling), versions, size)
+    return Draft(ruling.outcome, rung, cause, ruling.fields, versions, size)
 
 
 def decide_on(payment: Payment, sheet: Sheet, row: int, bundle: Bundle, policy: Policy) -> Draft:
@@ -101,7 +100,7 @@ def decide_on(payment: Payment, sheet: Sheet, row: int, bundle: Bundle, policy: 
     probability = sheet.figures.item(row, PROBABILITY)
     ruling = policy.rule(payment, sheet.vectors[row], probability, limits, looked_up)
     versions = versions_of(bundle.model_version, policy.version, SCHEMA_VERSION)
-    return Draft(ruling.outcome, FULL, NO_CAUSE, _fields(ruling), versions, size)
+    return Draft(ruling.outcome, FULL, NO_CAUSE, ruling.fields, versions, size)
 
 
 class Drafts(NamedTuple):
@@ -145,10 +144,3 @@ def decide_all(
             reasons[row] = draft.reasons
     versions = versions_of(bundle.model_version, policy.version, SCHEMA_VERSION)
     return Drafts(outcomes, found[:, 0].copy(), reasons, versions)
-
-
-def _fields(ruling: Ruling) -> bytes:
-    """Return the policy's reasons as fields of an Assessment."""
-    if not ruling.reasons:
-        return b""
-    return b"".join(field(b"\x1a", reason.SerializeToString()) for reason in ruling.reasons)

@@ -7,24 +7,18 @@ them: that is what the two tails add. Not for use by several threads at once: th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurizer.arena import Arena
 from featurizer.eventlog import Batch, EventLog
-from featurizer.records import RECORD, Kind
+from featurizer.records import RECORD, REQUEST_WORD, TRANSACTION_WORD, Kind
 from featurizer.store import Snapshot, StoreError
 from featurizer.worker import records_of
 
 READ_BYTES = 1 << 20
-_OFFSETS: Mapping[str, tuple[Any, ...]] = RECORD.fields or {}
-# Words of a record: a field of a structured array costs ten times as much to read.
-REQUEST_WORD = _OFFSETS["request"][1] // 8
-TRANSACTION_WORD = _OFFSETS["transaction"][1] // 8
-ENTITIES_WORD = _OFFSETS["entities"][1] // 8
 CATCH_UP_READS_MAX = 8  # at most so many reads a call; further behind is stale
 IDS_MAX = 1 << 20  # pending; with a featurizer so far behind the oldest repeats go unnoticed
 

@@ -11,9 +11,8 @@ from fraud.v1 import decision_pb2
 from numpy.typing import NDArray
 
 from featurizer.eventlog import EventLog, LogError, Topic
-from featurizer.records import RECORD
+from featurizer.records import RECORD, REQUEST_WORD, TRANSACTION_WORD
 from fraudsvc.errors import ServiceError
-from fraudsvc.journal_tail import REQUEST_WORD, TRANSACTION_WORD
 
 FRAME_READ_BYTES = 1 << 16
 

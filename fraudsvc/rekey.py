@@ -21,13 +21,12 @@ from featurizer.eventlog import Batch, LogError, Topic
 from featurizer.former_ids import write_former_ids
 from featurizer.hashing import ROW_IDS, SPACE_TRANSACTION, IdHasher, request_hash_of
 from featurizer.kept import Column, scan
-from featurizer.records import RECORD, Entity
+from featurizer.records import RECORD, TRANSACTION_WORD, Entity
 from featurizer.rewrite import Tell, drafted, leave_out, rewrite_segments, unwritten
 from featurizer.segments import SegmentReader
 from fraudsvc.contract import FREE_TEXT_FIELDS, ContractSettings
 from fraudsvc.errors import ServiceError
 from fraudsvc.intake import Intake
-from fraudsvc.journal_tail import TRANSACTION_WORD
 from fraudsvc.replay.told import Told, read_told
 
 READ_BYTES = 4 << 20

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 
 import numpy as np
 from fraud.v1 import decision_pb2, fraud_service_pb2, label_pb2
@@ -17,16 +18,16 @@ from numpy.typing import NDArray
 
 from featurizer.eventlog import Entry, EventLog, LogError, Topic
 from featurizer.hashing import IdHasher, request_hash_of
-from featurizer.records import RECORD
+from featurizer.records import ENTITIES_WORD, RECORD, REQUEST_WORD
 from featurizer.store import Snapshot, StoreError
 from fraudsvc import rungs
-from fraudsvc.answers import Stamp, origin_of
+from fraudsvc.answers import Stamp
 from fraudsvc.batch_decider import BatchDecider, Taken
-from fraudsvc.calls import MS, Call, Clocks, Kept, ScorerSettings, result_of
+from fraudsvc.calls import MS, Call, Clocks, Kept, ScorerSettings, caller_of, result_of
 from fraudsvc.contract import Checker, ContractSettings
 from fraudsvc.errors import ServiceError
 from fraudsvc.intake import Intake
-from fraudsvc.journal_tail import ENTITIES_WORD, REQUEST_WORD, JournalTail
+from fraudsvc.journal_tail import JournalTail
 from fraudsvc.labels import Labels
 from fraudsvc.ledger import Ledger
 from fraudsvc.models import Canary
@@ -34,10 +35,10 @@ from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
 from fraudsvc.shared_steps import OwnSteps, SharedSteps, StepsOfMany
 from fraudsvc.single_decider import SingleDecider, Told
-from fraudsvc.trace_ids import trace_id_of
 from trainer.bundle import Bundle
 
 ITEMS_AT_ONCE = 32
+_new_seed = partial(random.SystemRandom().getrandbits, 64)  # for trace ids, where none came
 
 
 class Scorer:
@@ -71,17 +72,15 @@ class Scorer:
         self._full_ns = int(settings.full_ms * MS)
         self._clocks = clocks or Clocks()
         self._tail = tail
-        self._single = SingleDecider(
-            hasher.key, random.SystemRandom().getrandbits(64), self._clocks.monotonic_ns
-        )
+        key = hasher.key
+        self._single = SingleDecider(key, _new_seed(), self._clocks.monotonic_ns)
         self._record = np.zeros(1, RECORD)  # of a call that is no batch, and the same as words
         self._words = self._record.view(np.int64).reshape(1, -1)
-        self._entries: list[Entry] = []  # of the frame that is being made
+        self._entries: Sequence[Entry] = ()  # of the frame that is being made
         self._ledger = Ledger(log)
         self._labels = Labels(Checker(hasher, contract), hasher, self._tail, self._ledger)
         self._lock = threading.Lock()
-        self._origin = origin_of("", settings.name)
-        self._batches = BatchDecider(self._intake, self._tail, hasher.key, ITEMS_AT_ONCE)
+        self._batches = BatchDecider(self._intake, self._tail, key, _new_seed(), ITEMS_AT_ONCE)
         # Where states are asked for one by one, no call should wait for another's.
         self.calls_at_once = ITEMS_AT_ONCE if tail.prepares else 1
 
@@ -168,6 +167,8 @@ class Scorer:
         together: dict[int, Kept] = {}
         if not validate_only and snapshot is not None:
             together = self._answer_together(taken, steps, snapshot)
+            if len(together) == len(taken):
+                return [*together.values()]
         answers: list[bytes | Kept | ServiceError] = []
         for place, each in enumerate(taken):
             if isinstance(each, ServiceError) or place in together:
@@ -181,7 +182,7 @@ class Scorer:
             if isinstance(answers[-1], Kept):
                 self._tail.stage(each.ids)
         if not together:
-            self._entries = [*steps.told(self._entries)]
+            self._entries = steps.told(self._entries)
         return answers
 
     def _answer_together(
@@ -191,7 +192,7 @@ class Scorer:
         found = {place: each for place, each in enumerate(taken) if isinstance(each, Payment)}
         calls = dict(zip(found, steps.calls([*found]), strict=True))
         bundle, policy = self._bundle(), self._policy()
-        left = [place for place, each in found.items() if self._stands_out(each, calls[place])]
+        left = self._left_out(found, calls)
         if bundle is None or (left and steps.in_order):
             return {}
         for place in left:  # as nobody counts on an order
@@ -203,15 +204,20 @@ class Scorer:
         drafts = self._batches.decide(payments, bundle, policy)
         stamp = Stamp(0, b"", self._tail.position, payments[0].received_ms, 0, b"", True)
         told, own = steps.stamp(stamp, [*calls.values()])
-        callers = [*map(self._trace, calls.values())]
-        written = self._batches.write(drafts, payments, told, callers, own)
-        kept = map(self._keep, payments, calls.values(), written)
-        return dict(zip(found, kept, strict=True))
+        callers = [caller_of(each, self._settings.name) for each in calls.values()]
+        self._entries, answers = self._batches.write(drafts, payments, told, callers, own)
+        return dict(zip(found, map(Kept, payments, calls.values(), answers), strict=True))
 
-    def _stands_out(self, payment: Payment, call: Call) -> bool:
-        """Return whether a payment is the canary's or has no time for a model."""
-        left_ns = call.due_ns(self._budget_ns) - self._clocks.monotonic_ns()
-        return left_ns < self._full_ns or self._canary_of(payment) is not None
+    def _left_out(self, found: Mapping[int, Payment], calls: Mapping[int, Call]) -> list[int]:
+        """Return the places of payments that are the canary's or have no time for a model."""
+        canary, budget_ns = self._canary(), self._budget_ns
+        least_ns = self._clocks.monotonic_ns() + self._full_ns
+        return [
+            place
+            for place, each in found.items()
+            if calls[place].due_ns(budget_ns) < least_ns
+            or (canary is not None and canary.customers.holds(each.ids.item(ENTITIES_WORD)))
+        ]
 
     def report_labels(
         self, labels: Sequence[label_pb2.Label]
@@ -282,12 +288,11 @@ class Scorer:
         steps = (call.steps_ns or call.arrival_ns, accepted_ns, loaded_ns)
         canary = self._canary_of(payment)
         bundle = self._bundle() if canary is None else canary
-        told = Told(
-            *self._trace(call), self._tail.position, call.arrival_ns, steps, not validate_only
-        )
+        caller, named = caller_of(call, self._settings.name), not validate_only
+        told = Told(*caller, self._tail.position, call.arrival_ns, steps, named)
         judges = (bundle, self._policy())
         written = self._single.decide(payment, seen, judges, rung, cause, told)
-        return written[1] if validate_only else self._keep(payment, call, written)
+        return self._keep(payment, call, written) if named else written[1]
 
     def _canary_of(self, payment: Payment) -> Bundle | None:
         """Return the canary where there is one and the customer is one of its own."""
@@ -300,8 +305,11 @@ class Scorer:
         """Add a decision, as it was written, to the frame that is being made."""
         decision, assessment = written
         customer = payment.ids.item(ENTITIES_WORD)
-        self._entries.append(Entry(Topic.TRANSACTIONS, customer, payment.record.tobytes()))
-        self._entries.append(Entry(Topic.DECISIONS, customer, decision))
+        self._entries = (
+            *self._entries,
+            Entry(Topic.TRANSACTIONS, customer, payment.record.tobytes()),
+            Entry(Topic.DECISIONS, customer, decision),
+        )
         return Kept(payment, call, assessment)
 
     def _load(self, snapshot: Snapshot | None, record: NDArray[np.void]) -> bool | None:
@@ -324,13 +332,6 @@ class Scorer:
             return rungs.RULES_ONLY, rungs.NO_MODEL
         return rungs.FULL, rungs.NO_CAUSE
 
-    def _trace(self, call: Call) -> tuple[bytes, bytes]:
-        """Return the trace id, b"" for a new one, and what a Decision says of who asked."""
-        trace_id = trace_id_of(call.traceparent) if call.traceparent else b""
-        if not trace_id:  # what is no traceparent is not kept either, whatever it says
-            return call.trace_id, self._origin
-        return trace_id, origin_of(call.traceparent, self._settings.name)
-
     def _append_all(self, kept: Sequence[Kept]) -> None:
         """Append what was decided in one frame, and let each have its last word.
 
@@ -349,7 +350,7 @@ class Scorer:
         except BaseException:
             self._discard()
             raise
-        self._entries = []
+        self._entries = ()
         if frame == self._tail.position:
             for each in kept[self._tail.staged :]:  # one alone is folded only now
                 self._tail.stage(each.payment.ids)
@@ -370,7 +371,7 @@ class Scorer:
 
     def _discard(self) -> None:
         """Forget what was decided and not appended."""
-        self._entries = []
+        self._entries = ()
         self._tail.roll_back(self._single.rows)
 
     def _first_frame(self, request: int) -> int | None:

@@ -30,10 +30,12 @@ class SharedSteps:
         self._trace_id = drawn[:16].hex().encode()
         self._call = call
         self._items_left = items
-        self._number = int.from_bytes(drawn[16:], "little")
-        self._items = items
+        self._made = decision_pb2.Decision()
+        self._made.shared.number = int.from_bytes(drawn[16:], "little")
+        self._made.shared.items = items
         self.now_ns: Callable[[], int] = clocks.monotonic_ns
-        self._arrive_ns = clocks.now_ms() * MS - (clocks.monotonic_ns() - call.arrival_ns)
+        arrive_ns = clocks.now_ms() * MS - (clocks.monotonic_ns() - call.arrival_ns)
+        self._made.shared.arrive_time.FromNanoseconds(arrive_ns)
         self._ends: list[int] = []
 
     def begin(self) -> None:
@@ -70,12 +72,10 @@ class SharedSteps:
 
     def field(self) -> bytes:
         """Return the field as it stands in a Decision, its last one."""
-        made = decision_pb2.Decision()
-        shared = made.shared
-        shared.number, shared.items, shared.items_left = self._number, self._items, self._items_left
-        shared.arrive_time.FromNanoseconds(self._arrive_ns)
-        shared.step_ns.extend(self._ends)
-        return made.SerializeToString(deterministic=True)
+        shared = self._made.shared
+        shared.items_left = self._items_left
+        shared.step_ns[:] = self._ends
+        return self._made.SerializeToString(deterministic=True)
 
     def told(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         """Return the entries of decisions, saying that they were made one by one until now."""
@@ -114,7 +114,7 @@ class OwnSteps:
         return [self._calls[place] for place in places]
 
     def stamp(self, stamp: Stamp, calls: Sequence[Call]) -> tuple[Stamp, NDArray[np.int64]]:
-        """Return the stamp, and what each says: int64[n, 4] as ``BatchWriter.write`` has it."""
+        """Return the stamp, and what each says: int64[n, 4] as ``BatchWriter.entries`` has it."""
         now_ns, between = self.now_ns(), (self._accepted_ns, self._loaded_ns)
         rows = [(now_ns - call.arrival_ns, call.arrival_ns, *between) for call in calls]
         return stamp, np.array(rows, np.int64)

@@ -15,12 +15,11 @@ from numba import njit
 from numpy.typing import NDArray
 
 from featurizer.features import OPS, SCHEMA_VERSION
-from featurizer.records import RECORD
+from featurizer.records import RECORD, REQUEST_WORD
 from fraudsvc.answers import GAP, Stamp, Writer, versions_of, write_decision
 from fraudsvc.assess import PROBABILITY, assess
 from fraudsvc.calls import Steps
 from fraudsvc.decide import Workspace, decide
-from fraudsvc.journal_tail import REQUEST_WORD
 from fraudsvc.kernel_clock import monotonic_ns
 from fraudsvc.payment import Payment
 from fraudsvc.policy import APPROVE, DECLINE, REVIEW, Policy

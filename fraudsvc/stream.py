@@ -32,7 +32,7 @@ from featurizer.eventlog_kafka import (
     key_bytes,
 )
 from featurizer.kafka_settings import KafkaSettings
-from featurizer.records import RECORD, Entity
+from featurizer.records import RECORD, REQUEST_WORD, Entity
 from featurizer.splitter import Repeats, read_all
 from featurizer.store import StoreError
 from featurizer.topics import ORIGIN
@@ -45,7 +45,6 @@ from fraudsvc.calls import Call, Clocks
 from fraudsvc.decide import Drafts, Workspace, decide, decide_all
 from fraudsvc.errors import ServiceError
 from fraudsvc.intake import Intake
-from fraudsvc.journal_tail import REQUEST_WORD
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
 from fraudsvc.rungs import FULL, NO_CAUSE, NO_MODEL, RULES_ONLY
@@ -253,13 +252,12 @@ class StreamLane:
             sheet = await self._assess(batch, bundle, policy)
             drafts = decide_all(batch.marked, datas, sheet, bundle, policy)
             rung, cause = FULL, NO_CAUSE
-        written = self._judges.writer.write(
+        return self._judges.writer.write(
             drafts, self._stamp(batch), batch.requests, batch.frames, datas,
             (sheet.bodies, sheet.reasons, sheet.figures),
             [caller_of(headers, self._origin) for headers in batch.headers],
             rung=rung, cause=cause,
         )  # fmt: skip
-        return [decision for decision, _ in written]
 
     def _decide_by_rules(self, batch: _Batch, policy: Policy) -> Drafts:
         """Decide each payment without a model."""

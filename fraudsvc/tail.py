@@ -15,17 +15,10 @@ from numpy.typing import NDArray
 
 from featurizer.arena import Arena
 from featurizer.eventlog import EventLog
-from featurizer.records import Entity
-from featurizer.state import HEADER
+from featurizer.records import ENTITIES_WORD, REQUEST_WORD, TRANSACTION_WORD, Entity
 from featurizer.store import Snapshot, StoreError
 from fraudsvc.calls import ScorerSettings
-from fraudsvc.journal_tail import (
-    ENTITIES_WORD,
-    REQUEST_WORD,
-    TRANSACTION_WORD,
-    JournalTail,
-    Snapshots,
-)
+from fraudsvc.journal_tail import JournalTail, Snapshots
 
 _ENTITIES = len(Entity)
 STATE_BYTES_USUAL = 2_048  # the arena's index has room for as many states from the start
@@ -141,18 +134,13 @@ class Tail(JournalTail):
     ) -> None:
         """Read the missing states from the store and catch them up."""
         keys = record.view(np.int64)[ENTITIES_WORD : ENTITIES_WORD + _ENTITIES].tolist()
-        wanted = [e for e in range(len(keys)) if missing >> e & 1]
-        blobs = snapshot.get_many([keys[e] for e in wanted])
-        for entity, blob in zip(wanted, blobs, strict=True):
-            rows[entity, :HEADER] = 0
-            if blob is not None:
-                rows[entity].view(np.uint8)[: len(blob)] = blob
+        blobs = snapshot.get_many([key for e, key in enumerate(keys) if missing >> e & 1])
         # With a gap in it, nobody could say later what a state was made of: a stale one stays as it
         # was stored.
         first = self._stop if self.stale else self._first
         pending = (self._records, self._positions, self._keys, first, self._stop)
         try:
-            self._arena.admit(record, rows, missing, pending, keep=not self.stale)
+            self._arena.admit(record, rows, missing, blobs, pending, keep=not self.stale)
         except MemoryError:
             self._arena.clear()  # full: start anew from the store
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -162,3 +164,17 @@ def test_help_names_every_column(shell: Shell) -> None:
 def test_no_command_is_a_usage_error(shell: Shell) -> None:
     assert shell.run() == 2
     assert "usage: python -m featurizer" in shell.errors
+
+
+def test_the_role_looks_through_what_its_batches_made_alone(tmp_path: Path) -> None:
+    code = f"""
+import gc
+from featurizer import role
+
+role.Worker.run = lambda *_: print(gc.get_freeze_count() > 10_000)
+role.run(role.RoleOptions("file://{tmp_path}/log", "lmdb://{tmp_path}/store"))
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert told == "True\n"

@@ -7,6 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featurizer.entries import Packed, body_of, put_entry_head
 from featurizer.eventlog import Batch, Entry, Topic
 from featurizer.frames import (
     TORN_FILLER,
@@ -59,6 +60,24 @@ def test_the_checksum_is_crc_32c() -> None:
     assert (
         len(entries_of(decode(encode_frame([Entry(Topic.LABELS, 0, bytes(32))], 0), salt=0))) == 1
     )
+
+
+@given(frames)
+def test_entries_that_a_kernel_wrote_make_the_same_frame(frame: list[Entry]) -> None:
+    memory = np.zeros(sum(24 + len(each.value) for each in frame), np.uint8)
+    words, at = memory[: len(memory) // 8 * 8].view(np.int64), 0
+    for topic, key, value in frame:
+        at = put_entry_head(words, at, topic, key, len(value))
+        memory[at : at + len(value)] = np.frombuffer(value, np.uint8)
+        at += len(value) + (-len(value) & 7)
+
+    packed = Packed(memory[:at].tobytes(), len(frame))
+
+    assert [*packed] == frame
+    assert packed[-1] == frame[-1]
+    assert packed[1:] == frame[1:]
+    assert encode_frame(packed, SALT) == encode_frame(frame, SALT)
+    assert packed.body == body_of(frame)
 
 
 @given(st.lists(calls, max_size=5))

@@ -59,7 +59,7 @@ CLIENTS: dict[str, tuple[str, ...]] = {
     "itsdangerous": ("fraudsvc/console/sign_in.py",),
     "jinja2": ("fraudsvc/console/pages.py",),
     "joserfc": ("fraudsvc/callers/tokens.py", "fraudsvc/console/oidc.py"),
-    "llvmlite": ("featurizer/prefetch.py",),
+    "llvmlite": ("featurizer/memory.py",),
     "lmdb": ("featurizer/store_lmdb.py",),
     # Sending by its SDK, and taking, for which its messages are enough.
     "opentelemetry": ("featurizer/otlp.py", "fraudsvc/console/otlp_receiver.py"),
@@ -100,6 +100,7 @@ PURE = (
     "featurizer/arena_memory.py",
     "featurizer/buckets.py",
     "featurizer/currencies.py",
+    "featurizer/entries.py",
     "featurizer/lags.py",
     "featurizer/eventlog.py",
     "featurizer/feature_rows.py",

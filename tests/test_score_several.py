@@ -63,6 +63,17 @@ def test_calls_together_get_what_each_would_alone(host: Host) -> None:
     assert {at: d.features for at, d in decisions(host.log).items()} == vectors
 
 
+def test_calls_without_a_trace_get_one_that_no_other_worker_gives(host: Host) -> None:
+    payments = Payments()
+    answers = [
+        each
+        for worker in (host.scorer(), host.scorer())
+        for each in worker.score_several([payments.one(), payments.one()], [call_now()] * 2)
+    ]
+    traces = {each.trace_id for each in answers if isinstance(each, decision_pb2.Assessment)}
+    assert len(traces) == 4
+
+
 def test_the_canarys_customers_are_decided_by_it(host: Host, bundle: Bundle) -> None:
     payments, scorer = Payments(), host.scorer()
     host.canary = Canary(replace(bundle, model_version="m-canary"), Slice(0, 0x4FFF_FFFF))

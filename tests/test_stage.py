@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,3 +121,19 @@ def test_a_fetch_that_the_client_cancels_does_not_cancel_the_stop() -> None:
         await consumer.stop()
 
     asyncio.run(drive())
+
+
+def test_a_stage_looks_through_what_its_batches_made_alone() -> None:
+    code = """
+import gc
+from featurizer.cluster import run_until_stopped
+
+async def work(_):
+    print(gc.get_freeze_count() > 10_000)
+
+run_until_stopped(work)
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert told == "True\n"

@@ -28,7 +28,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from featurizer.prefetch import prefetch
+from featurizer.memory import prefetch
 from trainer.contributions import tree_contributions
 from trainer.expert import Expert, ExpertError, boost_of, pack_expert, share_boost
 from trainer.trees import ModelError, Trees, check_trees

@@ -147,6 +147,10 @@ class Expressions:
         """Return a bit for each rule of ``table`` that holds."""
         return self._fire(self.table, record, features, score)
 
+    def in_table(self, looked_up: int) -> list[int]:
+        """Return the indexes of the expressions of ``table`` that hold, by their bits."""
+        return [self._tables[0][1][row] for row in places(looked_up)]
+
     def fired(
         self,
         payment: Payment,
@@ -159,7 +163,7 @@ class Expressions:
         ``looked_up`` are those of ``table``. One that reads a value that is not known (no vector,
         NaN, no score) does not hold, and neither does one that fails, which ``errors`` counts.
         """
-        fired = [self._tables[0][1][row] for row in places(looked_up)]
+        fired = self.in_table(looked_up)
         for table, rules in self._tables[1:]:
             bits = self._fire(table, payment.record, features, score)
             fired += [rules[row] for row in places(bits)]

@@ -19,13 +19,16 @@ Everything that matched is a reason, whether it decided or not.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 from fraud.v1 import decision_pb2, transaction_pb2
+from numba import njit
 from numpy.typing import NDArray
 
+from fraudsvc.answers import field
 from fraudsvc.payment import Payment
 from fraudsvc.policy.cel_rules import Expressions
 
@@ -35,6 +38,7 @@ APPROVE, REVIEW, DECLINE = (
     decision_pb2.OUTCOME_DECLINE,
 )
 FALLBACK_CODE = "FALLBACK_AMOUNT"
+_RULED_MAX = 1_024
 LOOKED_FOR_MAX = 32  # with more listed values it is cheaper to parse a payment
 
 Message = transaction_pb2.Transaction
@@ -52,13 +56,14 @@ LISTABLE: dict[str, Callable[[Message], str]] = {
 
 
 class Ruling(NamedTuple):
-    """What the policy says: an Outcome, and everything that matched, the deciding first."""
+    """What the policy says: an Outcome, and everything that matched, the deciding first.
+
+    ``fields`` are the reasons as fields of an Assessment.
+    """
 
     outcome: decision_pb2.Outcome
     reasons: tuple[decision_pb2.Reason, ...]
-
-
-_UNANIMOUS = {outcome: Ruling(outcome, ()) for outcome in (APPROVE, REVIEW, DECLINE)}
+    fields: bytes = b""
 
 
 class Step(NamedTuple):
@@ -134,6 +139,8 @@ class Policy:
         self._listed = [(LISTABLE[field], values) for field, values in listed.items()]
         self.table = expressions.table
         self._is_in_one_table = expressions.in_one_table
+        # Most payments for which a rule holds meet the same one.
+        self._ruled = lru_cache(maxsize=_RULED_MAX)(self._by_rules)
         # A payment that has none of these bytes anywhere is on no list: most need not be parsed.
         texts = {value.encode() for values in listed.values() for value in values}
         self._listed_texts = tuple(texts) if len(texts) <= LOOKED_FOR_MAX else None
@@ -163,13 +170,8 @@ class Policy:
         if looked_up is None:
             looked_up = self._expressions.looked_up(payment.record, features, score)
         thresholds = self._thresholds
-        if (
-            self._is_in_one_table
-            and not looked_up
-            and score is not None
-            and not self.may_list(payment.data)
-        ):
-            return _UNANIMOUS[_by_score(score, thresholds, thresholds_from_model)]
+        if self._is_in_one_table and score is not None and not self.may_list(payment.data):
+            return self._ruled(looked_up, _by_score(score, thresholds, thresholds_from_model))
         fired = self._expressions.fired(payment, features, score, looked_up)
         steps = [self._rules[i] for i in fired]
         for found in self._found(payment):
@@ -178,10 +180,11 @@ class Policy:
             else:
                 thresholds = _replaced(thresholds, found)
         model = self._without_person(payment, score, thresholds, thresholds_from_model)
-        steps.sort(key=attrgetter("rank"))
-        outcome = _outcome(steps, model)
-        reasons = tuple(step.reason for step in steps)
-        return Ruling(outcome, reasons if score is not None else (*reasons, _FALLBACK))
+        return _ruling(steps, model, () if score is not None else (_FALLBACK,))
+
+    def _by_rules(self, looked_up: int, model: decision_pb2.Outcome) -> Ruling:
+        """Return what follows from rules of ``table`` and the score's own outcome alone."""
+        return _ruling([self._rules[i] for i in self._expressions.in_table(looked_up)], model, ())
 
     def rule_by_score(
         self,
@@ -198,9 +201,7 @@ class Policy:
         limits = self.limits(thresholds_from_model)
         if limits is None:
             return found
-        review, decline = limits
-        found[:] = np.where(scores >= decline, DECLINE, np.where(scores >= review, REVIEW, APPROVE))
-        found[looked_up != 0] = 0
+        _rule_by_scores(scores, looked_up, *limits, found)
         if self._listed_texts:
             found[[self.may_list(data) for data in datas]] = 0
         return found
@@ -265,6 +266,29 @@ def _replaced(thresholds: Thresholds, own: Listed) -> Thresholds:
         thresholds.review if own.review is None else own.review,
         thresholds.decline if own.decline is None else own.decline,
     )
+
+
+@njit(cache=True)
+def _rule_by_scores(scores, looked_up, review, decline, found):  # type: ignore[no-untyped-def]
+    """Set ``found`` int64[n] to the outcomes of ``scores`` where no rule holds."""
+    for i in range(len(scores)):
+        if looked_up[i] != 0:
+            continue
+        found[i] = APPROVE
+        if scores[i] >= decline:
+            found[i] = DECLINE
+        elif scores[i] >= review:
+            found[i] = REVIEW
+
+
+def _ruling(
+    steps: list[Step], model: decision_pb2.Outcome, more: tuple[decision_pb2.Reason, ...]
+) -> Ruling:
+    """Return what follows from what matched and from the model; ``more`` are further reasons."""
+    steps.sort(key=attrgetter("rank"))
+    reasons = (*(step.reason for step in steps), *more)
+    fields = b"".join(field(b"\x1a", reason.SerializeToString()) for reason in reasons)
+    return Ruling(_outcome(steps, model), reasons, fields)
 
 
 def _outcome(steps: Sequence[Step], model: decision_pb2.Outcome) -> decision_pb2.Outcome:

@@ -15,10 +15,10 @@ from fraud.v1 import decision_pb2
 from numpy.typing import NDArray
 
 from featurizer.features import SCHEMA_VERSION
+from featurizer.records import REQUEST_WORD
 from fraudsvc.answers import Draft, Stamp, Writer, origin_of
 from fraudsvc.assess import Sheet
 from fraudsvc.decide import Drafts, Workspace, decide, decide_all
-from fraudsvc.journal_tail import REQUEST_WORD
 from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
 from fraudsvc.replay.cases import Case, Cases, Transactions
