@@ -262,7 +262,10 @@ def rows() -> list[dict[str, Any]]:
         make_world(where / "world.parquet", DAYS)
         records = read_world(where / "world.parquet").records
         records = records[np.argsort(records["event_time_ms"], kind="stable")]
-        with KafkaCluster(where / "kafka") as kafka, RedisServer(where / "redis") as redis:
+        with (
+            KafkaCluster(where / "kafka", measured=True) as kafka,
+            RedisServer(where / "redis") as redis,
+        ):
             return _rows(_Runs(where, kafka, redis), records)
 
 
