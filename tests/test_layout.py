@@ -90,7 +90,7 @@ CLIENTS: dict[str, tuple[str, ...]] = {
         "fraudsvc/demo/*.py",
     ),
 }
-# What every file may import: the material, not a client. google is protobuf.
+# What every file may import: the material, not a client.
 MATERIAL = frozenset({"numpy", "numba", "google"})
 # The scorer must start, and answer, without what only training needs.
 TRAINING_ONLY = "trainer.train"
@@ -193,8 +193,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 ENVIRONMENT_FILES = {"fraudsvc/supervisor.py": "a child gets its parent's environment, and more"}
 BROAD = ("Exception", "BaseException")
 
-# Put together from parts, so that this file does not hold what it bans.
-ADDRESSES = re.compile(
+ADDRESSES = re.compile(  # in parts, so that this file does not hold what it bans
     "|".join(
         [
             "(?<!emit-)index" + "-url",
