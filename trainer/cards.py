@@ -81,12 +81,9 @@ class Card(NamedTuple):
         )
         return total
 
-    def threshold(self, usually: NDArray[np.float64], share: float) -> float:
-        """Return from where on frauds are lifted: half way to them, or later where the cap asks.
-
-        ``usually`` float64[m] are the scores of traffic, of which no more than a share is lifted.
-        """
-        return max(limit_of(usually, share), 0.5 * self.usual)
+    def threshold(self, limit: float) -> float:
+        """Return from where on frauds are lifted: half way to them, or at ``limit`` if later."""
+        return max(limit, 0.5 * self.usual)
 
 
 def usual(traffic: Traffic, good: NDArray[np.uint8], settings: ExpertSettings) -> Usual:

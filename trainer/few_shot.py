@@ -1,4 +1,4 @@
-"""Owns learning an expert (T1) from a few frauds that the champion missed. Must not know CatBoost.
+"""Owns learning an expert (T1) from a few frauds that the base missed. Must not know CatBoost.
 
 Each attack among the frauds (``grouping``) has a scorecard (``cards``). The thresholds are
 quantiles of the traffic itself, so that no more than a stated share of it gets a boost, whatever
@@ -29,7 +29,7 @@ def fit_expert(
     settings: ExpertSettings,
     good_among: int | None = None,
 ) -> Expert | None:
-    """Return an expert for frauds float32[k, n] that the champion missed, k >= 1, newest last.
+    """Return an expert for frauds float32[k, n] that the base missed, k >= 1, newest last.
 
     ``good`` float32[g, n] are payments known to be good, best those that an expert boosted: all
     that are known among ``good_among`` payments, or all there are where that is None. None
@@ -89,7 +89,7 @@ def _capped(
     thresholds, gains = np.zeros(DISCRIMINANTS), np.zeros(DISCRIMINANTS)
     for g in active:
         # Half way to the frauds, or later where the cap asks for it; whole half way from there.
-        thresholds[g] = max(limits[g], 0.5 * cards[g].usual)
+        thresholds[g] = cards[g].threshold(limits[g])
         gains[g] = settings.boost_max / (0.5 * (cards[g].usual - thresholds[g]))
     return Expert(
         bare.features, bare.knots, bare.terms, thresholds, gains, boost_max=settings.boost_max

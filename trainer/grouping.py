@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.cards import CANDIDATES, Usual, make_card
+from trainer.cards import CANDIDATES, Usual, limit_of, make_card
 from trainer.expert import DISCRIMINANTS
 from trainer.traffic import Traffic
 
@@ -55,6 +55,8 @@ def needed_share(groups: Sequence[Members], cells: NDArray[np.uint8], around: Us
 
     What they would lift beyond it, other frauds would have to be left for.
     """
+    if cells.shape[1] < _FOUND_MIN:
+        return around.settings.share_max
     caught = _found(groups, cells, around, _SHARES).sum(axis=1)
     if caught[-1] < _FOUND_MIN:
         return around.settings.share_max
@@ -73,8 +75,8 @@ def _supported(
         parts = _cut(members, cells, around.traffic)
         return [found for part in parts for found in _supported(part, cells, around, cuts - 1)]
     card = make_card(cells[:, group], around, around.settings.features_max)
-    usually = card.score(around.traffic.cells)
-    threshold = _BELONGS * card.threshold(usually, around.settings.share_max)
+    limit = limit_of(card.score(around.traffic.cells), around.settings.share_max)
+    threshold = _BELONGS * card.threshold(limit)
     group = np.union1d(group, members[card.score(cells[:, members]) > threshold])
     rest = np.setdiff1d(members, group)
     return [group, *_supported(rest, cells, around, cuts - 1)]
@@ -118,7 +120,7 @@ def _found(
             usually, scores = card.score(around.traffic.cells), card.score(cells[:, own])
             for place, share in enumerate(shares):
                 most = share * around.settings.share_max / len(groups)
-                found[place, own] |= scores > card.threshold(usually, most)
+                found[place, own] |= scores > card.threshold(limit_of(usually, most))
     return found
 
 
