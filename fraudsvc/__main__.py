@@ -129,9 +129,14 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--workers", type=int, default=1, help="processes that share the port")
     parser.add_argument("--pin", action="store_true", help="give each worker a core of its own")
     parser.add_argument("--cpus", default="", help="cores for this worker, such as 0,1")
-    parser.add_argument("--threads", type=int, default=4, help="threads a worker")
-    parser.add_argument("--calls-max", type=int, default=32, help="calls at once; more are shed")
-    parser.add_argument("--wait-ms-max", type=float, default=25.0, help="for a thread; then shed")
+    usual = ServerSettings()
+    parser.add_argument("--threads", type=int, default=usual.threads, help="threads a worker")
+    parser.add_argument(
+        "--calls-max", type=int, default=usual.calls_max, help="calls at once; more are shed"
+    )
+    parser.add_argument(
+        "--wait-ms-max", type=float, default=usual.wait_ms_max, help="for its turn; then shed"
+    )
     parser.add_argument("--budget-ms", type=float, default=50.0, help="time within which to answer")
     parser.add_argument("--sync-interval-ms", type=int, default=50, help="between syncs to disk")
     parser.add_argument(

@@ -47,7 +47,7 @@ class ServerSettings:
     """
 
     threads: int = 4
-    calls_max: int = 48
+    calls_max: int = 64
     streams_max: int = 2_048
     wait_ms_max: float = 25.0
     message_bytes_max: int = 4 << 20

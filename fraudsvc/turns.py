@@ -30,6 +30,10 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]
 _log = logging.getLogger(__name__)
 _NOTHING_ELSE: tuple[None, tuple[()]] = (None, ())  # what the polling thread wants of a tag
 _NO_FLAGS = 0
+# The core looks at one socket at a time, and what it found may only be told the next time. Leaving
+# after the first that told nothing left calls in the sockets, where they waited unseen and unshed:
+# at twice the capacity up to 80 ms.
+_IDLE_LOOKS = 3
 _AT_ONCE = 0.0  # a deadline that has passed
 _FOR_EVER_S = 1e9
 _NO_MESSAGE = (cygrpc.StatusCode.unimplemented, b"a unary call has exactly one message", ())
@@ -179,10 +183,13 @@ class Turns:
     def _look(self) -> None:
         """Have gRPC do what there is to be done, without waiting."""
         queue = self._state.completion_queue
-        while True:
+        idle = 0
+        while idle < _IDLE_LOOKS:
             event = queue.poll(_AT_ONCE)
             if event.completion_type == cygrpc.CompletionType.queue_timeout:
-                return
+                idle += 1
+                continue
+            idle = 0
             # It cannot say that the server has ended: a call is still inside or was just answered.
             grpc_server._process_event_and_continue(self._state, event)
 

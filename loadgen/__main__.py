@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from loadgen.campaigns import PLANS, Mix
 from loadgen.capacity import CapacityError
 from loadgen.capacity_command import add_capacity
-from loadgen.client import TargetUnreachableError, connect
+from loadgen.client import SCORE, TargetUnreachableError, connect
 from loadgen.columns import SCHEMA
 from loadgen.drill_command import DrillOptions, Session, chosen
 from loadgen.drill_page import page
@@ -37,6 +37,7 @@ from loadgen.drills import DRILLS, MODES, STRETCH
 from loadgen.drills_report import list_table, live, markdown, result_view, summary_table
 from loadgen.driver import Driver, DriveSettings, Prepared, prepare
 from loadgen.history import HistoryWriter
+from loadgen.in_flight import InFlight, Target
 from loadgen.replay import Replayer, ReplaySettings
 from loadgen.report import AnswerWriter, problem_lines, summary
 from loadgen.rows import DAY_MS, HistoryRow, Span, read_rows, table_rows, to_ms
@@ -139,16 +140,16 @@ def _run_drive(args: argparse.Namespace, console: Console) -> int:
         warmup_s=args.warmup,
         arrivals=args.arrivals,
         closed=args.closed,
-        deadline_s=args.deadline,
         in_flight_max=args.in_flight_max,
         seed=args.seed,
     )
-    with connect(args.target, args.connections, args.connect_timeout) as channels:
+    target = Target(args.target, args.connections, args.connect_timeout, args.deadline)
+    with InFlight(target, SCORE) as calls:
         requests = _requests(args)
         gc.collect()
         gc.freeze()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        snapshots = Driver(channels, requests, settings).run()
+        snapshots = Driver(calls, requests, settings).run()
         last = _show(snapshots, console, as_json=args.progress_json)
     if last is not None:
         _write_json(args.json, last.to_json())

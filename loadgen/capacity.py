@@ -18,8 +18,9 @@ from typing import Any, Final, NamedTuple
 import grpc
 import numpy as np
 
-from loadgen.client import connect
+from loadgen.client import SCORE
 from loadgen.driver import Driver, DriveSettings, Landed, Prepared
+from loadgen.in_flight import InFlight, Target
 from loadgen.queueing import Queue, Samples, Seen, fitted, percentile_s, rate_within
 
 SHARE: Final = 0.99
@@ -136,9 +137,9 @@ class Service:
                 times_us.append(landed.latency_us)
             shed += landed.status is grpc.StatusCode.RESOURCE_EXHAUSTED
 
-        with connect(self.target, connections, CONNECT_S) as channels:
+        with InFlight(Target(self.target, connections, CONNECT_S), SCORE) as in_flight:
             before = cpu_seconds(self._pids)
-            *_, last = Driver(channels, self._requests, settings, on_call=note).run()
+            *_, last = Driver(in_flight, self._requests, settings, on_call=note).run()
             used = cpu_seconds(self._pids) - before
         if len(times_us) < CALLS_MIN:
             raise CapacityError(f"{len(times_us)} calls were answered: {last.statuses}")

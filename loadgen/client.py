@@ -6,7 +6,6 @@ Owns channel options and the contract's methods. Must not know when calls are ma
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,38 +20,14 @@ _OPTIONS = (
     # Without it, channels to one address share one connection.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
+    # A retry inside the library would hide from the figures.
+    ("grpc.enable_retries", 0),
     # The usual pause of a second after a failed connection would hide how soon a server is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
     # Despite its name, how long one attempt may take, greeting and TLS included: a server that is
     # far or busy would never be reached with less.
     ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 500),
-)
-# A retry inside the library would hide from the figures.
-_NO_RETRY = (("grpc.enable_retries", 0),)
-# What a client is told to do: UNAVAILABLE (AIP-194), and CANCELLED, by which gRPC's server ends
-# what it has not begun when it closes, are tried again.
-_RETRY = (
-    ("grpc.enable_retries", 1),
-    (
-        "grpc.service_config",
-        json.dumps(
-            {
-                "methodConfig": [
-                    {
-                        "name": [{}],
-                        "retryPolicy": {
-                            "maxAttempts": 5,
-                            "initialBackoff": "0.1s",
-                            "maxBackoff": "1s",
-                            "backoffMultiplier": 2,
-                            "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
-                        },
-                    }
-                ]
-            }
-        ),
-    ),
 )
 _SERVICE = fraud_service_pb2.DESCRIPTOR.services_by_name["FraudService"].full_name
 SCORE = f"{_SERVICE}/Score"
@@ -76,19 +51,16 @@ def connect(
     connections: int,
     timeout_s: float,
     *,
-    retry: bool = False,
     identity: Identity | None = None,
 ) -> Iterator[list[grpc.Channel]]:
     """Open connections and wait until each is ready; close them at the end.
 
-    With ``retry`` a call that gets UNAVAILABLE or CANCELLED is repeated up to four times, and its
-    time goes on. With an ``identity`` they are by mutual TLS.
+    With an ``identity`` they are by mutual TLS.
     Raises TargetUnreachableError after ``timeout_s``, ValueError for a number out of range.
     """
     if not 1 <= connections <= CONNECTIONS_MAX:
         raise ValueError(f"connections must be 1 to {CONNECTIONS_MAX}, not {connections}")
-    options = (*_OPTIONS, *(_RETRY if retry else _NO_RETRY))
-    channels = [_channel(target, options, identity) for _ in range(connections)]
+    channels = [_channel(target, identity) for _ in range(connections)]
     try:
         for channel in channels:
             _wait_until_ready(channel, target, timeout_s)
@@ -102,14 +74,12 @@ def connect(
             channel.close()
 
 
-def _channel(
-    target: str, options: tuple[tuple[str, object], ...], identity: Identity | None
-) -> grpc.Channel:
+def _channel(target: str, identity: Identity | None) -> grpc.Channel:
     if identity is None:
-        return grpc.insecure_channel(target, options=options)
+        return grpc.insecure_channel(target, options=_OPTIONS)
     authority, certificate, key = (path.read_bytes() for path in identity)
     credentials = grpc.ssl_channel_credentials(authority, key, certificate)
-    return grpc.secure_channel(target, credentials, options)
+    return grpc.secure_channel(target, credentials, _OPTIONS)
 
 
 def _watched(_: grpc.ChannelConnectivity) -> None:

@@ -22,17 +22,16 @@ import numpy as np
 from fraud.v1 import fraud_service_pb2
 
 from loadgen import timeline
-from loadgen.client import get_decision_method
+from loadgen.client import SCORE, get_decision_method
 from loadgen.drills import Drill
 from loadgen.driver import Driver, DriveSettings, Landed, Prepared
 from loadgen.faults import CALL_S, PAUSE_S, Fault, Scene
+from loadgen.in_flight import InFlight
 from loadgen.objectives import Objective, Verdict, judge
 from loadgen.pacing import NS
 from loadgen.system import RoleError, System, UnfitError
 from loadgen.timeline import Call, Window
 
-DEADLINE_S: Final = 5.0
-CONNECTIONS: Final = 4
 CALIBRATE_IN_FLIGHT: Final = 4
 SETTLE_S: Final = 2.0  # after a fault
 RECOVER_S: Final = 7.0  # after one that is felt: to recover in 5 s, and to show it for 2
@@ -115,8 +114,8 @@ def calibrate(system: System, requests: Sequence[Prepared], seconds: float) -> f
     settings = DriveSettings(
         closed=CALIBRATE_IN_FLIGHT, seconds=seconds, warmup_s=min(1.0, seconds / 2)
     )
-    with system.connect(CONNECTIONS) as channels:
-        *_, last = Driver(channels, requests, settings).run()
+    with InFlight(system.target(), SCORE) as calls:
+        *_, last = Driver(calls, requests, settings).run()
     return max(last.statuses.get("OK", 0) / last.elapsed_s, RATE_MIN * 2)
 
 
@@ -264,14 +263,12 @@ class DrillRun:
         on_progress: Callable[[Progress], None],
     ) -> float:
         """Send the load; return the share of calls that the client itself sent late."""
-        settings = DriveSettings(
-            deadline_s=DEADLINE_S, snapshot_s=SHOWN_S, seconds=sum(s for s, _ in phases)
-        )
+        settings = DriveSettings(snapshot_s=SHOWN_S, seconds=sum(s for s, _ in phases))
         awaited = act is not None and self._drill.fault_at is not None
         over = act.over if act is not None and awaited else _at_once
-        with self._system.connect(CONNECTIONS, retry=self._drill.retry) as channels:
+        with InFlight(self._system.target(retry=self._drill.retry), SCORE) as calls:
             due = due_times(phases, self._settings.seed, over)
-            driver = Driver(channels, self._requests, settings, due, self._landed)
+            driver = Driver(calls, self._requests, settings, due, self._landed)
             self._begin_s = time.perf_counter() + 1 / 50  # when the driver begins
             if act is not None:
                 act.start()

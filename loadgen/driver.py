@@ -7,11 +7,11 @@ omission; Tene, 2013). Must not know how payments are made up nor how figures ar
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -19,11 +19,12 @@ from typing import NamedTuple
 import grpc
 from fraud.v1 import decision_pb2, fraud_service_pb2, transaction_pb2
 
-from loadgen.client import SCORE
 from loadgen.in_flight import InFlight
-from loadgen.pacing import NS, Arrivals, due_times_ns, wait_until
-from loadgen.rows import BadRow, HistoryRow, timestamp
+from loadgen.pacing import NS, Arrivals, due_times_ns
+from loadgen.rows import BadRow, HistoryRow
 from loadgen.tally import Snapshot, Tally
+
+_SENT_A_TURN = 64  # calls that are due are sent, so many before it is looked for answers
 
 
 class Prepared(NamedTuple):
@@ -53,9 +54,9 @@ class Landed(NamedTuple):
 class DriveSettings:
     """How to drive. ``closed`` above 0 keeps that many calls in flight and ignores the rate.
 
-    Calls of the first ``warmup_s`` are sent on top of ``seconds`` and not counted. A call has
-    ``deadline_s``. Up to ``in_flight_max`` calls are sent without waiting, and then sending waits,
-    which the figures show as lateness.
+    Calls of the first ``warmup_s`` are sent on top of ``seconds`` and not counted. Up to
+    ``in_flight_max`` calls are sent without waiting, and then sending waits, which the figures show
+    as lateness.
     ``snapshot_s`` is the time between snapshots. Raises ValueError for numbers out of range.
     """
 
@@ -64,7 +65,6 @@ class DriveSettings:
     warmup_s: float = 0.0
     arrivals: Arrivals = "poisson"
     closed: int = 0
-    deadline_s: float = 5.0
     in_flight_max: int = 20_000
     snapshot_s: float = 1.0
     seed: int = 1
@@ -74,7 +74,6 @@ class DriveSettings:
         for name in (
             "rate_per_s",
             "seconds",
-            "deadline_s",
             "in_flight_max",
             "snapshot_s",
         ):
@@ -105,13 +104,16 @@ def request(rest: bytes, run: str, number: int, time_ms: int) -> bytes:
     serialised before can follow them as it is, in the form any client would send. ``run`` is 32
     hexadecimal digits; ``number`` counts the run's calls.
     """
-    first = transaction_pb2.Transaction(
-        request_id=f"{run[:8]}-{run[8:12]}-4{run[12:15]}-8{run[15:18]}-{number:012x}",
-        transaction_id=f"drv_{run[:8]}_{number:x}",
-        event_time=timestamp(time_ms),
-    ).SerializeToString()
-    size = len(first) + len(rest)
-    return b"\x0a" + _varint(size) + first + rest
+    request_id = f"{run[:8]}-{run[8:12]}-4{run[12:15]}-8{run[15:18]}-{number:012x}"
+    transaction_id = f"drv_{run[:8]}_{number:x}".encode()
+    seconds, ms = divmod(time_ms, 1000)
+    time_of = b"\x08" + _varint(seconds)
+    if ms:
+        time_of += b"\x10" + _varint(ms * 1_000_000)
+    first = b"\x0a\x24%b\x12%c%b\x1a%c%b" % (
+        request_id.encode(), len(transaction_id), transaction_id, len(time_of), time_of,
+    )  # fmt: skip
+    return b"\x0a%b%b%b" % (_varint(len(first) + len(rest)), first, rest)
 
 
 def _varint(value: int) -> bytes:
@@ -124,23 +126,23 @@ def _varint(value: int) -> bytes:
 
 
 class Driver:
-    """One run against open channels, which nobody else uses; ``run`` may be called once.
+    """One run of calls, by connections that are open; ``run`` may be called once.
 
     With ``due_ns``, ascending ns after the start, those are the calls, and not the settings' rate;
     each is asked for when the one before is sent, so it may depend on what happened. ``on_call``
-    is called for every call that ended, in whatever thread saw it end.
+    is called for every call that ended, in the thread that makes the calls.
 
-    One thread sends, without ever waiting for an answer, so that a server that stalls does not
-    slow the sending. In a closed loop the end of a call sends the next.
+    One thread sends and receives, and never waits for one answer, so that a server that stalls does
+    not slow the sending.
 
-    >>> with connect("127.0.0.1:50051", 4, 5.0) as channels:        # doctest: +SKIP
-    ...     for snapshot in Driver(channels, requests, settings).run():
+    >>> with InFlight(Target("127.0.0.1:50051"), SCORE) as calls:        # doctest: +SKIP
+    ...     for snapshot in Driver(calls, requests, settings).run():
     ...         print(snapshot.rate_per_s, snapshot.latency_us)
     """
 
     def __init__(
         self,
-        channels: Sequence[grpc.Channel],
+        calls: InFlight,
         requests: Sequence[Prepared],
         settings: DriveSettings,
         due_ns: Iterable[int] | None = None,
@@ -148,40 +150,33 @@ class Driver:
     ) -> None:
         if not requests:
             raise ValueError("there is nothing to send")
-        self._calls = InFlight(channels, SCORE)
+        self._calls = calls
         self._requests = requests
         self._settings = settings
         self._due_ns = due_ns
         self._on_call = on_call
         self._tally = Tally()
         self._stop = threading.Event()
-        self._finished = threading.Event()
-        self._lock = threading.Lock()
-        self._active = 1  # calls, and who sends them; the run is over when none is left
-        # The end of a call may not wait for a slot, and in a closed loop it sends the next.
-        self._slots = threading.Semaphore(max(settings.in_flight_max, settings.closed))
+        self._active = 0
+        self._run_id = settings.run_id.hex
         self._begin_ns = self._counted_from_ns = 0
-        self._due: Iterator[tuple[int, int]] = iter(())
 
     def run(self) -> Iterator[Snapshot]:
         """Yield a snapshot each ``snapshot_s`` and a last one when every call has ended."""
         settings = self._settings
         due = [] if settings.closed else self._due_times()
-        self._calls.start()
         self._begin_ns = time.perf_counter_ns() + NS // 50
         self._counted_from_ns = self._begin_ns + int(settings.warmup_s * NS)
-        self._due = self._closed_times() if settings.closed else self._open_times(due)
-        sender = threading.Thread(target=self._send_all)
-        sender.start()
-        try:
-            while not self._finished.wait(settings.snapshot_s):
-                if time.perf_counter_ns() > self._counted_from_ns:
-                    yield self._tally.snapshot(self._elapsed_s())
-        finally:
-            self._stop.set()
-            self._finished.wait()
-            sender.join()
-            self._calls.close()
+        coming = self._closed_times() if settings.closed else self._open_times(due)
+        with ThreadPoolExecutor(1, thread_name_prefix="calls") as pool:
+            made = pool.submit(self._make_calls, coming)
+            try:
+                while not wait([made], settings.snapshot_s).done:
+                    if time.perf_counter_ns() > self._counted_from_ns:
+                        yield self._tally.snapshot(self._elapsed_s())
+            finally:
+                self._stop.set()
+        made.result()
         yield self._tally.snapshot(self._elapsed_s())
 
     def _elapsed_s(self) -> float:
@@ -196,75 +191,57 @@ class Driver:
         times: list[int] = offsets.tolist()
         return times
 
-    def _open_times(self, offsets_ns: Iterable[int]) -> Iterator[tuple[int, int]]:
-        return ((number, self._begin_ns + offset) for number, offset in enumerate(offsets_ns))
+    def _make_calls(self, coming: Iterator[int]) -> None:
+        """Send what is due and hear what ended, until nothing is due and all has ended."""
+        number, due_ns = 0, None
+        while True:
+            now_ns = time.perf_counter_ns()
+            for _ in range(_SENT_A_TURN):
+                if self._full() or self._stop.is_set():
+                    break
+                if due_ns is None:
+                    due_ns = next(coming, None)
+                if due_ns is None or due_ns > now_ns:
+                    break
+                self._send(number, due_ns)
+                number, due_ns = number + 1, None
+            if due_ns is None or self._stop.is_set():
+                if not self._active:
+                    return
+                self._calls.turn(now_ns + NS)
+            else:
+                self._calls.turn(now_ns + NS if self._full() else due_ns)
 
-    def _closed_times(self) -> Iterator[tuple[int, int]]:
+    def _full(self) -> bool:
+        closed = self._settings.closed
+        return self._active >= (closed or self._settings.in_flight_max)
+
+    def _open_times(self, offsets_ns: Iterable[int]) -> Iterator[int]:
+        return (self._begin_ns + offset for offset in offsets_ns)
+
+    def _closed_times(self) -> Iterator[int]:
         """Yield calls that are due when they are asked for, until the time is up."""
         seconds = self._settings.warmup_s + self._settings.seconds
         end_ns = self._begin_ns + int(seconds * NS)
-        for number in itertools.count():
-            now_ns = max(time.perf_counter_ns(), self._begin_ns)
-            if now_ns >= end_ns:
-                return
-            yield number, now_ns
+        while (now_ns := max(time.perf_counter_ns(), self._begin_ns)) < end_ns:
+            yield now_ns
 
-    def _send_all(self) -> None:
-        """Send all calls; in a closed loop the first of them, which send the others."""
-        try:
-            if self._settings.closed:
-                for _ in range(self._settings.closed):
-                    self._send_next()
-                return
-            while self._send_next():
-                pass
-        finally:
-            self._leave()
-
-    def _send_next(self) -> bool:
-        """Send the next call when it is due; return whether there was one."""
-        with self._lock:
-            taken = next(self._due, None)
-        if taken is None:
-            return False
-        number, due_ns = taken
-        wait_until(due_ns, self._stop)
-        if self._stop.is_set():
-            return False
-        self._slots.acquire()  # every call has a deadline, so a slot comes back
-        with self._lock:
-            self._active += 1
-        body, is_fraud = self._request(number)
+    def _send(self, number: int, due_ns: int) -> None:
+        rest, is_fraud, event_ms = self._requests[number % len(self._requests)]
+        body = request(rest, self._run_id, number, event_ms or time.time_ns() // 1_000_000)
+        self._active += 1
         if due_ns >= self._counted_from_ns:
             self._tally.sent((time.perf_counter_ns() - due_ns) // 1000)
-        ended = partial(self._landed, due_ns, is_fraud)
-        self._calls.send(number, body, self._settings.deadline_s, ended)
-        return True
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._active -= 1
-            if self._active == 0:
-                self._finished.set()
-
-    def _request(self, number: int) -> tuple[bytes, bool | None]:
-        rest, is_fraud, event_ms = self._requests[number % len(self._requests)]
-        time_ms = event_ms or time.time_ns() // 1_000_000
-        return request(rest, self._settings.run_id.hex, number, time_ms), is_fraud
+        self._calls.send(number, body, partial(self._landed, due_ns, is_fraud))
 
     def _landed(
         self, due_ns: int, is_fraud: bool | None, status: grpc.StatusCode, answer: bytes
     ) -> None:
-        try:
-            if status is grpc.StatusCode.OK:
-                self._scored(due_ns, fraud_service_pb2.ScoreResponse.FromString(answer), is_fraud)
-            else:
-                self._failed(due_ns, status)
-        finally:
-            self._slots.release()
-            if self._settings.closed:
-                self._send_next()
-            self._leave()
+        self._active -= 1
+        if status is grpc.StatusCode.OK:
+            self._scored(due_ns, fraud_service_pb2.ScoreResponse.FromString(answer), is_fraud)
+        else:
+            self._failed(due_ns, status)
 
     def _scored(
         self, due_ns: int, response: fraud_service_pb2.ScoreResponse, is_fraud: bool | None

@@ -1,12 +1,10 @@
-"""When calls are due, and waiting until then.
+"""When calls are due.
 
 Owns the arithmetic of arrivals. Must not know what is sent.
 """
 
 from __future__ import annotations
 
-import threading
-import time
 from typing import Literal
 
 import numpy as np
@@ -15,9 +13,6 @@ from numpy.typing import NDArray
 Arrivals = Literal["poisson", "constant"]
 CALLS_MAX = 20_000_000
 NS = 1_000_000_000
-# A sleep of the kernel ends up to this late, so the last stretch is spun.
-_SPIN_NS = 150_000
-_SLEEP_NS_MAX = 100_000_000
 
 
 def due_times_ns(
@@ -38,12 +33,3 @@ def due_times_ns(
     # Given their number, the arrivals of a Poisson process are independent and uniform.
     count = int(rng.poisson(rate_per_s * seconds))
     return np.sort(rng.integers(0, int(seconds * NS), count))
-
-
-def wait_until(due_ns: int, stop: threading.Event) -> None:
-    """Return at ``due_ns`` of the performance counter, or soon after ``stop`` is set."""
-    while (left := due_ns - time.perf_counter_ns()) > 0:
-        if stop.is_set():
-            return
-        # sleep(0) gives the interpreter to the threads that receive answers.
-        time.sleep(min(left - _SPIN_NS, _SLEEP_NS_MAX) / NS if left > _SPIN_NS else 0)

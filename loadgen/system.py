@@ -25,9 +25,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from loadgen.certificates import COMMAND, SERVERS, Certificates
-from loadgen.client import connect
+from loadgen.client import Identity, connect
 from loadgen.clock import Clock, ClockError
 from loadgen.cores import kept_to
+from loadgen.in_flight import Target
 from loadgen.processes import end_process
 from loadgen.rows import Span
 from loadgen.servers import Servers
@@ -208,14 +209,18 @@ class System:
         wait_for(self.all_ready, "the roles to start", START_S)
 
     @contextlib.contextmanager
-    def connect(self, connections: int, *, retry: bool = False) -> Iterator[list[grpc.Channel]]:
+    def connect(self, connections: int) -> Iterator[list[grpc.Channel]]:
         """Open connections as its callers do; what it raises is as of `client.connect`."""
-        files = self.certificates
-        identity = files.caller if files is not None else None
-        with connect(
-            self.address, connections, CONNECT_S, retry=retry, identity=identity
-        ) as channels:
+        with connect(self.address, connections, CONNECT_S, identity=self._identity) as channels:
             yield channels
+
+    def target(self, *, retry: bool = False) -> Target:
+        """Return how its callers call it."""
+        return Target(self.address, connect_s=CONNECT_S, retry=retry, identity=self._identity)
+
+    @property
+    def _identity(self) -> Identity | None:
+        return self.certificates.caller if self.certificates is not None else None
 
     def said(self) -> str:
         """Return what the roles have printed. Raises UnfitError where that is not known."""

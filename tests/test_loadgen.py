@@ -25,9 +25,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.__main__ import main
-from loadgen.client import connect
+from loadgen.client import SCORE, connect
 from loadgen.driver import Driver, DriveSettings, Prepared, prepare, request
-from loadgen.pacing import NS, due_times_ns, wait_until
+from loadgen.in_flight import InFlight, Target
+from loadgen.pacing import NS, due_times_ns
 from loadgen.replay import Replayer, ReplaySettings, entities_of
 from loadgen.rows import HistoryRow, read_rows, request_id, to_transaction
 from loadgen.tally import Snapshot
@@ -128,8 +129,8 @@ def replayed(target: str, path: Path, settings: ReplaySettings) -> tuple[Replaye
 
 
 def driven(target: str, requests: list[Prepared], settings: DriveSettings) -> Snapshot:
-    with connect(target, 2, 5) as channels:
-        *_, last = Driver(channels, requests, settings).run()
+    with InFlight(Target(target, 2), SCORE) as calls:
+        *_, last = Driver(calls, requests, settings).run()
     return last
 
 
@@ -169,17 +170,6 @@ def test_poisson_arrivals_have_the_rate_and_the_spread() -> None:
 def test_impossible_runs_are_refused(rate: float, seconds: float) -> None:
     with pytest.raises(ValueError, match=r"above 0|at most"):
         due_times_ns(rate, seconds, "constant", SEED)
-
-
-def test_waiting_never_ends_early_and_stops_when_told() -> None:
-    due = time.perf_counter_ns() + 3_000_000
-    wait_until(due, threading.Event())
-    assert time.perf_counter_ns() >= due
-    stop = threading.Event()
-    stop.set()
-    far = time.perf_counter_ns() + 600 * NS
-    wait_until(far, stop)
-    assert time.perf_counter_ns() < far
 
 
 # Driving.
@@ -269,8 +259,8 @@ def test_shed_calls_do_not_make_the_answers_look_fast(
 def test_a_driver_can_be_left_early(scorer: tuple[RecordingServer, str]) -> None:
     server, target = scorer
     settings = DriveSettings(rate_per_s=100, seconds=600, snapshot_s=0.1)
-    with connect(target, 1, 5) as channels:
-        for snapshot in Driver(channels, some_requests(), settings).run():
+    with InFlight(Target(target, 1), SCORE) as calls:
+        for snapshot in Driver(calls, some_requests(), settings).run():
             if snapshot.answered:
                 break
     assert 0 < len(server.requests) < 10_000

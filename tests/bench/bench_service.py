@@ -2,39 +2,60 @@
 
 A call's cost is the server's CPU time over the calls answered, so that a slow client or a busy
 machine bends both sides alike; echo and scorer take turns. It depends on how many calls are in
-flight, as those that are ready together are decided together; capacity is with as many as the
-server takes.
+flight, as those that are ready together are decided together, and on how they come: from gRPC's own
+client, as a payment service calls, or many in one write, as `loadgen drive` and a proxy send.
+Capacity is by the latter with as many in flight as the server takes; it is what the open loops,
+which are driven by it, are halves and doubles of.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 from fraudsvc.server import ServerSettings
 from tests.bench.claims import claim
-from tests.bench.serving import SERVER_CPU, Running, drive, make_bundle, roles, started
+from tests.bench.serving import (
+    SERVER_CPU,
+    Running,
+    call_by_grpc,
+    drive,
+    make_bundle,
+    roles,
+    started,
+)
 
 ROUNDS = 3
 ECHO_SHARE_MIN, P99_US_MAX, WITHIN_MIN, ACCEPTED_WITHIN_MIN = 0.6, 1_000.0, 0.9999, 0.9995
 FEW, MANY = 16, ServerSettings().calls_max  # in flight: what a worker takes at once is its capacity
 
 
-def _cost_us(where: Path, server: Running, in_flight: int) -> float:
+Caller = Callable[[Path, Running, int], float]  # how many calls it had answered
+
+
+def _driven(where: Path, server: Running, in_flight: int) -> float:
+    closed = ["--closed", str(in_flight), "--connections", "4", "--seconds", "4", "--warmup", "0"]
+    return float(drive(where, server.port, *closed)["answered"])
+
+
+def _called(_: Path, server: Running, in_flight: int) -> float:
+    return call_by_grpc(server.port, in_flight)
+
+
+def _cost_us(where: Path, server: Running, in_flight: int, caller: Caller) -> float:
     """Return the CPU time of one call, µs."""
     before = server.cpu_s()
-    closed = ["--closed", str(in_flight), "--connections", "4", "--seconds", "4", "--warmup", "0"]
-    figures = drive(where, server.port, *closed)
-    return 1e6 * (server.cpu_s() - before) / float(figures["answered"])
+    answered = caller(where, server, in_flight)
+    return 1e6 * (server.cpu_s() - before) / answered
 
 
 class _Costs(NamedTuple):
     """CPU of a call, µs, the medians over ROUNDS, with so many in flight."""
 
-    in_flight: int
+    name: str
     pool_us: float
     echo_us: float
     score_us: float
@@ -42,25 +63,28 @@ class _Costs(NamedTuple):
     pool_share: float
 
     @classmethod
-    def of(cls, where: Path, servers: Sequence[Running], in_flight: int) -> _Costs:
-        rounds = [[_cost_us(where, each, in_flight) for each in servers] for _ in range(ROUNDS)]
+    def of(
+        cls, where: Path, servers: Sequence[Running], in_flight: int, caller: Caller, name: str
+    ) -> _Costs:
+        rounds = [
+            [_cost_us(where, each, in_flight, caller) for each in servers] for _ in range(ROUNDS)
+        ]
         pool_us, echo_us, score_us = (median(side) for side in zip(*rounds, strict=True))
         share = median(echo / score for _, echo, score in rounds)
         pool_share = median(pool / score for pool, _, score in rounds)
-        return cls(in_flight, pool_us, echo_us, score_us, share, pool_share)
+        return cls(f"{in_flight} in flight {name}", pool_us, echo_us, score_us, share, pool_share)
 
-    def rows(self) -> list[dict[str, object]]:
+    def rows(self, bound: float | None = None) -> list[dict[str, object]]:
         """Return what they say."""
-        what, bare = f"one Score call, {self.in_flight} in flight", round(1e6 / self.echo_us)
-        bound = ECHO_SHARE_MIN if self.in_flight == MANY else None
+        what, bare = f"one Score call, {self.name}", round(1e6 / self.echo_us)
         return [
             claim(f"CPU of {what}, against a bare echo", round(self.score_us, 1), "µs",
                   baseline=round(self.echo_us, 1), ratio=round(self.score_us / self.echo_us, 2)),
-            claim(f"calls a core, {self.in_flight} in flight, against the bare echo's",
+            claim(f"calls a core, {self.name}, against the bare echo's",
                   round(1e6 / self.score_us), "calls/s", baseline=bare, ratio=round(self.share, 3)),
-            claim(f"the same as a share of it, {self.in_flight} in flight", round(self.share, 3),
+            claim(f"the same as a share of it, {self.name}", round(self.share, 3),
                   "share", at_least=bound),
-            claim(f"as a share of a bare echo's by gRPC's own pool, {self.in_flight} in flight",
+            claim(f"as a share of a bare echo's by gRPC's own pool, {self.name}",
                   round(self.pool_share, 3), "share", baseline=round(1e6 / self.pool_us)),
         ]  # fmt: skip
 
@@ -75,16 +99,20 @@ def rows() -> list[dict[str, object]]:
             started("echo", ["tests.bench.echo"], where, SERVER_CPU) as pool,
             started("turns", ["tests.bench.echo", "--turns"], where, SERVER_CPU) as echo,
         ):
-            _cost_us(where, scorer, MANY)  # warms up
+            _driven(where, scorer, MANY)  # warms up
             servers = (pool, echo, scorer)
-            few, many = (_Costs.of(where, servers, each) for each in (FEW, MANY))
-            capacity = 1e6 / many.score_us
+            few, many = (
+                _Costs.of(where, servers, each, _called, "by gRPC's client") for each in (FEW, MANY)
+            )
+            together = _Costs.of(where, servers, MANY, _driven, "by loadgen")
+            capacity = 1e6 / together.score_us
             calm_echo = _open(where, echo.port, 0.5 * capacity)
             calm = _open(where, scorer.port, 0.5 * capacity)
             over = _open(where, scorer.port, 2.0 * capacity)
     return [
         *few.rows(),
-        *many.rows(),
+        *many.rows(ECHO_SHARE_MIN),
+        *together.rows(),
         *_latency_rows(calm, calm_echo, 0.5 * capacity),
         *_overload_rows(over, 2.0 * capacity),
     ]

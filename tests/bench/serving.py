@@ -127,3 +127,13 @@ def drive(where: Path, port: int, *arguments: str) -> dict[str, Any]:
     )
     figures: dict[str, Any] = json.loads(out.read_text())
     return figures
+
+
+def call_by_grpc(port: int, in_flight: int) -> float:
+    """Load a server by gRPC's own client for a few seconds; return how many calls it answered."""
+    argv = ["--target", f"127.0.0.1:{port}", "--in-flight", str(in_flight)]
+    done = subprocess.run(
+        ["taskset", "-c", CLIENT_CPU, sys.executable, "-m", "tests.bench.grpc_client", *argv],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return float(json.loads(done.stdout)["answered"])
