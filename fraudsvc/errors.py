@@ -106,11 +106,6 @@ REASONS: dict[str, ReasonSpec] = {
         "the deadline passed before an answer was made",
         "the caller's deadline had passed when the call was taken up",
     ),
-    "DRAINING": ReasonSpec(
-        code_pb2.UNAVAILABLE,
-        "the server is stopping; use another connection",
-        "a call arrives after SIGTERM",
-    ),
     "LOG_UNAVAILABLE": ReasonSpec(
         code_pb2.UNAVAILABLE,
         "the decision cannot be recorded now, so none was made",

@@ -42,8 +42,9 @@ class ServerSettings:
     ``calls_max`` calls of Score are in the server at once, and as many of all else; one more gets
     RESOURCE_EXHAUSTED, and so does a call that waited ``wait_ms_max``. All else has ``threads``.
     ``streams_max`` is a connection's: more wait in the client, so it must be well above
-    ``calls_max`` for a call to be shed and not to be late. On a stop new calls are refused for
-    ``linger_s``, then connections close, and calls in flight have ``drain_s`` more.
+    ``calls_max`` for a call to be shed and not to be late. On a stop health says so
+    ``linger_s`` before connections are told to go elsewhere, and calls in flight have ``drain_s``
+    more.
     """
 
     threads: int = 4
@@ -106,25 +107,17 @@ class Servicer:
         self._scorer = scorer
         self._arrivals = arrivals
         self._settings = settings
-        self._drain_ns = _NEVER_NS
-
-    def drain(self) -> None:
-        """Refuse every call that arrives from now on; those that wait for a thread had arrived."""
-        self._drain_ns = time.perf_counter_ns()
 
     def read_score(self, body: bytes, context: TurnContext) -> Asked:
         """Return what is asked of Score. Raises ServiceError where it may not be."""
-        arrival_ns = context.arrival_ns
-        self._admit(arrival_ns)
         if len(body) > self._settings.score_bytes_max:
             raise ServiceError("MALFORMED_MESSAGE")
         transaction, validate_only = read_score(body)
-        return Asked(transaction, self._call(context, arrival_ns), validate_only)
+        return Asked(transaction, self._call(context, context.arrival_ns), validate_only)
 
     def score_batch(self, body: bytes, context: grpc.ServicerContext) -> bytes:
         """Answer ScoreBatch, from bytes to bytes."""
         arrival_ns = self.arrival_ns()
-        self._admit(arrival_ns)
         transactions, validate_only = read_batch(body)
         call = self._call(context, arrival_ns)
         results = self._scorer.score_batch(transactions, call, validate_only=validate_only)
@@ -134,25 +127,15 @@ class Servicer:
         self, request: pb.ReportLabelsRequest | ServiceError, _: grpc.ServicerContext
     ) -> pb.ReportLabelsResponse:
         """Answer ReportLabels."""
-        results = self._scorer.report_labels(self._given(request).labels)
+        results = self._scorer.report_labels(_given(request).labels)
         return pb.ReportLabelsResponse(results=results)
 
     def get_decision(
         self, request: pb.GetDecisionRequest | ServiceError, _: grpc.ServicerContext
     ) -> pb.GetDecisionResponse:
         """Answer GetDecision."""
-        decision = self._scorer.get_decision(self._given(request).decision_id)
+        decision = self._scorer.get_decision(_given(request).decision_id)
         return pb.GetDecisionResponse(decision=decision)
-
-    def _given(self, request: _Request | ServiceError) -> _Request:
-        self._admit(self.arrival_ns())
-        if isinstance(request, ServiceError):
-            raise request
-        return request
-
-    def _admit(self, arrival_ns: int) -> None:
-        if arrival_ns > self._drain_ns:
-            raise ServiceError("DRAINING")
 
     def arrival_ns(self) -> int:
         """Return when this thread's call came, ns of the monotonic clock."""
@@ -169,6 +152,12 @@ class Servicer:
             if name == "traceparent":
                 traceparent = str(value)[:64]
         return Call(arrival_ns, deadline_ns, traceparent)
+
+
+def _given(request: _Request | ServiceError) -> _Request:
+    if isinstance(request, ServiceError):
+        raise request
+    return request
 
 
 def _answering(
@@ -329,10 +318,13 @@ class Server:
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     def stop(self) -> None:
-        """Refuse new calls, finish those in flight within the drain time, and close."""
+        """Send new calls elsewhere, finish those in flight within the drain time, and close.
+
+        Who asks after health stays away before connections close; until then calls are answered,
+        as one that is refused is made again no sooner than the budget allows. grpc cancels those
+        that cross its goodbye on the wire.
+        """
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self._servicer.drain()
-        # grpc cancels what arrives just as it closes, so let clients hear it from us first.
         time.sleep(self._settings.linger_s)
         self._server.stop(self._settings.drain_s).wait()
 

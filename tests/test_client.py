@@ -120,7 +120,7 @@ Call = Callable[..., decision_pb2.Assessment]
 
 @BOTH
 def test_unavailable_is_tried_again_under_one_request_id(call: Call, scripted: Any) -> None:
-    script, target = scripted("DRAINING", "CLOSING", "LOG_UNAVAILABLE")
+    script, target = scripted("LOG_UNAVAILABLE", "CLOSING", "LOG_UNAVAILABLE")
     assert call(target, PATIENT).outcome == decision_pb2.OUTCOME_APPROVE
     assert len(script.asked) == 4
     [request_id] = {each.transaction.request_id for each in script.asked}
@@ -202,7 +202,7 @@ def test_a_hint_beyond_the_deadline_is_not_waited_for(scripted: Any) -> None:
 
 
 def test_a_token_goes_with_each_attempt_and_not_in_clear_over_a_network(scripted: Any) -> None:
-    script, target = scripted("DRAINING")
+    script, target = scripted("LOG_UNAVAILABLE")
     tokens = iter(["first", "second"])
     call_sync(target, PATIENT, token=lambda: next(tokens))
     sent = [each["authorization"] for each in script.metadata]

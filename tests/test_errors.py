@@ -75,7 +75,7 @@ def test_an_internal_exception_keeps_its_text() -> None:
     error = from_exception(RuntimeError("password is hunter2"))
     assert error.reason == "INTERNAL"
     assert b"hunter2" not in status_of(error).SerializeToString()
-    known = ServiceError("DRAINING")
+    known = ServiceError("LOG_UNAVAILABLE")
     assert from_exception(known) is known
 
 

@@ -357,7 +357,7 @@ def test_reflection_is_a_setting(host: Host) -> None:
 
 def test_a_drain_finishes_what_is_in_flight(host: Host) -> None:
     payments = Payments()
-    with serving(host.scorer(), threads=2, linger_s=2.0) as (server, client):
+    with serving(host.scorer(), threads=2, linger_s=1.0) as (server, client):
         host.gate.clear()
         call = client.stub.Score.future(pb.ScoreRequest(transaction=payments.one()))
         until(call.running)
@@ -368,11 +368,11 @@ def test_a_drain_finishes_what_is_in_flight(host: Host) -> None:
             assert not stopped.done()
             host.gate.set()
             assert call.result(TIMEOUT_S).assessment.decision_id
-            time.sleep(0.1)  # what comes just behind it counts as come before
-            refused = Failure(lambda: score(client, payments.one()))
-            assert refused.is_reason("DRAINING")
+            assert health_of(client, SERVICE) == health_pb2.HealthCheckResponse.NOT_SERVING
+            assert score(client, payments.one()).decision_id  # before it says goodbye
             stopped.result(TIMEOUT_S)
-    assert [d.transaction for d in decisions(host.log).values()] == payments.made[:1]
+        assert Failure(lambda: score(client, payments.one())).code is Code.UNAVAILABLE
+    assert [d.transaction for d in decisions(host.log).values()] == payments.made[:2]
 
 
 def test_calls_of_many_threads_are_each_decided_once(host: Host) -> None:
