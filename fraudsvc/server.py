@@ -50,7 +50,7 @@ class ServerSettings:
     threads: int = 4
     calls_max: int = 64
     streams_max: int = 2_048
-    wait_ms_max: float = 25.0
+    wait_ms_max: float = 20.0
     message_bytes_max: int = 4 << 20
     score_bytes_max: int = 16 << 10
     metadata_bytes_max: int = 8 << 10
