@@ -288,6 +288,8 @@ class InFlight:
             self._open(place)  # the other goes on with the calls that it has
             for each in left:
                 place.connection.session.begin(each)
+        if place.connection is None and place.again_ns <= time.perf_counter_ns():
+            self._open(place)
         if place.connection is None:
             self._end(call, grpc.StatusCode.UNAVAILABLE, b"")
         else:
