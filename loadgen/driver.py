@@ -201,7 +201,7 @@ class Driver:
                     break
                 if due_ns is None:
                     due_ns = next(coming, None)
-                if due_ns is None or due_ns > now_ns:
+                if due_ns is None or due_ns > time.perf_counter_ns():
                     break
                 self._send(number, due_ns)
                 number, due_ns = number + 1, None
