@@ -1,13 +1,14 @@
 """Owns the rates of the stages on a real broker of this machine, and how fresh the states are.
 
 Run with ``python -m tests.bench cluster``. Topics are filled before; a stage runs as its own
-process, with the broker on the same two cores. An event is a payment with its nine entities. A rate
-is taken from the first step of progress that is seen to the last one.
+process, with the broker on the same two cores. An event is a payment with its nine entities. Folds
+are started before and stand still while the topic is filled; the clock runs from when they go on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ from featurizer.records import Entity
 from featurizer.updates import KINDS, pack
 from tests.bench.claims import SEED, claim, make_world, read_world
 from tests.clusters import Cluster, stopping
-from tests.conftest import Trained
+from tests.conftest import Trained, until
 
 DAYS = 40
 CORE_EVENTS_S_MIN = 25_000.0
@@ -47,6 +48,7 @@ ARRAY_RECORDS = 4_000
 POLL_S = 0.02
 LOOK_S = 0.001  # what freshness is exact to
 STALL_S = 30.0
+FOLDED_S = 120.0
 PATIENT_MS = 30_000  # a session that outlives what is stopped while a topic is filled
 
 Fill = Mapping[Partition, Sequence[Message]]
@@ -96,12 +98,27 @@ def rate(progress: Callable[[], float], total: float, events: int, poll_s: float
 def fold_rate(cluster: Cluster, records: NDArray[np.void], folds: int) -> float:
     """Return how many events a second ``folds`` processes fold from a topic filled before."""
     asyncio.run(create_topics(cluster.kafka))
-    asyncio.run(send(cluster, updates_of(cluster, records)))
-    lasts = asyncio.run(ends(cluster, "entity-updates"))
+    names = [f"fold-{n}" for n in range(folds)]
     with stopping(cluster):
-        cluster.start(*[f"fold-{n}" for n in range(folds)])
-        # The offset after the last array is one before that after its transaction's marker.
-        return rate(lambda: sum(offsets(cluster)), sum(lasts) - len(lasts), len(records))
+        cluster.start(*names)
+        return backlog_rate(cluster, names, updates_of(cluster, records), len(records))
+
+
+def backlog_rate(cluster: Cluster, names: list[str], parts: Iterator[Fill], events: int) -> float:
+    """Return how many events a second folds that run take of ``events`` that waited for them.
+
+    They stand still meanwhile, so that neither their start nor the filling is measured.
+    """
+    for name in names:
+        cluster.signal(name, signal.SIGSTOP)
+    asyncio.run(send(cluster, parts))
+    lasts = asyncio.run(ends(cluster, "entity-updates"))
+    start_s = time.perf_counter()
+    for name in names:
+        cluster.signal(name, signal.SIGCONT)
+    # The offset after the last array is one before that after its transaction's marker.
+    until(lambda: sum(offsets(cluster)) >= sum(lasts) - len(lasts), "the events", FOLDED_S)
+    return events / (time.perf_counter() - start_s)
 
 
 async def ends(cluster: Cluster, name: str) -> list[int]:

@@ -8,7 +8,6 @@ evenly, so that no cache helps: a real world, where few entities have most of th
 from __future__ import annotations
 
 import asyncio
-import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +30,7 @@ from tests.conftest import Trained, until
 PARTITIONS = (1, 2, 4, 8)
 ENTITIES = (10_000, 100_000, 1_000_000, 2_000_000)
 DAYS = 40
-EVENTS = 150_000  # after all entities have been met
+EVENTS = 400_000  # after all entities have been met
 FILLED_S = 300.0
 PICTURE = Path(__file__).parents[2] / "docs" / "growth.svg"
 MIB = 1 << 20
@@ -67,14 +66,8 @@ def grown(cluster: Cluster, records: NDArray[np.void], entities: int) -> Grown:
         cluster.start("fold-0")
         _fill(cluster, first)
         until(lambda: _is_folded(cluster), "all entities", FILLED_S)
-        before = sum(cluster_bench.offsets(cluster))
-        cluster.signal("fold-0", signal.SIGSTOP)  # what fills the topic is not to be measured
-        _fill(cluster, second)
-        total = sum(asyncio.run(cluster_bench.ends(cluster, "entity-updates"))) - 1 - before
-        cluster.signal("fold-0", signal.SIGCONT)
-        rate = cluster_bench.rate(
-            lambda: sum(cluster_bench.offsets(cluster)) - before, total, EVENTS
-        )
+        parts = cluster_bench.updates_of(cluster, second)
+        rate = cluster_bench.backlog_rate(cluster, ["fold-0"], parts, EVENTS)
         data = next(Path(cluster.folder, "states").rglob("data.mdb"))
         used = data.stat().st_blocks * 512
         return Grown(entities, rate, used, own_memory(cluster.processes["fold-0"].popen.pid))
