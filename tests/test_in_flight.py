@@ -156,7 +156,7 @@ def test_a_late_call_ends_at_its_deadline_and_the_next_is_answered() -> None:
         return body[::-1]
 
     server, port = serving(stuck)
-    with InFlight(target(port, deadline_s=0.3), METHOD) as calls:
+    with InFlight(target(port, deadline_s=1.0), METHOD) as calls:
         began = time.perf_counter()
         told = answers(calls, [b"stuck", b"a", b"b"])
         took_s = time.perf_counter() - began
@@ -164,7 +164,7 @@ def test_a_late_call_ends_at_its_deadline_and_the_next_is_answered() -> None:
             0: grpc.StatusCode.DEADLINE_EXCEEDED, 1: grpc.StatusCode.OK, 2: grpc.StatusCode.OK,
         }  # fmt: skip
         assert told[-1][0] == 0
-        assert 0.3 <= took_s < 5
+        assert 1.0 <= took_s < 5
         go_on.set()
         assert all_reversed(answers(calls, bodies(4)), bodies(4))
     server.stop(0).wait(5)

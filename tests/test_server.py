@@ -357,7 +357,7 @@ def test_reflection_is_a_setting(host: Host) -> None:
 
 def test_a_drain_finishes_what_is_in_flight(host: Host) -> None:
     payments = Payments()
-    with serving(host.scorer(), threads=2, linger_s=1.0) as (server, client):
+    with serving(host.scorer(), threads=2, linger_s=3.0) as (server, client):
         host.gate.clear()
         call = client.stub.Score.future(pb.ScoreRequest(transaction=payments.one()))
         until(call.running)
