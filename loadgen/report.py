@@ -28,6 +28,7 @@ ANSWERS: pa.Schema = pa.schema(
         ("outcome", pa.string()),
         ("score", pa.float64()),
         ("rung", pa.string()),
+        ("model_version", pa.string()),
         ("latency_us", pa.int64()),
     ]
 )
@@ -97,6 +98,7 @@ class AnswerWriter:
                 "outcome": _OUTCOMES.get(assessment.outcome),
                 "score": assessment.score if assessment.HasField("score") else None,
                 "rung": _RUNGS.get(assessment.rung),
+                "model_version": assessment.model_version,
                 "latency_us": latency_us,
             }
         )

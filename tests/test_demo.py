@@ -110,6 +110,7 @@ def test_live_scores_are_the_batch_scores_and_rank_the_frauds(run: Run) -> None:
     ranking = run.summary["ranking"]
     assert ranking["compared"] >= 0.98 * run.summary["live"]["answered"]
     assert ranking["differing"] == 0
+    assert ranking["models"] >= 1
     assert ranking["auc"] > 0.7
     assert ranking["average_precision"] > 3 * ranking["prevalence"]
 

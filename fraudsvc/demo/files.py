@@ -6,6 +6,7 @@ not start a process nor show anything.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from featurizer.features import SCHEMA_VERSION
+from fraudsvc.archive import Archive
 from trainer.bundle import load_bundle
 from trainer.metrics import average_precision, roc_auc
 
@@ -149,16 +151,26 @@ def example(plan: Plan) -> dict[str, Any]:
     return {**last, "amount_minor": 20 * last["amount_minor"]}
 
 
-def _offline(plan: Plan) -> dict[str, float]:
-    """Return by id the score of each live payment's vector as the backfill made it."""
+def _offline(plan: Plan, decided_by: Mapping[str, str]) -> dict[str, float]:
+    """Return by id the score of each live payment's vector as the backfill made it.
+
+    By the model that decided it, ``decided_by`` by id: a trainer renews it while traffic comes.
+    """
     names = ["transaction_id", "features"]
     live = [("event_time_ms", ">=", plan.cut_ms)]
     rows = pq.read_table(plan.vectors, columns=names, filters=live)
     features = rows["features"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
-    key = (plan.data / "key.pub").read_bytes()
-    bundle = load_bundle(plan.data / "bundle", schema_version=SCHEMA_VERSION, public_key=key)
-    scores = bundle.calibration.probabilities(bundle.model.logits(features))
-    return dict(zip(rows["transaction_id"].to_pylist(), scores.tolist(), strict=True))
+    ids = rows["transaction_id"].to_pylist()
+    models = np.array([decided_by.get(each, "") for each in ids])
+    key, archive = (plan.data / "key.pub").read_bytes(), Archive(plan.data / "archive")
+    found: dict[str, float] = {}
+    for version in sorted({*decided_by.values()} - {""}):
+        path = archive.bundle_path(version)
+        bundle = load_bundle(path, schema_version=SCHEMA_VERSION, public_key=key)
+        own = np.flatnonzero(models == version)
+        scores = bundle.calibration.probabilities(bundle.model.logits(features[own]))
+        found |= {ids[at]: score for at, score in zip(own.tolist(), scores.tolist(), strict=True)}
+    return found
 
 
 def _caught(plan: Plan, stopped: dict[str, bool]) -> dict[str, dict[str, int]]:
@@ -178,18 +190,22 @@ def _caught(plan: Plan, stopped: dict[str, bool]) -> dict[str, dict[str, int]]:
 def judge(plan: Plan) -> dict[str, Any]:
     """Return how the live scores rank the frauds, and how many differ from the backfill's.
 
+    By each payment's own model; ``models`` says how many there were.
+
     ``auc`` and ``average_precision`` are None where the live part has only one outcome.
     """
     answers = pq.read_table(plan.answers).to_pydict()
-    offline = _offline(plan)
+    decided_by = dict(zip(answers["transaction_id"], answers["model_version"], strict=True))
+    offline = _offline(plan, decided_by)
     scores: NDArray[np.float64] = np.array(answers["score"], np.float64)  # NaN for no score
-    expected = np.array([offline[identity] for identity in answers["transaction_id"]])
+    expected = np.array([offline.get(each, np.nan) for each in answers["transaction_id"]])
     stopped = [outcome != _APPROVE for outcome in answers["outcome"]]
     scored = ~np.isnan(scores)
     is_fraud = np.array(answers["is_fraud"], bool)[scored]
     both = 0 < is_fraud.sum() < len(is_fraud)
     return {
         "compared": int(scored.sum()),
+        "models": len({*decided_by.values()} - {""}),
         "differing": int((scores != expected)[scored].sum()),
         "prevalence": float(is_fraud.mean()),
         "auc": roc_auc(scores[scored], is_fraud) if both else None,

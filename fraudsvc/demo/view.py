@@ -118,7 +118,10 @@ def model_line(metrics: Mapping[str, Any]) -> str:
 
 def ranking_line(ranking: Mapping[str, Any]) -> str:
     """Return how live scores ranked the frauds, and whether they are those of the batch."""
-    same = f"{ranking['differing']} of {ranking['compared']:,} live scores differ from the batch's"
+    same = (
+        f"{ranking['differing']} of {ranking['compared']:,} live scores, by"
+        f" {ranking['models']} models in turn, differ from the batch's"
+    )
     if ranking["auc"] is None:
         return same
     return (
