@@ -196,7 +196,10 @@ def test_a_drain_under_load_loses_no_answer(tmp_path: Path, trained: Trained, ho
         assert serve.stop() == 0
         for caller in callers:
             caller.join(TIMEOUT_S)
-    assert [caller.codes for caller in callers] == [{Code.UNAVAILABLE}] * 3
+    # CANCELLED is what crosses gRPC's goodbye on the wire; clients try both again.
+    for caller in callers:
+        assert caller.codes
+        assert caller.codes <= {Code.UNAVAILABLE, Code.CANCELLED}
     log = FileEventLog(data / "log", read_only=True)
     ids = {d.assessment.decision_id for d in decisions(log).values()}
     log.close()

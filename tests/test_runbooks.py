@@ -204,7 +204,7 @@ def scorer(data: Path, secret: Path) -> Iterator[Connected]:
         "--store", f"lmdb://{data}/store", "--bundle", str(data / "bundle"),
         "--public-key", str(data / "key.pub"), "--archive", str(data / "archive"),
         "--address", "127.0.0.1:0", "--max-age-days", "0", "--budget-ms", "60000",
-        "--id-secret", str(secret), "--ready-file", str(ready),
+        "--wait-ms-max", "60000", "--id-secret", str(secret), "--ready-file", str(ready),
     ) as role:  # fmt: skip
         role.wait_for(ready)
         with connected(int(ready.read_text())) as client:
