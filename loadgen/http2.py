@@ -110,7 +110,8 @@ class Session(Generic[_Call]):
 
     def cancel(self, call: _Call) -> None:
         """Give a call up; it has no end."""
-        if call.stream and self.calls.pop(call.stream, None) is not None:
+        if self.calls.get(call.stream) is call:  # other connections have streams of that number
+            del self.calls[call.stream]
             self._frame(_RESET, 0, call.stream, _NUMBER.pack(_CANCEL))
         elif call in self.held:
             self.held.remove(call)

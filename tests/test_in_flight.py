@@ -170,6 +170,28 @@ def test_a_late_call_ends_at_its_deadline_and_the_next_is_answered() -> None:
     server.stop(0).wait(5)
 
 
+def test_giving_a_call_up_leaves_those_of_other_connections_alone() -> None:
+    """Both have the first stream of their connection."""
+
+    def slow(body: bytes, _: grpc.ServicerContext) -> bytes:
+        time.sleep(3.0 if body == b"late" else 0.8)
+        return body[::-1]
+
+    server, port = serving(slow)
+    told: Told = []
+    with InFlight(target(port, deadline_s=1.0), METHOD) as calls:
+        calls.send(0, b"late", teller(told, 0))
+        end_ns = time.perf_counter_ns() + 6 * NS // 10
+        while time.perf_counter_ns() < end_ns:
+            calls.turn(end_ns)
+        calls.send(1, b"good", teller(told, 1))
+        turn_until(calls, lambda: len(told) == 2)
+    assert told == [
+        (0, grpc.StatusCode.DEADLINE_EXCEEDED, b""), (1, grpc.StatusCode.OK, b"doog"),
+    ]  # fmt: skip
+    server.stop(0).wait(5)
+
+
 def test_a_server_that_went_fails_calls_at_once_and_is_found_again() -> None:
     server, port = serving()
     with InFlight(target(port), METHOD) as calls:
