@@ -90,9 +90,7 @@ def greeted(address: str, caller: Identity) -> bytes | None:
     By TLS 1.3 the server judges the caller's after the handshake, so it must have said something.
     """
     host, _, port = address.rpartition(":")
-    context = ssl.create_default_context(cafile=str(caller.authority))
-    context.load_cert_chain(caller.certificate, caller.key)
-    context.set_alpn_protocols(["h2"])
+    context = caller.context()
     try:
         with (
             socket.create_connection((host, int(port)), CALL_S) as plain,

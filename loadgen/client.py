@@ -6,6 +6,7 @@ Owns channel options and the contract's methods. Must not know when calls are ma
 from __future__ import annotations
 
 import contextlib
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,13 @@ class Identity(NamedTuple):
     authority: Path
     certificate: Path
     key: Path
+
+    def context(self) -> ssl.SSLContext:
+        """Return how a socket shows it, for HTTP/2. Raises OSError for files that are wrong."""
+        context = ssl.create_default_context(cafile=str(self.authority))
+        context.load_cert_chain(self.certificate, self.key)
+        context.set_alpn_protocols(["h2"])
+        return context
 
 
 @contextlib.contextmanager

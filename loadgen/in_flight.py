@@ -3,8 +3,8 @@
 Owns sockets, connections that break and come back, deadlines and retries. Must not know when calls
 are made, nor what is in them.
 
-A call takes a tenth of the CPU that it takes by grpc's client, which is what one core needs to send
-twice of what another can answer (docs/decisions/0036).
+A call takes a fraction of the CPU that it takes by grpc's client, which is what one core needs to
+send twice of what another can answer (docs/decisions/0036).
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
 from typing import Final, NamedTuple
 
 import grpc
 
 from loadgen.client import CONNECTIONS_MAX, Identity, TargetUnreachableError
-from loadgen.http2 import MESSAGE_MAX, Call, End, ProtocolError, Session, request_headers
+from loadgen.http2 import MESSAGE_MAX, Call, End, Session, request_headers
+from loadgen.pacing import NS
 
-NS: Final = 1_000_000_000
 _LOOK_NS: Final = NS // 100  # how late a deadline, a retry or a new connection may be
 _READ_BYTES: Final = 1 << 18
 _CONNECT_S: Final = 5.0  # one attempt; a server that is far or busy takes its time
@@ -35,7 +34,6 @@ _PAUSES_NS: Final = (0, NS // 10, NS // 5, NS // 2)  # before each attempt; the 
 _RETRIED: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _ATTEMPTS: Final = 5
 _BACKOFF_S: Final = (0.1, 1.0)  # doubled up to
-_GONE: Final = (ConnectionError, TimeoutError, ssl.SSLError, OSError)
 
 Ended = Callable[[grpc.StatusCode, bytes], object]
 
@@ -96,7 +94,7 @@ class _Connection:
             self._socket.connect(way.address)
         except BlockingIOError:
             pass
-        except _GONE:
+        except OSError:
             self.broken = True
 
     def close(self) -> None:
@@ -117,7 +115,7 @@ class _Connection:
             del self.session.out[:sent]
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             pass
-        except _GONE:
+        except OSError:
             self.broken = True
         self._want(select.EPOLLIN | (select.EPOLLOUT if self.session.out else 0))
 
@@ -126,12 +124,12 @@ class _Connection:
         try:
             if not self._greeted:
                 self._connect()
-            return list(self._read()) if self._greeted else []
+            return self._read() if self._greeted else []
         except (ssl.SSLWantReadError, BlockingIOError):
             self._want(select.EPOLLIN)
         except ssl.SSLWantWriteError:
             self._want(select.EPOLLOUT)
-        except _GONE:
+        except OSError:
             self.broken = True
         return []
 
@@ -156,16 +154,12 @@ class _Connection:
         while True:
             try:
                 data = self._socket.recv(_READ_BYTES)
+                ended += self.session.received(data)
             except (BlockingIOError, ssl.SSLWantReadError):
                 return ended
-            except _GONE:
+            except OSError:  # what is wrong with the protocol is one, too
                 data = b""
             if not data:
-                self.broken = True
-                return ended
-            try:
-                ended += self.session.received(data)
-            except ProtocolError:
                 self.broken = True
                 return ended
             # TLS may keep what was read already; of a socket the poll tells again.
@@ -216,19 +210,17 @@ class InFlight:
         end_ns = time.perf_counter_ns() + int(self._target.connect_s * NS)
         while not all(each.connection and each.connection.session.ready for each in self._places):
             if time.perf_counter_ns() > end_ns:
-                self.__exit__(None, None, None)
+                self._leave()
                 raise TargetUnreachableError(
                     f"no server answers at {self._target.address} in {self._target.connect_s:g} s"
                 )
             self.turn(end_ns)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
         for connection in self._connections.values():
             connection.close()
         self._connections.clear()
@@ -324,16 +316,18 @@ class InFlight:
                 call.stream, call.answer = 0, b""
                 heapq.heappush(self._again, (due_ns, order, at, call))
                 return
-        call.over = True
-        self._ended.append((call, status, answer))
+        self._is_over(call, status, answer)
 
     def _give_up(self, call: _Sent) -> None:
         if call.over:
             return
         for connection in self._connections.values():
             connection.session.cancel(call)
+        self._is_over(call, grpc.StatusCode.DEADLINE_EXCEEDED, b"")
+
+    def _is_over(self, call: _Sent, status: grpc.StatusCode, answer: bytes) -> None:
         call.over = True
-        self._ended.append((call, grpc.StatusCode.DEADLINE_EXCEEDED, b""))
+        self._ended.append((call, status, answer))
 
 
 def _way(target: Target, method: str) -> _Way:
@@ -341,11 +335,7 @@ def _way(target: Target, method: str) -> _Way:
     host, _, port = target.address.rpartition(":")
     host = host.strip("[]")
     (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    tls = None
-    if target.identity is not None:
-        tls = ssl.create_default_context(cafile=str(target.identity.authority))
-        tls.load_cert_chain(target.identity.certificate, target.identity.key)
-        tls.set_alpn_protocols(["h2"])
+    tls = None if target.identity is None else target.identity.context()
     headers = request_headers(
         target.address, method, "http" if tls is None else "https", int(target.deadline_s * 1000)
     )

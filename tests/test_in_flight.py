@@ -21,7 +21,8 @@ from deploy.testing.certificates import write_set
 from loadgen.certificates import Certificates
 from loadgen.client import TargetUnreachableError
 from loadgen.http2 import MESSAGE_MAX, Call, ProtocolError, Session, request_headers
-from loadgen.in_flight import NS, Ended, InFlight, Target
+from loadgen.in_flight import Ended, InFlight, Target
+from loadgen.pacing import NS
 
 METHOD = "tests.Echo/Say"
 Answer = Callable[[bytes, grpc.ServicerContext], bytes]
@@ -95,12 +96,6 @@ def bodies(count: int, size: int = 40) -> list[bytes]:
 
 def all_reversed(told: Told, sent: list[bytes]) -> bool:
     return sorted(told) == [(n, grpc.StatusCode.OK, body[::-1]) for n, body in enumerate(sent)]
-
-
-@pytest.fixture(autouse=True)
-def _comparable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let statuses be sorted."""
-    monkeypatch.setattr(grpc.StatusCode, "__lt__", lambda a, b: a.name < b.name, raising=False)
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def _offline(plan: Plan, decided_by: Mapping[str, str]) -> dict[str, float]:
     models = np.array([decided_by.get(each, "") for each in ids])
     key, archive = (plan.data / "key.pub").read_bytes(), Archive(plan.data / "archive")
     found: dict[str, float] = {}
-    for version in sorted({*decided_by.values()} - {""}):
+    for version in {*decided_by.values()}:
         path = archive.bundle_path(version)
         bundle = load_bundle(path, schema_version=SCHEMA_VERSION, public_key=key)
         own = np.flatnonzero(models == version)
@@ -195,7 +195,8 @@ def judge(plan: Plan) -> dict[str, Any]:
     ``auc`` and ``average_precision`` are None where the live part has only one outcome.
     """
     answers = pq.read_table(plan.answers).to_pydict()
-    decided_by = dict(zip(answers["transaction_id"], answers["model_version"], strict=True))
+    models = zip(answers["transaction_id"], answers["model_version"], strict=True)
+    decided_by = {identity: model for identity, model in models if model}
     offline = _offline(plan, decided_by)
     scores: NDArray[np.float64] = np.array(answers["score"], np.float64)  # NaN for no score
     expected = np.array([offline.get(each, np.nan) for each in answers["transaction_id"]])
@@ -205,7 +206,7 @@ def judge(plan: Plan) -> dict[str, Any]:
     both = 0 < is_fraud.sum() < len(is_fraud)
     return {
         "compared": int(scored.sum()),
-        "models": len({*decided_by.values()} - {""}),
+        "models": len({*decided_by.values()}),
         "differing": int((scores != expected)[scored].sum()),
         "prevalence": float(is_fraud.mean()),
         "auc": roc_auc(scores[scored], is_fraud) if both else None,

@@ -116,9 +116,14 @@ def backlog_rate(cluster: Cluster, names: list[str], parts: Iterator[Fill], even
     start_s = time.perf_counter()
     for name in names:
         cluster.signal(name, signal.SIGCONT)
-    # The offset after the last array is one before that after its transaction's marker.
-    until(lambda: sum(offsets(cluster)) >= sum(lasts) - len(lasts), "the events", FOLDED_S)
+    until_folded(cluster, lasts, FOLDED_S)
     return events / (time.perf_counter() - start_s)
+
+
+def until_folded(cluster: Cluster, lasts: list[int], seconds: float) -> None:
+    """Wait until folds have met all before ``lasts``, the ends of their partitions."""
+    # The offset after the last array is one before that after its transaction's marker.
+    until(lambda: sum(offsets(cluster)) >= sum(lasts) - len(lasts), "the events", seconds)
 
 
 async def ends(cluster: Cluster, name: str) -> list[int]:

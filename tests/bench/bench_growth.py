@@ -25,7 +25,7 @@ from tests.bench import bench_cluster as cluster_bench
 from tests.bench.claims import SEED, claim, make_world, read_world
 from tests.bench.serving import own_memory
 from tests.clusters import Cluster, stopping
-from tests.conftest import Trained, until
+from tests.conftest import Trained
 
 PARTITIONS = (1, 2, 4, 8)
 ENTITIES = (10_000, 100_000, 1_000_000, 2_000_000)
@@ -64,23 +64,14 @@ def grown(cluster: Cluster, records: NDArray[np.void], entities: int) -> Grown:
     asyncio.run(create_topics(cluster.kafka))
     with stopping(cluster):
         cluster.start("fold-0")
-        _fill(cluster, first)
-        until(lambda: _is_folded(cluster), "all entities", FILLED_S)
+        asyncio.run(cluster_bench.send(cluster, cluster_bench.updates_of(cluster, first)))
+        lasts = asyncio.run(cluster_bench.ends(cluster, "entity-updates"))
+        cluster_bench.until_folded(cluster, lasts, FILLED_S)
         parts = cluster_bench.updates_of(cluster, second)
         rate = cluster_bench.backlog_rate(cluster, ["fold-0"], parts, EVENTS)
         data = next(Path(cluster.folder, "states").rglob("data.mdb"))
         used = data.stat().st_blocks * 512
         return Grown(entities, rate, used, own_memory(cluster.processes["fold-0"].popen.pid))
-
-
-def _fill(cluster: Cluster, records: NDArray[np.void]) -> None:
-    parts = cluster_bench.updates_of(cluster, records)
-    asyncio.run(cluster_bench.send(cluster, parts))
-
-
-def _is_folded(cluster: Cluster) -> bool:
-    lasts = asyncio.run(cluster_bench.ends(cluster, "entity-updates"))
-    return sum(cluster_bench.offsets(cluster)) >= sum(lasts) - len(lasts)
 
 
 def draw(by_partitions: dict[int, float], by_entities: list[Grown], path: Path) -> None:
