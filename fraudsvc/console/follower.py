@@ -107,6 +107,7 @@ class Follower:
         self._observed = observed
         self._around = around
         self._swaps: dict[str, tuple[str, Context]] = {}  # by scorer: the bundle it took up
+        self._learnt: dict[str, int] = {}  # by scorer: where the labels that it serves end
         self._received_ms = 0  # when the last decision was asked for
         self._is_live = False  # whether what is read now was appended a moment ago
         self._changes = Changes()
@@ -316,15 +317,27 @@ class Follower:
         if run is not None and not is_loaded:
             return  # what became of a bundle later
         learnt = event.learning if event.HasField("learning") and not is_loaded else run
-        labels = [] if learnt is None else self._labels_of(learnt)
+        start, stop = (0, 0) if learnt is None else (learnt.from_position, learnt.until_position)
         if is_loaded:
             self._swaps[event.author] = (event.model_version, swap_context(event))
-            loaded_ms = event.event_time.ToMilliseconds()
-            self._observed.swapped([(loaded_ms - each["seen_ms"]) / 1000 for each in labels])
+            self._observe_swap(event, stop)
+        labels = [] if is_loaded else self._labels_between(start, stop)
         contexts = [label_context(self._journal, each["position"]) for each in labels]
         self._changes.spans += spans_of_model_event(
             event, contexts[-LINKS_MAX:], len(contexts), learnt is not None
         )
+
+    def _observe_swap(self, event: model_event_pb2.ModelEvent, stop: int) -> None:
+        """Tell how long labels waited until a scorer served them first.
+
+        Also those that a bundle learnt which came between and was not taken up; not those that a
+        scorer finds when it starts.
+        """
+        start = self._learnt.get(event.author, stop)
+        self._learnt[event.author] = max(start, stop)
+        loaded_ms = event.event_time.ToMilliseconds()
+        waits_ms = [loaded_ms - each["seen_ms"] for each in self._labels_between(start, stop)]
+        self._observed.swapped([wait_ms / 1000 for wait_ms in waits_ms])
 
     def _run_of(self, model_version: str) -> model_event_pb2.Learning | None:
         """Return the run that learnt a bundle, None where this log has none."""
@@ -335,9 +348,8 @@ class Follower:
                     return event.learning
         return None
 
-    def _labels_of(self, run: model_event_pb2.Learning) -> list[Row]:
-        """Return the joined labels that were new in a run, oldest first."""
-        start, stop = run.from_position, run.until_position
+    def _labels_between(self, start: int, stop: int) -> list[Row]:
+        """Return the joined labels between two positions, oldest first."""
         fresh = [
             row
             for row in self._changes.labels
