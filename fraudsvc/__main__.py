@@ -115,6 +115,7 @@ def _up(args: argparse.Namespace) -> int:
             data=args.data, address=args.address, workers=args.workers, pin=args.pin,
             policy=args.policy, serve_arguments=extra, console=args.console,
             environment=os.environ, kafka=args.kafka, store=args.store, stages=args.stages,
+            niceness=args.niceness,
         )
     )  # fmt: skip
 
@@ -167,6 +168,9 @@ def _add_up(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--kafka", default="", help="URL of Kafka: one of several hosts; --store")
     parser.add_argument("--store", default="", help="URL of the shared states, with --kafka")
     parser.add_argument("--stages", type=int, default=1, help="splits and folds, with --kafka")
+    parser.add_argument(
+        "--niceness", type=int, default=5, help="how much all but scorers give way, 0 to 19"
+    )
     parser.set_defaults(run=_up)
 
 

@@ -42,7 +42,8 @@ class Role:
     """One child process. It is ready when ``ready`` says so, or its ``ready_file`` exists.
 
     With neither it is ready as soon as it runs. ``ready_file`` is removed before each start;
-    ``environment`` is added to the supervisor's own.
+    ``environment`` is added to the supervisor's own. ``niceness``, 0 to 19, is how much it gives
+    way to others where cores are short.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Role:
     environment: Mapping[str, str] = field(default_factory=dict)
     ready: Callable[[], bool] | None = None
     ready_file: Path | None = None
+    niceness: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,7 @@ class Supervisor:
                 env={**os.environ, **child.role.environment},
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a terminal's ^C reaches us alone; we pass it on once
-                preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509 - no thread needs a lock here
+                preexec_fn=_before_exec(os.getpid(), child.role.niceness),  # noqa: PLW1509 - no thread needs a lock here
             )
         except OSError:
             self._wait(child, now_ms)
@@ -224,10 +226,11 @@ def _signal(child: _Child, number: signal.Signals) -> None:
         child.process.send_signal(number)
 
 
-def _die_with_parent(parent: int) -> Callable[[], None]:
-    """Return what a child runs before exec, so that it never outlives a killed supervisor."""
+def _before_exec(parent: int, niceness: int) -> Callable[[], None]:
+    """Return what a child runs before exec: it never outlives a killed supervisor, and is nice."""
 
     def before_exec() -> None:
+        os.nice(niceness)
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # the parent died before prctl could tell
             os._exit(1)

@@ -19,6 +19,7 @@ from fraudsvc.supervisor import Change, Role, State, Supervisor
 from fraudsvc.topology import cpu_flags
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - in memory, counting waits for no disk  # nosec B108
+NICENESS_MAX = 19
 _STYLES = {State.READY: "green", State.WAITING: "red", State.STOPPED: "dim"}
 
 
@@ -28,7 +29,9 @@ class UpOptions:
 
     With ``kafka`` and ``store``, the URLs of a cluster and of shared states, the machine is one of
     several hosts: a relay ships its journal, and ``stages`` splits and as many folds run here.
-    Raises ValueError for one of the two URLs alone.
+    ``niceness``, 0 to 19, is how much all but the scorers give way where cores are short: calls
+    wait for an answer, and no stage does. Raises ValueError for one of the two URLs alone, or
+    another niceness.
     """
 
     data: Path
@@ -42,10 +45,13 @@ class UpOptions:
     kafka: str = ""
     store: str = ""
     stages: int = 1
+    niceness: int = 5
 
     def __post_init__(self) -> None:
         if bool(self.kafka) != bool(self.store):
             raise ValueError("Kafka and shared states come together: --kafka and --store")
+        if not 0 <= self.niceness <= NICENESS_MAX:
+            raise ValueError(f"niceness must be 0 to {NICENESS_MAX}, not {self.niceness}")
 
     @property
     def places(self) -> list[str]:
@@ -127,7 +133,7 @@ def _stage(options: UpOptions, name: str, command: str, *more: str) -> Role:
     ready = options.data / f"{name}.ready"
     places = more or options.places
     argv = [sys.executable, "-m", "featurizer", command, *places, "--ready-file", str(ready)]
-    return Role(name, argv, options.telling, ready_file=ready)
+    return Role(name, argv, options.telling, ready_file=ready, niceness=options.niceness)
 
 
 def _shared_stages(options: UpOptions) -> list[Role]:
@@ -167,7 +173,7 @@ def _trainer(options: UpOptions) -> Role:
         "--bundle", str(data / "bundle"), "--key", str(data / "key"),
         "--public-key", str(data / "key.pub"), "--ready-file", str(ready),
     ]  # fmt: skip
-    return Role("trainer", argv, options.telling, ready_file=ready)
+    return Role("trainer", argv, options.telling, ready_file=ready, niceness=options.niceness)
 
 
 def _console(options: UpOptions) -> Role:
@@ -180,7 +186,7 @@ def _console(options: UpOptions) -> Role:
         "--scorer", options.address, "--policy", options.policy,
     ]  # fmt: skip
     folder = {"FRAUD_METRICS": options.telling["FRAUD_METRICS"]}
-    return Role("console", argv, folder, ready_file=ready)
+    return Role("console", argv, folder, ready_file=ready, niceness=options.niceness)
 
 
 def up(options: UpOptions) -> int:

@@ -74,5 +74,16 @@ def test_frauds_that_stand_far_out_need_little_of_the_cap(around: Usual) -> None
         cells = around.traffic.cells_of(known_features(120, random, 2, up))
         shares.append(needed_share([np.arange(120)], cells, around))
     assert shares[1] < shares[0] <= SETTINGS.share_max
-    few = around.traffic.cells_of(known_features(10, random, 2, 3.5))
-    assert needed_share([np.arange(10)], few, around) == SETTINGS.share_max
+
+
+@pytest.mark.parametrize(("frauds", "share"), [(3, 0.2), (10, 0.25), (30, 0.75)])
+def test_few_frauds_may_have_a_part_of_the_cap(around: Usual, frauds: int, share: float) -> None:
+    random = np.random.default_rng(SEED + 5)
+    few = around.traffic.cells_of(known_features(frauds, random, 2, 3.5))
+    assert needed_share([np.arange(frauds)], few, around) == share * SETTINGS.share_max
+
+
+def test_frauds_that_nobody_finds_may_have_as_little_as_few(around: Usual) -> None:
+    random = np.random.default_rng(SEED + 6)
+    strangers = around.traffic.cells_of(make_traffic(120, random))
+    assert needed_share([np.arange(120)], strangers, around) < 0.5 * SETTINGS.share_max

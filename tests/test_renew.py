@@ -24,6 +24,7 @@ from trainer.model import Model
 from trainer.renew import (
     GOOD_MIN,
     SHIFT_MAX,
+    UNJUDGED_MAX,
     Recent,
     fit_shift,
     good_shares,
@@ -38,6 +39,7 @@ from trainer.train import train
 SEED = 23
 WIDTH = 8
 BUDGET = Budget(alert_share=0.02, decline_share=0.005)
+PLENTY = 2.0  # a share for alerts that nothing fills
 
 
 @pytest.fixture(scope="module")
@@ -282,10 +284,35 @@ def test_what_the_expert_finds_among_the_newest_counts_as_it_was_judged() -> Non
     surely_good = np.zeros(len(recent.features)), np.zeros(len(rows))
     for is_fraud, least in ((no, 1.0), (~no, GOOD_MIN)):
         asked = replace(recent, asked_is_fraud=is_fraud)
-        counts, newest = good_shares(expert, asked, *surely_good)
+        counts, newest = good_shares(expert, asked, *surely_good, PLENTY)
         np.testing.assert_array_equal(newest, np.where(boosted, least, 1.0))
         assert (counts == 1.0).all()  # those were judged good
-    assert (good_shares(None, replace(recent, asked_is_fraud=no), *surely_good)[1] == 1.0).all()
+    assert (
+        good_shares(None, replace(recent, asked_is_fraud=no), *surely_good, 1.0)[1] == 1.0
+    ).all()
+
+
+@pytest.mark.parametrize("judged", [0, 40])
+def test_what_an_expert_boosts_takes_half_of_the_budget_until_it_is_judged(judged: int) -> None:
+    random = np.random.default_rng(SEED)
+    expert = random_expert(random, WIDTH, 5)
+    rows = make_features(4_000, WIDTH, SEED)
+    boosted = evaluate_expert(expert, rows)[1] > 0.0
+    budget = 0.5 * float(boosted.mean())
+    no = np.zeros(len(rows), np.bool_)
+    asked = rows[boosted][:judged]
+    recent = replace(
+        make_recent(), features=rows, is_good=no, is_alerted=no, asked=asked,
+        asked_is_fraud=no[:judged], asked_is_alerted=no[:judged],
+    )  # fmt: skip
+    counts, _ = good_shares(expert, recent, np.zeros(len(rows)), np.zeros(0), budget)
+    taken = counts[boosted].sum() / len(rows)
+    if judged:  # all of them are good
+        assert taken > 1.5 * budget
+    else:
+        np.testing.assert_allclose(taken, UNJUDGED_MAX * budget)
+    wide, _ = good_shares(expert, recent, np.zeros(len(rows)), np.zeros(0), PLENTY)
+    assert (wide == 1.0).all(), "what is boosted is little beside the budget"
 
 
 def test_what_nobody_judged_counts_by_what_the_bundle_takes_it_for() -> None:
@@ -293,7 +320,7 @@ def test_what_nobody_judged_counts_by_what_the_bundle_takes_it_for() -> None:
     judged = np.arange(len(recent.features)) % 2 == 0
     recent = replace(recent, is_good=judged, newest=recent.features[:3])
     found = np.full(len(recent.features), 0.9)
-    counts, newest = good_shares(None, recent, found, np.array([0.0, 0.3, 0.9]))
+    counts, newest = good_shares(None, recent, found, np.array([0.0, 0.3, 0.9]), PLENTY)
     np.testing.assert_array_equal(counts, np.where(judged, 1.0, GOOD_MIN))
     np.testing.assert_allclose(newest, [1.0, 0.7, GOOD_MIN])
 

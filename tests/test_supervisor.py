@@ -61,6 +61,19 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
+def test_a_role_gives_way_as_much_as_it_is_said_to() -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    with running(python("first", SLEEP), python("gives-way", SLEEP, niceness=7)) as (
+        _,
+        changes,
+        _d,
+    ):
+        until(lambda: len([c for c in changes if c.state is State.READY]) == 2)
+        pids = {c.role: c.pid for c in changes if c.pid is not None}
+        nice = {name: os.getpriority(os.PRIO_PROCESS, pid) for name, pid in pids.items()}
+    assert nice == {"first": own, "gives-way": min(own + 7, 19)}
+
+
 def test_a_role_goes_from_start_to_stop() -> None:
     with running(python("sleeper", SLEEP)) as (supervisor, changes, drained):
         until(lambda: supervisor.states() == {"sleeper": State.READY})

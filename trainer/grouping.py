@@ -27,6 +27,7 @@ _BELONGS = 0.5  # of the way to where frauds are lifted: those that are hardest 
 _KEPT = 0.98  # of what the whole cap catches, so much is enough
 _SHARES = (0.1, 0.2, 0.4, 0.6, 1.0)  # of the cap
 _FOUND_MIN = 40  # fewer frauds that were found say nothing of how much of the cap is needed
+_FEW_SHARE = 0.2  # of the cap, for the first: some find each other by chance
 _GROUP_ROUNDS = 5
 
 Members = NDArray[np.int64]
@@ -51,17 +52,18 @@ def best_groups(cells: NDArray[np.uint8], around: Usual) -> list[Members]:
 
 
 def needed_share(groups: Sequence[Members], cells: NDArray[np.uint8], around: Usual) -> float:
-    """Return how much of the cap on the share of traffic lifted the groups need.
+    """Return how much of the cap on the share of traffic lifted the groups need, or may have.
 
-    What they would lift beyond it, other frauds would have to be left for.
+    What they would lift beyond it, other frauds would have to be left for. Few frauds may have as
+    much of it as they are of those that would say how much is needed.
     """
-    if cells.shape[1] < _FOUND_MIN:
-        return around.settings.share_max
-    caught = _found(groups, cells, around, _SHARES).sum(axis=1)
-    if caught[-1] < _FOUND_MIN:
-        return around.settings.share_max
-    enough = int(np.argmax(caught >= _KEPT * caught[-1]))
-    return _SHARES[enough] * around.settings.share_max
+    share_max, frauds = around.settings.share_max, cells.shape[1]
+    if frauds >= _FOUND_MIN:
+        caught = _found(groups, cells, around, _SHARES).sum(axis=1)
+        if caught[-1] >= _FOUND_MIN:
+            return _SHARES[int(np.argmax(caught >= _KEPT * caught[-1]))] * share_max
+        frauds = int(caught[-1])
+    return max(_FEW_SHARE, frauds / _FOUND_MIN) * share_max
 
 
 def _supported(

@@ -33,6 +33,7 @@ from trainer.trees import Trees
 SHIFT_MAX = 3.0  # log-odds
 SHIFT_DOUBT = 10.0  # frauds
 JUDGED_DOUBT = 10.0  # payments that were judged
+UNJUDGED_MAX = 0.5  # of the budget, for what an expert boosts that nobody has judged
 GOOD_MIN = 0.5  # of what the bundle takes for fraud: it may be wrong
 _SHIFT_STEPS = 60
 LAYER_ROWS_MAX = 64
@@ -98,7 +99,7 @@ def renew(
     probabilities = moved.probabilities(logits)
     newest = moved.probabilities(model.logits(recent.newest))
     decline_from = before.get("decline_from", older.thresholds.decline)
-    counts = good_shares(expert, recent, probabilities, newest)
+    counts = good_shares(expert, recent, probabilities, newest, budget.alert_share)
     thresholds = thresholds_within(probabilities, decline_from, budget, newest, *counts)
     base_rows = before.get("base_check_rows", len(older.check_vectors))
     rows, row_logits = _check_rows(older, base_rows, model, recent)
@@ -127,6 +128,7 @@ def good_shares(
     recent: Recent,
     probabilities: NDArray[np.float64],
     newest: NDArray[np.float64],
+    alert_share: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return how likely each of ``recent.features`` and of ``recent.newest`` is no fraud.
 
@@ -134,7 +136,9 @@ def good_shares(
     ``probabilities`` float64[m] and ``newest`` float64[j] of the new bundle have it, but by
     GOOD_MIN at least. Of what was alerted, or what the expert boosts, as much is good as among
     those that were judged; what the expert boosts of the newest within GOOD_MIN, too, as who
-    judged may have lied.
+    judged may have lied. Until some were judged, all that is alerted counts, and what the expert
+    boosts up to UNJUDGED_MAX of the budget ``alert_share``: or an attack that is found before
+    anybody could judge it would leave nothing for other fraud.
     """
     counts = np.maximum(1.0 - probabilities, GOOD_MIN)
     late_counts = np.maximum(1.0 - newest, GOOD_MIN)
@@ -144,15 +148,18 @@ def good_shares(
             evaluate_expert(expert, rows)[1] > 0.0
             for rows in (recent.features, recent.asked, recent.newest)
         )
-        counts[features] = good = _good_share(recent.asked_is_fraud[asked])
+        boosted, most = float(features.mean()), UNJUDGED_MAX * alert_share
+        unjudged = most / boosted if boosted > most else 1.0
+        counts[features] = good = _good_share(recent.asked_is_fraud[asked], unjudged)
         late_counts[late] = max(good, GOOD_MIN)
     counts[recent.is_good] = 1.0
     return counts, late_counts
 
 
-def _good_share(is_fraud: NDArray[np.bool_]) -> float:
-    """Return how many of the judged are good; all where few were judged."""
-    return (np.count_nonzero(~is_fraud) + JUDGED_DOUBT) / (len(is_fraud) + JUDGED_DOUBT)
+def _good_share(is_fraud: NDArray[np.bool_], unjudged: float = 1.0) -> float:
+    """Return how many of the judged are good; as many as ``unjudged`` where few were judged."""
+    good = np.count_nonzero(~is_fraud) + JUDGED_DOUBT * unjudged
+    return float(good / (len(is_fraud) + JUDGED_DOUBT))
 
 
 def fit_shift(
