@@ -10,12 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fraudsvc.supervisor import Change, Role, State, Supervisor, SupervisorSettings
+from fraudsvc.up import UpOptions, roles
 
 FAST = SupervisorSettings(
     backoff_first_ms=20, backoff_max_ms=100, stable_ms=60_000, drain_ms=400, poll_ms=5
@@ -59,6 +61,22 @@ def alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+@pytest.mark.parametrize("shared", [("", ""), ("kafka://broker:9092/a", "redis://store:6379/a")])
+def test_all_of_a_machine_but_its_scorers_give_way(tmp_path: Path, shared: tuple[str, str]) -> None:
+    (tmp_path / "key").touch()
+    kafka, store = shared
+    options = UpOptions(
+        tmp_path, "127.0.0.1:50051", 2, False, "", console="127.0.0.1:0", kafka=kafka, store=store,
+        niceness=7,
+    )  # fmt: skip
+    found = {role.name: role.niceness for role in roles(options)}
+    stages = {"relay", "split-0", "fold-0"} if kafka else {"featurizer"}
+    scorers = {"serve-0": 0, "serve-1": 0}
+    assert found == {**dict.fromkeys(stages | {"trainer", "console"}, 7), **scorers}
+    with pytest.raises(ValueError, match="0 to 19"):
+        replace(options, niceness=20)
 
 
 def test_a_role_gives_way_as_much_as_it_is_said_to() -> None:
