@@ -57,11 +57,12 @@ def needed_share(groups: Sequence[Members], cells: NDArray[np.uint8], around: Us
     What they would lift beyond it, other frauds would have to be left for. Few frauds may have as
     much of it as they are of those that would say how much is needed.
     """
-    share_max, frauds = around.settings.share_max, cells.shape[1]
+    share_max, frauds = around.settings.share_max, int(cells.shape[1])
     if frauds >= _FOUND_MIN:
         caught = _found(groups, cells, around, _SHARES).sum(axis=1)
         if caught[-1] >= _FOUND_MIN:
-            return _SHARES[int(np.argmax(caught >= _KEPT * caught[-1]))] * share_max
+            enough = int(np.argmax(caught >= _KEPT * caught[-1]))
+            return _SHARES[enough] * share_max
         frauds = int(caught[-1])
     return max(_FEW_SHARE, frauds / _FOUND_MIN) * share_max
 
