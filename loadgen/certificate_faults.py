@@ -15,7 +15,7 @@ import grpc
 from loadgen.certificates import SERVERS, Certificates, Pair
 from loadgen.client import Identity, TargetUnreachableError, connect
 from loadgen.faults import CALL_S, GREETING, Figures, Scene
-from loadgen.model_faults import model_that_answers
+from loadgen.model_faults import is_heard
 from loadgen.system import UnfitError
 
 NO_CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n"
@@ -69,11 +69,11 @@ class _Counts:
         self.stale += shown is not None and shown != wanted
 
     def call(self) -> None:
-        """Connect and call."""
+        """Connect and call; who is shed was let in."""
         system = self._scene.system
         try:
             with connect(system.address, 1, CALL_S, identity=self._files.caller) as (channel,):
-                self.failed += not model_that_answers(channel)
+                self.failed += not is_heard(channel)
         except (TargetUnreachableError, grpc.RpcError):
             self.failed += 1
 

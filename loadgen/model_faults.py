@@ -67,13 +67,25 @@ def _answers(scene: Scene, version: str) -> bool:
 
 def model_that_answers(channel: grpc.Channel) -> str:
     """Return the model of an answer that nobody keeps, nothing where there is no answer."""
-    request = fraud_service_pb2.ScoreRequest.FromString(a_payment())
-    request.validate_only = True
     try:
-        answer = score_method(channel)(request.SerializeToString(), timeout=CALL_S)
+        return _answer(channel).assessment.model_version
     except grpc.RpcError:
         return ""
-    return answer.assessment.model_version
+
+
+def is_heard(channel: grpc.Channel) -> bool:
+    """Return whether a call on the channel is answered, or shed."""
+    try:
+        _answer(channel)
+    except grpc.RpcError as error:
+        return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    return True
+
+
+def _answer(channel: grpc.Channel) -> fraud_service_pb2.ScoreResponse:
+    request = fraud_service_pb2.ScoreRequest.FromString(a_payment())
+    request.validate_only = True
+    return score_method(channel)(request.SerializeToString(), timeout=CALL_S)
 
 
 def _flip(path: Path) -> None:
