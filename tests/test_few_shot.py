@@ -127,8 +127,8 @@ def test_codes_are_told_apart_where_high_and_low_say_nothing(traffic: Traffic) -
 
     def coded(rows: int) -> Matrix:
         drawn = make_traffic(rows, random)
-        drawn[:, 30] = random.choice(5, rows, p=[0.4, 0.07, 0.06, 0.07, 0.4])
-        drawn[:, 70] = random.choice(5, rows, p=[0.4, 0.07, 0.06, 0.07, 0.4])
+        drawn[:, 30] = random.choice(5, rows, p=[0.455, 0.02, 0.02, 0.05, 0.455])
+        drawn[:, 70] = random.choice(5, rows, p=[0.455, 0.02, 0.02, 0.05, 0.455])
         return drawn
 
     usual, frauds, later = coded(5_000), coded(12), coded(1_000)
