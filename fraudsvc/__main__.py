@@ -32,7 +32,7 @@ from fraudsvc.policy import DEFAULT_POLICY, PolicyError
 from fraudsvc.rekey_command import add_rekey
 from fraudsvc.serve import ServeOptions, host_name, serve, serve_workers
 from fraudsvc.server import ServerSettings
-from fraudsvc.up import UpOptions, print_change, up
+from fraudsvc.up import NICENESS, UpOptions, print_change, up
 from trainer.bundle import BundleError
 
 # Flag, environment variable, default, meaning; the flag wins.
@@ -169,7 +169,7 @@ def _add_up(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--store", default="", help="URL of the shared states, with --kafka")
     parser.add_argument("--stages", type=int, default=1, help="splits and folds, with --kafka")
     parser.add_argument(
-        "--niceness", type=int, default=5, help="how much all but scorers give way, 0 to 19"
+        "--niceness", type=int, default=NICENESS, help="how much all but scorers give way, 0 to 19"
     )
     parser.set_defaults(run=_up)
 

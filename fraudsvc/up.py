@@ -19,7 +19,7 @@ from fraudsvc.supervisor import Change, Role, State, Supervisor
 from fraudsvc.topology import cpu_flags
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - in memory, counting waits for no disk  # nosec B108
-NICENESS_MAX = 19
+NICENESS, NICENESS_MAX = 5, 19  # of what answers no call
 _STYLES = {State.READY: "green", State.WAITING: "red", State.STOPPED: "dim"}
 
 
@@ -45,7 +45,7 @@ class UpOptions:
     kafka: str = ""
     store: str = ""
     stages: int = 1
-    niceness: int = 5
+    niceness: int = NICENESS
 
     def __post_init__(self) -> None:
         if bool(self.kafka) != bool(self.store):

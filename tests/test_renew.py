@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from tests.layers import random_expert, random_trees
 from tests.trainer_world import FAST, SCHEMA, make_features, make_vectors
@@ -19,7 +20,7 @@ from trainer.bundle import MANIFEST, Bundle, BundleError, Content, load_bundle, 
 from trainer.bundle import write_bundle as write
 from trainer.bundle_files import LAYER_FILES, digest_of, id_of, json_bytes, parse_manifest
 from trainer.calibration import Calibration
-from trainer.expert import evaluate_expert
+from trainer.expert import Expert, evaluate_expert
 from trainer.model import Model
 from trainer.renew import (
     GOOD_MIN,
@@ -273,12 +274,17 @@ def test_payments_that_are_likely_fraud_take_less_of_the_budget() -> None:
     assert thresholds_within(probabilities, 1.0, budget, counts=hidden).review == 0.5
 
 
-def test_what_the_expert_finds_among_the_newest_counts_as_it_was_judged() -> None:
-    random = np.random.default_rng(SEED)
-    expert = random_expert(random, WIDTH, 5)
+def boosting() -> tuple[Expert, NDArray[np.float32], NDArray[np.bool_]]:
+    """Return an expert, rows, and which of them it boosts."""
+    expert = random_expert(np.random.default_rng(SEED), WIDTH, 5)
     rows = make_features(4_000, WIDTH, SEED)
     boosted = evaluate_expert(expert, rows)[1] > 0.0
     assert 0.0 < boosted.mean() < 1.0
+    return expert, rows, boosted
+
+
+def test_what_the_expert_finds_among_the_newest_counts_as_it_was_judged() -> None:
+    expert, rows, boosted = boosting()
     lifted, no = rows[boosted], np.zeros(int(boosted.sum()), np.bool_)
     recent = replace(make_recent(), newest=rows, asked=lifted, asked_is_alerted=no)
     surely_good = np.zeros(len(recent.features)), np.zeros(len(rows))
@@ -287,17 +293,13 @@ def test_what_the_expert_finds_among_the_newest_counts_as_it_was_judged() -> Non
         counts, newest = good_shares(expert, asked, *surely_good, PLENTY)
         np.testing.assert_array_equal(newest, np.where(boosted, least, 1.0))
         assert (counts == 1.0).all()  # those were judged good
-    assert (
-        good_shares(None, replace(recent, asked_is_fraud=no), *surely_good, 1.0)[1] == 1.0
-    ).all()
+    _, newest = good_shares(None, replace(recent, asked_is_fraud=no), *surely_good, PLENTY)
+    assert (newest == 1.0).all()
 
 
 @pytest.mark.parametrize("judged", [0, 40])
 def test_what_an_expert_boosts_takes_half_of_the_budget_until_it_is_judged(judged: int) -> None:
-    random = np.random.default_rng(SEED)
-    expert = random_expert(random, WIDTH, 5)
-    rows = make_features(4_000, WIDTH, SEED)
-    boosted = evaluate_expert(expert, rows)[1] > 0.0
+    expert, rows, boosted = boosting()
     budget = 0.5 * float(boosted.mean())
     no = np.zeros(len(rows), np.bool_)
     asked = rows[boosted][:judged]

@@ -81,11 +81,8 @@ def test_all_of_a_machine_but_its_scorers_give_way(tmp_path: Path, shared: tuple
 
 def test_a_role_gives_way_as_much_as_it_is_said_to() -> None:
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    with running(python("first", SLEEP), python("gives-way", SLEEP, niceness=7)) as (
-        _,
-        changes,
-        _d,
-    ):
+    both = python("first", SLEEP), python("gives-way", SLEEP, niceness=7)
+    with running(*both) as (_, changes, _drained):
         until(lambda: len([c for c in changes if c.state is State.READY]) == 2)
         pids = {c.role: c.pid for c in changes if c.pid is not None}
         nice = {name: os.getpriority(os.PRIO_PROCESS, pid) for name, pid in pids.items()}

@@ -316,15 +316,16 @@ class Follower:
         is_loaded = event.change == _LOADED
         if run is not None and not is_loaded:
             return  # what became of a bundle later
-        learnt = event.learning if event.HasField("learning") and not is_loaded else run
-        start, stop = (0, 0) if learnt is None else (learnt.from_position, learnt.until_position)
+        labels: list[Row] = []
         if is_loaded:
             self._swaps[event.author] = (event.model_version, swap_context(event))
-            self._observe_swap(event, stop)
-        labels = [] if is_loaded else self._labels_between(start, stop)
+            self._observe_swap(event, 0 if run is None else run.until_position)
+        elif event.HasField("learning"):
+            learnt = event.learning
+            labels = self._labels_between(learnt.from_position, learnt.until_position)
         contexts = [label_context(self._journal, each["position"]) for each in labels]
         self._changes.spans += spans_of_model_event(
-            event, contexts[-LINKS_MAX:], len(contexts), learnt is not None
+            event, contexts[-LINKS_MAX:], len(contexts), run is not None
         )
 
     def _observe_swap(self, event: model_event_pb2.ModelEvent, stop: int) -> None:
@@ -335,9 +336,9 @@ class Follower:
         """
         start = self._learnt.get(event.author, stop)
         self._learnt[event.author] = max(start, stop)
-        loaded_ms = event.event_time.ToMilliseconds()
-        waits_ms = [loaded_ms - each["seen_ms"] for each in self._labels_between(start, stop)]
-        self._observed.swapped([wait_ms / 1000 for wait_ms in waits_ms])
+        if start < stop:
+            loaded_ms, labels = event.event_time.ToMilliseconds(), self._labels_between(start, stop)
+            self._observed.swapped([(loaded_ms - each["seen_ms"]) / 1000 for each in labels])
 
     def _run_of(self, model_version: str) -> model_event_pb2.Learning | None:
         """Return the run that learnt a bundle, None where this log has none."""
