@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from fraud.v1 import transaction_pb2
+from fraud.v1 import decision_pb2, transaction_pb2
 
 from deploy.testing.kafka import KafkaCluster
 from featurizer.adapters import (
@@ -52,6 +52,7 @@ from trainer.bundle import Bundle, load_bundle, load_content, write_bundle
 SETTLE_S = 60.0
 STEPS = 240  # each a batch of up to 40 at one of the hosts
 BEHIND = range(100, 140)  # steps in which the fold stands still
+CAUGHT_UP = (10, 60, 160, 210)  # steps before which the states are waited for
 STREAMED = 900
 
 
@@ -128,6 +129,21 @@ def other_bundle(trained: Trained, path: Path) -> Bundle:
     return load_bundle(path, schema_version=SCHEMA_VERSION, public_key=trained.public_key)
 
 
+def catch_up(scorer: Asked, payments: Payments) -> int:
+    """Decide until the states are whole; return how often.
+
+    What the other host shipped first is told of with the next update of this one's.
+    """
+    rungs: list[int] = []
+
+    def is_whole() -> bool:
+        rungs.append(scorer.score(payments.one(), call_now()).rung)
+        return rungs[-8:] == [decision_pb2.RUNG_FULL] * 8
+
+    until(is_whole, "the states", SETTLE_S)
+    return len(rungs)
+
+
 def live(cluster: Cluster, sites: Sequence[Site], bundles: Sequence[Bundle]) -> int:
     """Decide at the hosts; return how often. What is sent to both counts as the first that ships.
 
@@ -142,6 +158,9 @@ def live(cluster: Cluster, sites: Sequence[Site], bundles: Sequence[Bundle]) -> 
         number = int(rng.integers(len(sites)))
         site = sites[number]
         site.bundle, site.policy = bundles[step // 37 % 2], policies[step // 23 % 2]
+        if step in CAUGHT_UP:
+            scorers = [each.scorer() for each in sites]
+            decided += sum(catch_up(each, payments) for each in scorers)
         if step % 50 == 49:
             scorers[number] = site.scorer(pending_max=60 if step in BEHIND else 4_096)
         if step in (BEHIND.start, BEHIND.stop):
