@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurizer.entries import Packed
-from featurizer.records import RECORD, REQUEST_WORD, Entity
+from featurizer.records import RECORD, REQUEST_WORD
 from featurizer.store import Snapshot, StoreError
 from fraudsvc.answers import Stamp
 from fraudsvc.assess import Sheet
@@ -28,7 +28,6 @@ from fraudsvc.shared_steps import StepsOfMany
 from trainer.bundle import Bundle
 
 Taken = list[Payment | ServiceError]
-_AS_IN_THE_ARENA = np.zeros((0, len(Entity)), np.int64)
 
 
 class BatchDecider:
@@ -84,14 +83,14 @@ class BatchDecider:
         if any(frame is not None for frame in known):
             return False
         try:
-            arena = self._tail.prepare(snapshot, records)
+            prepared = self._tail.prepare(snapshot, records)
         except StoreError:
             return False
-        if arena is None:
+        if prepared is None:
             return False
-        loaded_ns, positions = steps.now_ns(), self._tail.positions(len(payments))
+        loaded_ns, (arena, positions, stored) = steps.now_ns(), prepared
         try:
-            self._sheet.fill(arena, records, positions, _AS_IN_THE_ARENA, bundle, policy.table)
+            self._sheet.fill(arena, records, positions, stored, bundle, policy.table)
         except MemoryError:
             arena.clear()  # full: start anew from the store
             return False

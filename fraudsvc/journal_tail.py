@@ -7,7 +7,7 @@ them: that is what the two tails add. Not for use by several threads at once: th
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,15 +31,25 @@ class Snapshots(Protocol):
         ...
 
 
+class Prepared(NamedTuple):
+    """Whole states, and how n records are folded into them.
+
+    ``positions`` int64[n] are what each is folded as. ``stored`` int64[n, entities] are the
+    positions that the states are as of, int64[0, entities] where those in the arena are.
+    """
+
+    arena: Arena
+    positions: NDArray[np.int64]
+    stored: NDArray[np.int64]
+
+
 class JournalTail:
     """Follows the journal past ``index``, which has the ids of what is before its position.
 
     At most ``capacity`` records are pending. ``behind`` is true while the journal is too far ahead
-    to be read in one call. A tail of states overrides ``load``, ``roll_back`` and the four steps
-    with a line under them; ``prepares`` says whether ``prepare`` is one that it has.
+    to be read in one call. A tail of states overrides ``prepare``, ``load``, ``roll_back`` and the
+    steps with a line under them.
     """
-
-    prepares = False
 
     def __init__(self, log: EventLog, index: Snapshots, capacity: int) -> None:
         self._log = log
@@ -128,17 +138,22 @@ class JournalTail:
         self._staged.clear()
         self.position = end
 
-    def prepare(self, _: Snapshot, __: NDArray[np.void], /) -> Arena | None:
-        """Return an arena with the states that records (RECORD[n]) meet, all of them whole.
+    def prepare(self, snapshot: Snapshot, records: NDArray[np.void], /) -> Prepared | None:
+        """Have all states that records (RECORD[n]) meet, to be folded there in order.
 
-        They are to be folded there in order, and then given to ``stage_folded``. None where the
-        states have to be asked for one record at a time. Raises StoreError.
+        The records then go to ``stage_folded``. None where not all are whole, so each record has
+        to ``load`` its own. Raises StoreError.
         """
-        return None
+        raise NotImplementedError
 
     def stage_folded(self, ids: NDArray[np.int64]) -> None:
         """Take in transactions (words int64[n, m]) that were folded in what ``prepare`` gave."""
-        raise NotImplementedError
+        stop = self._make_room(len(ids))
+        self._words[stop : stop + len(ids)] = ids
+        self._positions[stop : stop + len(ids)] = self.positions(len(ids))
+        self._count(stop + len(ids))
+        words = (REQUEST_WORD, TRANSACTION_WORD)
+        self._staged.update(zip(*(ids[:, word].tolist() for word in words), strict=True))
 
     def load(
         self, snapshot: Snapshot, record: NDArray[np.void], rows: NDArray[np.int64], /
@@ -164,6 +179,10 @@ class JournalTail:
     def _take_in(self, stop: int) -> None:
         """Count the records up to ``stop`` as pending; the oldest go where there are too many."""
         raise NotImplementedError
+
+    def _count(self, stop: int) -> None:
+        """Count the records up to ``stop`` as pending, which are in the states that were met."""
+        self._take_in(stop)
 
     def _skip(self, records: NDArray[np.void], positions: NDArray[np.int64], /) -> None:
         """Do without all that is pending and these, which are too many to be pending."""

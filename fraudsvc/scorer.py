@@ -81,8 +81,6 @@ class Scorer:
         self._labels = Labels(Checker(hasher, contract), hasher, self._tail, self._ledger)
         self._lock = threading.Lock()
         self._batches = BatchDecider(self._intake, self._tail, key, _new_seed(), ITEMS_AT_ONCE)
-        # Where states are asked for one by one, no call should wait for another's.
-        self.calls_at_once = ITEMS_AT_ONCE if tail.prepares else 1
 
     def score(self, transaction: bytes, call: Call, *, validate_only: bool = False) -> bytes:
         """Decide one serialised Transaction; return the Assessment's bytes, as they are on the log.

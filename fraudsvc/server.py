@@ -25,7 +25,7 @@ from fraudsvc.callers.gate import Gate
 from fraudsvc.calls import Call
 from fraudsvc.errors import ServiceError, abort, code_of, ending_of
 from fraudsvc.requests import read_batch, read_score
-from fraudsvc.scorer import Scorer
+from fraudsvc.scorer import ITEMS_AT_ONCE, Scorer
 from fraudsvc.scoring import METHOD, Asked, Note, Scoring, failed
 from fraudsvc.turns import TurnContext, Turns
 
@@ -297,7 +297,7 @@ class Server:
         self._scores = Turns(
             self._server, f"/{SERVICE}/{METHOD}",
             _scoring(scorer, servicer, note, guard.gate), settings.calls_max,
-            scorer.calls_at_once, ending_of(full), lambda: note(METHOD, code_of(full), 0),
+            ITEMS_AT_ONCE, ending_of(full), lambda: note(METHOD, code_of(full), 0),
         )  # fmt: skip
         self._health = health.HealthServicer(experimental_non_blocking=True)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

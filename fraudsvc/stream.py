@@ -40,6 +40,7 @@ from featurizer.tracing import Tracer
 from featurizer.transactions import Transactions
 from fraudsvc.answers import Stamp, origin_of
 from fraudsvc.assess import Sheet
+from fraudsvc.batch_states import AFTER_ALL
 from fraudsvc.batch_writer import BatchWriter
 from fraudsvc.calls import Call, Clocks
 from fraudsvc.decide import Drafts, Workspace, decide, decide_all
@@ -49,7 +50,6 @@ from fraudsvc.payment import Payment
 from fraudsvc.policy import Policy
 from fraudsvc.rungs import FULL, NO_CAUSE, NO_MODEL, RULES_ONLY
 from fraudsvc.shared_steps import SharedSteps
-from fraudsvc.shared_tail import AFTER_ALL
 from fraudsvc.stream_spans import Kept, StreamSpans, caller_of
 from fraudsvc.stream_states import StreamStates
 from trainer.bundle import Bundle
@@ -295,11 +295,11 @@ class StreamLane:
         self._states.prepare(records)
         batch.steps.end()
         positions = batch.frames + 1 + AFTER_ALL
-        stored = self._states.stored(records)
+        stored = self._states.batch.stored(records)
         for at in range(0, len(records), ROWS_AT_ONCE):
             some = slice(at, at + ROWS_AT_ONCE)
             sheet.fill(
-                self._states.arena, records[some], positions[some], stored[some], bundle,
+                self._states.batch.arena, records[some], positions[some], stored[some], bundle,
                 policy.table, at,
             )  # fmt: skip
             await asyncio.sleep(0)

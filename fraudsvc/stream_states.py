@@ -9,7 +9,6 @@ and then each of the batch's records is folded in as it is decided, so that the 
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,12 +17,11 @@ from numpy.typing import NDArray
 from featurizer.arena import Arena
 from featurizer.progress import NONE, progress_key, read_progress
 from featurizer.records import Entity, Kind
-from featurizer.state import POSITION
 from featurizer.updates import KINDS, UPDATE, source_of
-from fraudsvc.shared_tail import AFTER_ALL, States
+from fraudsvc.batch_states import BatchStates, homes_of, keys_of
+from fraudsvc.shared_tail import States
 
 _ENTITIES = len(Entity)
-_POSITION = struct.Struct("<q")
 _BITS = 1 << np.arange(_ENTITIES)
 
 
@@ -47,10 +45,8 @@ class StreamStates:
         self._partitions = partitions
         self._inputs = inputs
         self._pending_max = pending_max
-        self.arena = Arena(arena_bytes_max, 1 << 15)
+        self.batch = BatchStates(Arena(arena_bytes_max, 1 << 15))
         self._pending = np.zeros(0, UPDATE)
-        self._keys = np.zeros(0, np.int64)  # of the batch, in order, and their states' positions
-        self._versions = np.zeros(0, np.int64)
         self.sent = np.full((partitions, inputs * KINDS), NONE, np.int64)
 
     @property
@@ -75,32 +71,16 @@ class StreamStates:
 
     def prepare(self, records: NDArray[np.void]) -> None:
         """Read the states that ``records`` (RECORD[n]) meet. Raises StoreError."""
-        keys = np.unique(records["entities"])
-        keys = keys[keys != 0]
-        homes = (keys.view(np.uint64) % np.uint64(self._partitions)).astype(np.int64)
+        keys = keys_of(records)
+        homes = homes_of(keys, self._partitions)
         # In one read, so that what a partition says it has is what is in its states.
         partitions = list(range(self._partitions))
         asked = keys.tolist() + [self._row_key] * self._partitions
         blobs = self._states.read(asked, homes.tolist() + partitions)
         progress, as_of = self._progress_of(blobs[len(keys) :])
         self._forget(progress)
-        self.arena.clear()
-        self._keys, self._versions = keys, np.zeros(len(keys), np.int64)
-        known = [blob for blob in blobs[: len(keys)] if blob is not None]
-        there = np.array([blob is not None for blob in blobs[: len(keys)]], bool)
-        self.arena.put_new(keys[there], known)
-        self._versions[there] = [_POSITION.unpack_from(blob, 8 * POSITION)[0] for blob in known]
-        self._versions = np.maximum(self._versions, as_of[homes])
+        self.batch.put(keys, blobs[: len(keys)], as_of[homes])
         self._catch_up(keys)
-
-    def stored(self, records: NDArray[np.void]) -> NDArray[np.int64]:
-        """Return int64[n, entities]: the positions that the states are as of, as in the tail."""
-        keys = records["entities"]
-        places = np.searchsorted(self._keys, keys)
-        places[places == len(self._keys)] = 0
-        if not len(self._keys):
-            return np.zeros(keys.shape, np.int64)
-        return np.where(self._keys[places] == keys, self._versions[places], 0)
 
     def commit(self, records: NDArray[np.void], positions: NDArray[np.int64]) -> None:
         """Keep records (RECORD[n]) as pending, now that they are on the log at ``positions``."""
@@ -136,17 +116,15 @@ class StreamStates:
 
     def _catch_up(self, keys: NDArray[np.int64]) -> None:
         """Fold into the states that were read what is pending."""
-        met = np.isin(self._pending["record"]["entities"], keys) @ _BITS
-        rows = self._pending[self._pending["mask"] & met != 0].copy()
-        rows["mask"] &= met[self._pending["mask"] & met != 0]
-        self.arena.apply(rows, rows["position"] + AFTER_ALL)
+        records, masks = self._pending["record"], self._pending["mask"]
+        masks = masks & (np.isin(records["entities"], keys) @ _BITS)
+        met = masks != 0
+        self.batch.catch_up(records[met], self._pending["position"][met], masks[met])
 
     def _homes(self, records: NDArray[np.void]) -> NDArray[np.int64]:
-        keys = np.ascontiguousarray(records["entities"]).view(np.uint64)
-        return (keys % np.uint64(self._partitions)).astype(np.int64)
+        return homes_of(records["entities"], self._partitions)
 
     def _sources(self, records: NDArray[np.void]) -> NDArray[np.int64]:
-        customers = np.ascontiguousarray(records["entities"][:, Entity.CUSTOMER])
-        events = (customers.view(np.uint64) % np.uint64(self._inputs)).astype(np.int64)
+        events = homes_of(records["entities"][:, Entity.CUSTOMER], self._inputs)
         found: NDArray[np.int64] = source_of(events, np.int64(Kind.TRANSACTION))
         return found

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from featurizer.arena import Arena
 from featurizer.eventlog import EventLog
-from featurizer.records import ENTITIES_WORD, REQUEST_WORD, TRANSACTION_WORD, Entity
+from featurizer.records import ENTITIES_WORD, Entity
 from featurizer.store import Snapshot, StoreError
 from fraudsvc.calls import ScorerSettings
-from fraudsvc.journal_tail import JournalTail, Snapshots
+from fraudsvc.journal_tail import JournalTail, Prepared, Snapshots
 
 _ENTITIES = len(Entity)
+_AS_IN_THE_ARENA = np.zeros((0, _ENTITIES), np.int64)
 STATE_BYTES_USUAL = 2_048  # the arena's index has room for as many states from the start
 
 
@@ -37,8 +38,6 @@ class Tail(JournalTail):
     had to go: a state read from it may lack events, and is not caught up then. ``arena`` bounds
     the memory of the states.
     """
-
-    prepares = True
 
     def __init__(
         self, log: EventLog, store: Snapshots, arena: Arena, capacity: int = 4_096
@@ -62,13 +61,14 @@ class Tail(JournalTail):
             return not self.stale and not self.behind
         return not self.behind
 
-    def prepare(self, snapshot: Snapshot, records: NDArray[np.void]) -> Arena | None:
+    def prepare(self, snapshot: Snapshot, records: NDArray[np.void]) -> Prepared | None:
         """Have the states that ``records`` (RECORD[n]) meet in the arena, all of them whole."""
         if self.behind:
             return None
+        prepared = Prepared(self._arena, self.positions(len(records)), _AS_IN_THE_ARENA)
         keys, entities = self._arena.lacking(records)
         if not len(keys):
-            return self._arena
+            return prepared
         if self.stale:
             return None
         blobs = snapshot.get_many(keys.tolist())
@@ -78,16 +78,7 @@ class Tail(JournalTail):
         except MemoryError:
             self._arena.clear()  # full: start anew from the store
             return None
-        return self._arena
-
-    def stage_folded(self, ids: NDArray[np.int64]) -> None:
-        """Take in transactions whose records (words int64[n, m]) are in the states already."""
-        stop = self._make_room(len(ids))
-        self._words[stop : stop + len(ids)] = ids
-        self._positions[stop : stop + len(ids)] = self.positions(len(ids))
-        self._count(stop + len(ids))
-        words = (REQUEST_WORD, TRANSACTION_WORD)
-        self._staged.update(zip(*(ids[:, word].tolist() for word in words), strict=True))
+        return prepared
 
     def roll_back(self, rows: NDArray[np.int64]) -> None:
         """Forget what was staged: the states that it was folded into are made anew.

@@ -50,6 +50,7 @@ from tests.test_replay import LISTS
 from trainer.bundle import Bundle, load_bundle, load_content, write_bundle
 
 SETTLE_S = 60.0
+START_S = 240.0  # in a new folder every process compiles its kernels first
 STEPS = 240  # each a batch of up to 40 at one of the hosts
 BEHIND = range(100, 140)  # steps in which the fold stands still
 CAUGHT_UP = (10, 60, 160, 210)  # steps before which the states are waited for
@@ -140,7 +141,7 @@ def catch_up(scorer: Asked, payments: Payments) -> int:
         rungs.append(scorer.score(payments.one(), call_now()).rung)
         return rungs[-8:] == [decision_pb2.RUNG_FULL] * 8
 
-    until(is_whole, "the states", SETTLE_S)
+    until(is_whole, "the states", START_S)
     return len(rungs)
 
 

@@ -204,7 +204,10 @@ def at_random(shared: Shared, sites: Sequence[Site]) -> int:
         if rng.random() < 0.04:
             scorers[number] = sites[number].scorer(pending_max=int(rng.choice([20, 4_096])))
         batch = [payments.one() for _ in range(int(rng.integers(1, 8)))]
-        scorer.score_batch(batch, call_now())
+        if rng.random() < 0.5:
+            scorer.score_several(batch, [call_now() for _ in batch])
+        else:
+            scorer.score_batch(batch, call_now())
         decided += len(batch)
         if rng.random() < 0.1:  # a retry elsewhere is decided anew, and counts once
             scorers[1 - number].score(batch[0], call_now())

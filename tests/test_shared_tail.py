@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from featurizer.eventlog_file import FileEventLog
 from featurizer.progress import SHIPPED_KEY, pack_progress
 from featurizer.records import RECORD, Entity
 from featurizer.relay import ids_of, note_sources
-from featurizer.state import ROW_WORDS
+from featurizer.state import POSITION, ROW_WORDS
+from featurizer.store import StoreError
 from featurizer.store_lmdb import LmdbStore
 from featurizer.worker import records_of
 from fraudsvc.shared_tail import SharedTail
@@ -24,13 +26,20 @@ HOST = 9
 
 
 class Nothing:
-    """States that no fold has written to yet."""
+    """States that no fold has written to yet; they count how often they are read."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+        self.is_away = False
 
     def read(
         self,
         keys: Sequence[int],
         homes: Sequence[int],
     ) -> Sequence[bytes | None]:
+        self.reads += 1
+        if self.is_away:
+            raise StoreError("the states are away")
         return [None] * len(keys)
 
 
@@ -79,8 +88,10 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     made.log.close()
 
 
-def tail_of(journal: Journal) -> SharedTail:
-    return SharedTail(journal.log, journal.index, Nothing(), HOST, PARTITIONS, PARTITIONS)
+def tail_of(journal: Journal, states: Nothing | None = None, pending_max: int = 64) -> SharedTail:
+    return SharedTail(
+        journal.log, journal.index, states or Nothing(), HOST, PARTITIONS, PARTITIONS, pending_max
+    )
 
 
 def load(tail: SharedTail, customer: int) -> tuple[bool, bytes]:
@@ -138,3 +149,60 @@ def test_where_the_journal_is_kept_no_more_the_states_are_stale(tmp_path: Path) 
     log.close()
     journal.index.close()
     journal.log.close()
+
+
+def test_states_of_several_are_read_at_once_and_are_those_of_one(journal: Journal) -> None:
+    states = Nothing()
+    tail = tail_of(journal, states)
+    for customer in (5, 6, 5, 7, 5):
+        journal.append(customer)
+    records = np.concatenate([record_of(customer) for customer in (5, 8, 6, 5)])
+
+    with closing(tail.refresh()) as snapshot:
+        prepared = tail.prepare(snapshot, records)
+
+    assert prepared is not None
+    assert states.reads == 1
+    for i, customer in enumerate((5, 8, 6)):
+        rows = np.zeros((len(Entity), ROW_WORDS), np.int64)
+        prepared.arena.lend(records[i : i + 1], rows)
+        rows[Entity.CUSTOMER, POSITION] = prepared.stored[i, Entity.CUSTOMER]
+        assert load(tail_of(journal), customer) == (True, rows[Entity.CUSTOMER].tobytes())
+    assert prepared.stored.shape == (4, len(Entity))
+    assert np.diff(prepared.positions).tolist() == [2, 2, 2]  # each with a decision in between
+
+
+def test_what_was_read_for_several_is_not_read_again_for_each(journal: Journal) -> None:
+    states = Nothing()
+    tail = tail_of(journal, states, pending_max=2)
+    for _ in range(5):
+        journal.append(5)
+    rows = np.zeros((len(Entity), ROW_WORDS), np.int64)
+
+    with closing(tail.refresh()) as snapshot:
+        assert tail.prepare(snapshot, np.concatenate([record_of(5), record_of(6)])) is None
+        assert not tail.load(snapshot, record_of(5), rows)  # three are pending no more
+        assert states.reads == 1
+        tail.load(snapshot, record_of(7), rows)
+    assert states.reads == 2
+    load(tail, 5)  # refreshed: the states are of another time
+    assert states.reads == 3
+
+
+def test_states_that_are_away_are_asked_for_once(journal: Journal) -> None:
+    states = Nothing()
+    tail = tail_of(journal, states)
+    journal.append(5)
+    rows = np.zeros((len(Entity), ROW_WORDS), np.int64)
+    states.is_away = True
+
+    with closing(tail.refresh()) as snapshot:
+        for ask in (
+            lambda: tail.prepare(snapshot, record_of(5)),
+            lambda: tail.load(snapshot, record_of(5), rows),
+        ):
+            with pytest.raises(StoreError, match="away"):
+                ask()
+    assert states.reads == 1
+    states.is_away = False
+    assert load(tail, 5)[0]

@@ -17,7 +17,7 @@ from featurizer.fold import fold
 from featurizer.records import Entity
 from featurizer.state import HEADER, META, POSITION, ROW_WORDS, length
 from featurizer.view import view
-from fraudsvc.shared_tail import AFTER_ALL
+from fraudsvc.batch_states import AFTER_ALL
 
 _ENTITIES = len(Entity)
 NEVER = np.iinfo(np.int64).max  # where no update is of a record
