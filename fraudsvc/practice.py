@@ -20,6 +20,7 @@ from featurizer.hashing import IdHasher
 from featurizer.records import RECORD, Kind
 from featurizer.worker import Worker, WorkerSettings
 from fraudsvc.assess import Sheet
+from fraudsvc.batch_states import BatchStates
 from fraudsvc.calls import Call, Clocks, ScorerSettings
 from fraudsvc.contract import ContractSettings
 from fraudsvc.policy import Policy
@@ -115,11 +116,15 @@ def practise(policy: Policy) -> None:
 
 
 def practise_batch(policy: Policy) -> None:
-    """Compile what a batch of the stream would have to wait for, its group taking it for dead."""
+    """Compile what decisions on states that were read at once would have to wait for.
+
+    A stream's group takes it for dead while it compiles, and a scorer's callers would be late.
+    """
     records = np.zeros(1, RECORD)
     records["kind"], records["entities"] = Kind.TRANSACTION, 1
     stored, positions = np.zeros(records["entities"].shape, np.int64), np.ones(1, np.int64)
-    arena, again = Arena(ARENA_BYTES), Arena(ARENA_BYTES)
+    arena, again = Arena(ARENA_BYTES), BatchStates(Arena(ARENA_BYTES))
     Sheet(1).fill(arena, records, positions, stored, _bundle(), policy.table)
-    states = arena.states()
-    again.put_new(np.array([key for key, _ in states], np.int64), [blob for _, blob in states])
+    keys, blobs = zip(*arena.states(), strict=True)
+    again.put(np.array(keys, np.int64), blobs, np.zeros(len(keys), np.int64))
+    again.catch_up(records, positions + 1, np.ones(1, np.int64))

@@ -45,7 +45,7 @@ from fraudsvc.journal_tail import JournalTail
 from fraudsvc.models import BundleFile, read_key
 from fraudsvc.noted_log import NotedLog
 from fraudsvc.policy import PolicyFile
-from fraudsvc.practice import practise
+from fraudsvc.practice import practise, practise_batch
 from fraudsvc.scorer import Scorer
 from fraudsvc.server import Guard, Server, ServerSettings
 from fraudsvc.shared_tail import SharedTail, compile_kernels
@@ -189,6 +189,8 @@ def serve(options: ServeOptions, meters: Meters) -> int:
         request_now=FormerIds(directory_of(options.log)).now,
     )  # fmt: skip
     practise(policy.current)
+    if options.store.partitions:
+        practise_batch(policy.current)
     _wait_for_store(followed.index, stopping)
     server = Server(scorer, options.address, options.server, CallMeter(meters).note, entry.guard)
     gc.collect()

@@ -179,7 +179,7 @@ class SharedTail(JournalTail):
         try:
             self._batch.put(keys, [*read.blobs.values()], as_of[homes_of(keys, self._partitions)])
             self._catch_up_batch(keys, progress)
-        except MemoryError:
+        except (MemoryError, ValueError):  # too many, or one is no state
             return None
         positions = self.positions(len(records)) + AFTER_ALL
         return Prepared(self._batch.arena, positions, self._batch.stored(records))
