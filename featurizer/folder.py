@@ -12,9 +12,10 @@ the host's.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ from featurizer.updates import KINDS, Updates, sources_of, take_new
 _log = logging.getLogger(__name__)
 
 UPDATES = "entity-updates"
+PART_BYTES = 1 << 20  # of updates, about 4,000 of them; then the loop has its turn
 
 
 class FoldLane:
@@ -89,8 +91,20 @@ class FoldLane:
         """Nothing is left under way."""
 
     async def take(self, found: Mapping[Partition, Sequence[Received]]) -> int:
-        """Fold what was read and write it, with the offset after it; return how many updates."""
-        received, start_ns = found[self._at], time.time_ns()
+        """Fold what was read and write it, with the offset after it; return how many updates.
+
+        In parts, so that the group hears of us in between, and what is written stays so if a part
+        cannot be: with much to catch up and little CPU, all at once took longer than a session, and
+        whoever took the partition over began at the same place.
+        """
+        folded = 0
+        for part in _parts(found[self._at]):
+            folded += self._fold(part)
+            await asyncio.sleep(0)
+        return folded
+
+    def _fold(self, received: Sequence[Received]) -> int:
+        start_ns = time.time_ns()
         arrays, positions = [], []
         changed: set[int] = set()
         for record in received:
@@ -171,3 +185,13 @@ class FoldLane:
             self._arena.put_new(np.array(known, np.int64), there)
         finally:
             snapshot.close()
+
+
+def _parts(received: Sequence[Received]) -> Iterator[Sequence[Received]]:
+    """Cut what was read into parts that end where they have PART_BYTES."""
+    first = size = 0
+    for place, record in enumerate(received):
+        size += len(record.value or b"")
+        if size >= PART_BYTES or place == len(received) - 1:
+            yield received[first : place + 1]
+            first, size = place + 1, 0

@@ -33,7 +33,10 @@ class Lane(Protocol):
         ...
 
     async def take(self, found: Mapping[Partition, Sequence[Received]]) -> int:
-        """Do the work on what was read, wholly or not at all; return how many records counted."""
+        """Do the work on what was read; return how many records counted.
+
+        Where it fails, the lane that is started next knows how far this one came.
+        """
         ...
 
     async def settle(self) -> None:
@@ -50,13 +53,14 @@ class StageSettings:
     """Who we are in which group, how much a read brings, and the back-off after trouble.
 
     ``instance`` makes the membership a static one: a restart within the session's time moves no
-    partition. "" is for none.
+    partition. "" is for none. ``records_max`` bounds how long the work on a read may take: what the
+    group wants of us has to wait for it, and with little CPU it takes ten times as long.
     """
 
     group: str
     topics: Sequence[str]
     instance: str = ""
-    records_max: int = 20_000
+    records_max: int = 4_000
     wait_ms: int = 200
     retry_ms: float = 500.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from featurizer.eventlog import LogError
 from featurizer.folder import FoldLane
 from featurizer.records import Kind
 from featurizer.splitter import Repeats
+from featurizer.store import StoreError
 from featurizer.store_lmdb import LmdbStore
 from featurizer.updates import KINDS, pack, take_new
 from tests.checker import Found
@@ -215,6 +217,61 @@ def test_folds_that_begin_anew_have_the_states_that_a_checker_works_out(tmp_path
         assert {key: bytes(b or b"") for key, b in zip(wanted, found, strict=True)} == wanted
         snapshot.close()
         store.close()
+
+
+class Fenced:
+    """A store that another process takes over after some writes."""
+
+    def __init__(self, store: LmdbStore, writes: int) -> None:
+        self._store = store
+        self._left = writes
+        self.snapshot, self.close = store.snapshot, store.close
+
+    def write(self, states: Any, ids: Any, position: int) -> None:
+        if not self._left:
+            raise StoreError("another process took the partition over")
+        self._left -= 1
+        self._store.write(states, ids, position)
+
+
+def test_a_fold_that_loses_its_partition_in_the_middle_has_what_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written in parts, and the loop has its turn between them."""
+    print(f"SEED={SEED}")
+    logs, expected = busy_log(np.random.default_rng(SEED)), Found(PARTITIONS)
+    expected.take(raw_of(logs))
+    monkeypatch.setattr("featurizer.folder.PART_BYTES", 1)  # each array is a part
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def fold_all(writes: int) -> int:
+        """Fold until the store is lost; return where the next begins."""
+        made = Fenced(LmdbStore(tmp_path / "0", schema="one"), writes)
+        lane = FoldLane(0, KAFKA, PARTITIONS, schema_number(), lambda _: made, 1 << 26)  # type: ignore[arg-type,return-value]
+        [(at, offset)] = (await lane.start(logs)).items()  # type: ignore[arg-type]
+        counting = asyncio.create_task(count_turns())
+        with suppress(StoreError):
+            await lane.take({at: logs.records[at][offset:]})
+        counting.cancel()
+        await lane.stop()
+        return lane.offset
+
+    assert asyncio.run(fold_all(5)) == 5
+    assert turns >= 5
+    arrays = len(logs.records[(KAFKA.topic("entity-updates"), 0)])
+    assert asyncio.run(fold_all(arrays)) == arrays > 10
+    store = LmdbStore(tmp_path / "0", schema="one")
+    with closing(store.snapshot()) as snapshot:
+        for key, blob in expected.states.items():
+            if key % PARTITIONS == 0:
+                assert bytes(snapshot.get_many([key])[0] or b"") == blob
+    store.close()
 
 
 def test_updates_of_a_source_that_nobody_knows_are_refused() -> None:
