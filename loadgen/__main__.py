@@ -333,7 +333,9 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_drill(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="of a drill; or all, or list")
+    parser.add_argument(
+        "name", metavar="NAME", help="of a drill, or several with commas between; or all, or list"
+    )
     parser.add_argument("--quick", action="store_true", help="a sixth of the time")
     parser.add_argument(
         "--mode", choices=(*MODES, "both"), default="embedded", help="what is started"

@@ -55,13 +55,15 @@ class DrillOptions:
     models: Models | None = None
 
 
-def chosen(name: str) -> tuple[str, ...]:
-    """Return the drills of a name, or of `all`. Raises ValueError for one that is not there."""
-    if name == "all":
+def chosen(names: str) -> tuple[str, ...]:
+    """Return the drills of some names with commas between, or of `all`; ValueError for others."""
+    if names == "all":
         return tuple(DRILLS)
-    if name not in DRILLS:
-        raise ValueError(f"no drill {name}: there are {', '.join(DRILLS)}")
-    return (name,)
+    wanted = tuple(name.strip() for name in names.split(","))
+    for name in wanted:
+        if name not in DRILLS:
+            raise ValueError(f"no drill {name}: there are {', '.join(DRILLS)}")
+    return wanted
 
 
 class Session:

@@ -203,6 +203,7 @@ def test_drill_list_and_names_that_are_none(capsys: pytest.CaptureFixture[str]) 
     shown = capsys.readouterr().out
     assert "steady" in shown
     assert chosen("all") == tuple(DRILLS)
+    assert chosen("ramp, steady") == ("ramp", "steady")
     assert main(["drill", "nothing"]) == 2
 
 
