@@ -28,7 +28,7 @@ from featurizer.spans import Context
 from featurizer.store import Store
 from featurizer.topics import ORIGIN, TOPIC_OF
 from featurizer.tracing import Tracer
-from featurizer.updates import KINDS, source_of
+from featurizer.updates import KINDS, homes_of, source_of
 from featurizer.worker import records_of
 
 _log = logging.getLogger(__name__)
@@ -86,12 +86,12 @@ def note_sources(
     """Take into ``shipped`` int64[partitions, sources] the last position that each is to get."""
     partitions = shipped.shape[0]
     keys = records["entities"]
-    events = keys[:, Entity.CUSTOMER].view(np.uint64) % np.uint64(inputs)
-    sources = source_of(events.astype(np.int64), records["kind"].astype(np.int64))
-    homes = keys.view(np.uint64) % np.uint64(partitions)
+    events = homes_of(keys[:, Entity.CUSTOMER], inputs)
+    sources = source_of(events, records["kind"].astype(np.int64))
+    homes = homes_of(keys, partitions)
     for entity in range(keys.shape[1]):
         there = keys[:, entity] != 0
-        at = (homes[there, entity].astype(np.int64), sources[there])
+        at = (homes[there, entity], sources[there])
         np.maximum.at(shipped, at, positions[there])
 
 

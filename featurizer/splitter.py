@@ -38,7 +38,7 @@ from featurizer.kafka_settings import KafkaSettings
 from featurizer.records import RECORD, Kind
 from featurizer.spans import Context
 from featurizer.tracing import LINKS_MAX, Tracer, new_context, traces_of
-from featurizer.updates import pack
+from featurizer.updates import homes_of, pack
 
 _log = logging.getLogger(__name__)
 
@@ -279,8 +279,7 @@ class SplitLane:
     def _homes(self, record: np.void) -> set[int]:
         """Return the partitions of a record's entities."""
         keys = record["entities"]
-        homes = keys[keys != 0].view(np.uint64) % np.uint64(self._settings.entity_partitions)
-        return {int(home) for home in homes}
+        return set(homes_of(keys[keys != 0], self._settings.entity_partitions).tolist())
 
     def _at(self, name: str) -> Partition:
         return self._kafka.topic(name), self._number

@@ -46,6 +46,13 @@ def home_of(key, partitions):  # type: ignore[no-untyped-def]
     return np.int64(np.uint64(key) % np.uint64(partitions))
 
 
+def homes_of(keys: NDArray[np.int64], partitions: int) -> NDArray[np.int64]:
+    """Return the partition of each entity, int64 of the shape of ``keys``."""
+    unsigned = np.ascontiguousarray(keys).view(np.uint64)
+    homes: NDArray[np.int64] = (unsigned % np.uint64(partitions)).astype(np.int64)
+    return homes
+
+
 @njit(cache=True, nogil=True)
 def _find_homes(words, partitions, homes):  # type: ignore[no-untyped-def]
     """Fill homes[i, entity], -1 where absent; return how many rows each partition gets."""

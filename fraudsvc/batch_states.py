@@ -27,13 +27,6 @@ def keys_of(records: NDArray[np.void]) -> NDArray[np.int64]:
     return found
 
 
-def homes_of(keys: NDArray[np.int64], partitions: int) -> NDArray[np.int64]:
-    """Return the partition of each entity, int64 of the shape of ``keys``."""
-    unsigned = np.ascontiguousarray(keys).view(np.uint64)
-    homes: NDArray[np.int64] = (unsigned % np.uint64(partitions)).astype(np.int64)
-    return homes
-
-
 class BatchStates:
     """States of one batch after another, in ``arena``."""
 

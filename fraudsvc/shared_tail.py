@@ -26,8 +26,8 @@ from featurizer.progress import NONE, SHIPPED_KEY, Reached, progress_key, read_p
 from featurizer.records import RECORD, Entity, Kind
 from featurizer.state import HEADER, POSITION, ROW_WORDS
 from featurizer.store import Snapshot, StoreError
-from featurizer.updates import KINDS, home_of
-from fraudsvc.batch_states import AFTER_ALL, BatchStates, homes_of, keys_of
+from featurizer.updates import KINDS, home_of, homes_of
+from fraudsvc.batch_states import AFTER_ALL, BatchStates, keys_of
 from fraudsvc.journal_tail import (
     CATCH_UP_READS_MAX,
     READ_BYTES,

@@ -38,6 +38,7 @@ from featurizer.store import StoreError
 from featurizer.topics import ORIGIN
 from featurizer.tracing import Tracer
 from featurizer.transactions import Transactions
+from featurizer.updates import homes_of
 from fraudsvc.answers import Stamp, origin_of
 from fraudsvc.assess import Sheet
 from fraudsvc.batch_states import AFTER_ALL
@@ -317,7 +318,7 @@ class StreamLane:
         traces = {row: (context,) for row, (context, _) in kept.items()}
         customers = batch.records["entities"][:, Entity.CUSTOMER]
         keys = customers.astype(">i8").tobytes()
-        homes = customers.view(np.uint64) % np.uint64(self._kafka.event_partitions)
+        homes = homes_of(customers, self._kafka.event_partitions)
         size, width = RECORD.itemsize, ORIGIN.itemsize
         for home in np.unique(homes).tolist():
             rows = np.flatnonzero(homes == home).tolist()

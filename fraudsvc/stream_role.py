@@ -34,7 +34,6 @@ from fraudsvc.stream import PAYMENTS, Judges, StreamLane, StreamSettings, lane_n
 from fraudsvc.stream_states import StreamStates
 
 POLL_S = 1.0
-RECORDS_AT_ONCE = 4_000  # the loop answers nobody while a batch is decided: some 0.3 s
 _log = logging.getLogger(__name__)
 
 
@@ -86,9 +85,7 @@ def run_stream(options: StreamOptions) -> int:
         own = StreamStates(states, host, place.partitions, place.inputs, options.pending_max)
         return StreamLane(number, kafka, own, judges, options.stream, options.telemetry.tracer)
 
-    settings = StageSettings(
-        f"{kafka.prefix}.stream", (PAYMENTS,), options.instance, RECORDS_AT_ONCE
-    )
+    settings = StageSettings(f"{kafka.prefix}.stream", (PAYMENTS,), options.instance)
     if options.ready_file is not None:
         options.ready_file.write_text(str(os.getpid()))
     look = _Looks(policy.poll, bundle.poll, states.poll)

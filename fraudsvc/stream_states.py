@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from featurizer.arena import Arena
 from featurizer.progress import NONE, progress_key, read_progress
 from featurizer.records import Entity, Kind
-from featurizer.updates import KINDS, UPDATE, source_of
-from fraudsvc.batch_states import BatchStates, homes_of, keys_of
+from featurizer.updates import KINDS, UPDATE, homes_of, source_of
+from fraudsvc.batch_states import BatchStates, keys_of
 from fraudsvc.shared_tail import States
 
 _ENTITIES = len(Entity)

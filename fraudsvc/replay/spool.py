@@ -21,7 +21,7 @@ from featurizer.kafka_settings import KafkaSettings
 from featurizer.progress import NONE
 from featurizer.records import RECORD, Entity, Kind
 from featurizer.splitter import INPUTS, read_all, well_formed
-from featurizer.updates import KINDS, UPDATE, source_of, take_new
+from featurizer.updates import KINDS, UPDATE, homes_of, source_of, take_new
 from fraudsvc.replay.shared_kernel import NEVER, link
 
 # Decisions first: what each was made of is on the log when it is there.
@@ -300,9 +300,9 @@ def _updated(
     """
     found = np.full((len(records), _ENTITIES), NEVER, np.int64)
     keys = np.ascontiguousarray(records["entities"])
-    events = (keys[:, Entity.CUSTOMER].view(np.uint64) % np.uint64(inputs)).astype(np.int64)
+    events = homes_of(keys[:, Entity.CUSTOMER], inputs)
     sources = source_of(events, records["kind"].astype(np.int64))
-    homes = keys.view(np.uint64) % np.uint64(spool.partitions)
+    homes = homes_of(keys, spool.partitions)
     for partition in range(spool.partitions):
         rows, at = spool.updates(partition)
         # An update may be newer than what was read of the events.
